@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ulmfit_fast.nn import EmbeddingDropout, LockedDropout
+
+
+def test_locked_dropout_holds_one_mask_over_time() -> None:
+    y = LockedDropout(0.4)(torch.ones(5, 8, 16, dtype=torch.float64))
+    assert torch.equal(y, y[:1].expand_as(y))
+    assert set(y.unique().tolist()) == {0.0, 1 / 0.6}
+    assert not torch.equal(y[0, 0], y[0, 1]), "rows must have masks of their own"
+
+
+def test_locked_dropout_draws_a_new_mask_each_forward_and_repeats_it_for_a_seed() -> None:
+    drop, x = LockedDropout(0.5), torch.ones(1, 8, 16)
+    torch.manual_seed(3)
+    first, second = drop(x), drop(x)
+    torch.manual_seed(3)
+    assert torch.equal(first, drop(x))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9], ids="p{}".format)
+def test_locked_dropout_drops_a_share_p(p: float) -> None:
+    n = 200 * 300
+    zeros = int((LockedDropout(p)(torch.ones(1, 200, 300)) == 0).sum())
+    assert abs(zeros - n * p) < 5 * math.sqrt(n * p * (1 - p))
+
+
+def test_locked_dropout_back_propagates_through_its_own_mask() -> None:
+    x = torch.randn(4, 3, 8, requires_grad=True)
+    y = LockedDropout(0.5)(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.where(y == 0, 0.0, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_locked_dropout_keeps_the_dtype(dtype: torch.dtype) -> None:
+    assert LockedDropout(0.5)(torch.ones(2, 3, 4, dtype=dtype)).dtype == dtype
+
+
+def test_locked_dropout_ends() -> None:
+    x = torch.randn(4, 3, 8)
+    assert LockedDropout(0.0)(x) is x
+    assert LockedDropout(0.7).eval()(x) is x
+    assert torch.equal(LockedDropout(1.0)(x), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan], ids=str)
+def test_probability_outside_the_unit_interval_is_refused(p: float) -> None:
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
+        LockedDropout(p)
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
+        EmbeddingDropout(nn.Embedding(3, 2), p)
+
+
+def test_locked_dropout_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"\(T, B, F\) tensor, got shape \(3, 8\)"):
+        LockedDropout(0.5)(torch.ones(3, 8))
+
+
+def test_embedding_dropout_gives_a_word_one_fate() -> None:
+    embedding = nn.Embedding(50, 6)
+    tokens = torch.randint(50, (30, 20))
+    ratio = EmbeddingDropout(embedding, 0.5)(tokens) / embedding(tokens)
+    fates = {}
+    for token, row in zip(tokens.flatten().tolist(), ratio.flatten(0, 1), strict=True):
+        assert torch.allclose(row, row[0].expand(6)), "a word is dropped as a whole"
+        assert fates.setdefault(token, round(row[0].item(), 4)) == round(row[0].item(), 4)
+    assert set(fates.values()) == {0.0, 2.0}
+
+
+def test_embedding_dropout_draws_anew_each_forward() -> None:
+    drop, tokens = EmbeddingDropout(nn.Embedding(200, 2), 0.5), torch.arange(200)[:, None]
+    assert not torch.equal(drop(tokens) == 0, drop(tokens) == 0)
+
+
+def test_embedding_dropout_drops_a_share_p_of_the_words() -> None:
+    n, p = 20_000, 0.2
+    y = EmbeddingDropout(nn.Embedding(n, 1), p)(torch.arange(n)[:, None])
+    assert abs(int((y == 0).sum()) - n * p) < 5 * math.sqrt(n * p * (1 - p))
+
+
+def test_embedding_dropout_gradient_skips_dropped_words_and_padding() -> None:
+    embedding = nn.Embedding(40, 3, padding_idx=1)
+    y = EmbeddingDropout(embedding, 0.5)(torch.arange(40)[:, None])
+    y.sum().backward()
+    expected = torch.where(y.detach()[:, 0] == 0, 0.0, 2.0)
+    expected[1] = 0.0
+    assert torch.equal(embedding.weight.grad, expected)
+
+
+def test_embedding_dropout_ends() -> None:
+    embedding, tokens = nn.Embedding(5, 2), torch.tensor([[0, 4]])
+    assert torch.equal(EmbeddingDropout(embedding, 0.0)(tokens), embedding(tokens))
+    assert torch.equal(EmbeddingDropout(embedding, 0.9).eval()(tokens), embedding(tokens))
+    assert torch.equal(EmbeddingDropout(embedding, 1.0)(tokens), torch.zeros(1, 2, 2))
+
+
+@pytest.mark.parametrize("token", [-1, 5], ids=str)
+def test_token_outside_the_vocabulary_is_named(token: int) -> None:
+    with pytest.raises(ValueError, match=rf"token id {token} is outside the vocabulary \[0, 5\)"):
+        EmbeddingDropout(nn.Embedding(5, 2), 0.0)(torch.tensor([[0, token]]))
+
+
+def test_tokens_must_be_integers() -> None:
+    with pytest.raises(TypeError, match=r"int64 or int32 ids, got torch\.float32"):
+        EmbeddingDropout(nn.Embedding(5, 2), 0.0)(torch.zeros(2, 1))

@@ -1,0 +1,26 @@
+"""Modules: the LSTM, the AWD-LSTM built from it, and the heads and losses of ULMFiT."""
+
+from ulmfit_fast.nn.awd_lstm import AWDLSTM
+from ulmfit_fast.nn.config import AWDLSTMConfig
+from ulmfit_fast.nn.dropout import EmbeddingDropout, LockedDropout
+from ulmfit_fast.nn.heads import TextClassifier
+from ulmfit_fast.nn.language_model import LanguageModel, LMOutput
+from ulmfit_fast.nn.loss import LMLoss, language_model_loss
+from ulmfit_fast.nn.lstm import LSTM
+from ulmfit_fast.nn.state import State, detach_state, resize_state
+
+__all__ = [
+    "AWDLSTM",
+    "LSTM",
+    "AWDLSTMConfig",
+    "EmbeddingDropout",
+    "LMLoss",
+    "LMOutput",
+    "LanguageModel",
+    "LockedDropout",
+    "State",
+    "TextClassifier",
+    "detach_state",
+    "language_model_loss",
+    "resize_state",
+]

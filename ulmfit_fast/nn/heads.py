@@ -1,0 +1,176 @@
+"""The classifier head of ULMFiT: windows over long texts, concat pooling, two linear layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ulmfit_fast.nn.awd_lstm import AWDLSTM
+from ulmfit_fast.nn.dropout import check_probability
+from ulmfit_fast.nn.pooling import ConcatPool
+from ulmfit_fast.nn.state import State, detach_state
+
+
+class TextClassifier(nn.Module):
+    """Classify texts of any length: encode in windows, pool over the tokens, two linear layers.
+
+    A text is read in windows of `bptt` tokens, the state going from window to window without its
+    gradient. Its last `max_len` tokens are pooled into [last, max, mean]; windows before every
+    text's last `max_len` tokens only warm the state up, without a graph. A text's features depend
+    on its own tokens alone: not on the other rows, their order, or the padding. A text without
+    tokens has zeros for features.
+
+    Example:
+        >>> import torch
+        >>> from ulmfit_fast.nn import AWDLSTMConfig
+        >>> encoder = AWDLSTM(AWDLSTMConfig.classifier(10, emb_size=4, hidden_size=6))
+        >>> model = TextClassifier(encoder, num_classes=2).eval()
+        >>> tokens = torch.tensor([[2, 2], [5, 7], [1, 3]])  # two tokens and a pad; three
+        >>> tuple(model(tokens, lengths=torch.tensor([2, 3])).shape)
+        (2, 2)
+
+    Args:
+        encoder: the encoder, usually with weights from a language model.
+        num_classes: C.
+        hidden: width of the layer between.
+        output_p: dropout on the pooled features.
+        head_p: dropout on the layer between.
+        bptt: tokens in a window; gradients do not pass its start.
+        max_len: tokens at a text's end that are pooled and trained on.
+
+    Raises:
+        ValueError: if a size is below 1 or a probability outside [0, 1].
+
+    Source:
+        Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification" (2018),
+        section 3.3 (concat pooling, BPT3C).
+    """
+
+    def __init__(
+        self,
+        encoder: AWDLSTM,
+        num_classes: int,
+        *,
+        hidden: int = 50,
+        output_p: float = 0.4,
+        head_p: float = 0.1,
+        bptt: int = 72,
+        max_len: int = 1440,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_classes": num_classes, "hidden": hidden, "bptt": bptt, "max_len": max_len}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.encoder = encoder
+        self.num_classes = num_classes
+        self.bptt = bptt
+        self.max_len = max_len
+        width = 3 * encoder.config.emb_size
+        self.head = nn.Sequential(
+            _BatchNorm(width),
+            nn.Dropout(check_probability("output_p", output_p)),
+            nn.Linear(width, hidden, bias=False),
+            nn.ReLU(),
+            _BatchNorm(hidden),
+            nn.Dropout(check_probability("head_p", head_p)),
+            nn.Linear(hidden, num_classes, bias=False),
+        )
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Score the classes of each text.
+
+        In training mode the head normalises over the batch; a batch of one row, which has no
+        spread to normalise by, uses the running statistics and leaves them as they are.
+
+        Args:
+            tokens: token ids, (T, B), int64 or int32, padded at the end with any valid id.
+            lengths: tokens of each text, (B,), int64, 0 to T.
+
+        Returns:
+            Logits, (B, C).
+
+        Raises:
+            TypeError: if tokens or lengths are not integers.
+            ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
+                outside [0, V).
+        """
+        logits: Tensor = self.head(self.features(tokens, lengths))
+        return logits
+
+    def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Pool the encoder's outputs over the last `max_len` tokens of each text.
+
+        Args:
+            tokens: token ids, (T, B), as in `forward`.
+            lengths: tokens of each text, (B,), as in `forward`.
+
+        Returns:
+            [last, max, mean] of the outputs, (B, 3E), the dtype of the head; zeros for no tokens.
+
+        Raises:
+            TypeError: if tokens or lengths are not integers.
+            ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
+                outside [0, V).
+        """
+        counts = _checked_lengths(tokens, lengths)
+        ends = lengths.to(tokens.device, torch.int64)
+        pool = ConcatPool((ends - self.max_len).clamp(min=0), ends, self.encoder.encoder.weight)
+        first_pooled = min((max(n - self.max_len, 0) for n in counts if n), default=0)
+        longest = max(counts, default=0)
+        state: State | None = None
+        for start in range(0, longest, self.bptt):
+            stop = min(start + self.bptt, longest)
+            pooled = stop > first_pooled
+            # The encoder needs no lengths: what it makes of the padding behind a text is not
+            # pooled and reaches no other text.
+            with torch.set_grad_enabled(pooled and torch.is_grad_enabled()):
+                output, state = self.encoder(tokens[start:stop], state)
+            state = detach_state(state)
+            if pooled:
+                pool.add(output, start)
+        return pool.result().to(next(self.head.parameters()).dtype)
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Return the parameters by depth, for layer-wise learning rates and unfreezing.
+
+        Returns:
+            [embedding, first layer, ..., last layer, head].
+        """
+        return [*self.encoder.layer_groups(), list(self.head.parameters())]
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes a training batch of one row with the running statistics."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and len(input) < 2:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
+def _checked_lengths(tokens: Tensor, lengths: Tensor) -> list[int]:
+    if tokens.dim() != 2:
+        raise ValueError(
+            f"tokens must be (T, B), time first, got shape {tuple(tokens.shape)}: "
+            "one text alone is tokens.unsqueeze(1)"
+        )
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}: count tokens of each text")
+    if lengths.shape != tokens.shape[1:]:
+        raise ValueError(
+            f"lengths must have shape ({tokens.shape[1]},), one per column of tokens, "
+            f"got {tuple(lengths.shape)}"
+        )
+    # The number of windows depends on the lengths: the one place that waits for the device.
+    counts: list[int] = lengths.tolist()
+    for row, count in enumerate(counts):
+        if not 0 <= count <= len(tokens):
+            raise ValueError(
+                f"length {count} of row {row} is outside [0, {len(tokens)}], the rows of tokens: "
+                "lengths count tokens without padding"
+            )
+    return counts

@@ -1,0 +1,103 @@
+"""The loss of a language model: cross entropy and the two activation regularisers."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ulmfit_fast.nn.language_model import LMOutput
+
+
+class LMLoss(NamedTuple):
+    """The parts of a language model's loss, each a scalar in float32 (float64 for float64 models).
+
+    Attributes:
+        cross_entropy: mean over the targets, in nats; its exponential is the perplexity.
+        activation: AR, alpha * mean(output ** 2).
+        temporal: TAR, beta * mean((output[t + 1] - output[t]) ** 2).
+        total: the sum of the three, the value to back-propagate.
+    """
+
+    cross_entropy: Tensor
+    activation: Tensor
+    temporal: Tensor
+    total: Tensor
+
+
+def language_model_loss(
+    output: LMOutput,
+    targets: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 1.0,
+    ar_on: Literal["dropped", "raw"] = "dropped",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+) -> LMLoss:
+    """Compute the training loss of a language model.
+
+    The regularisers belong to training: report and compare `cross_entropy`, and in evaluation
+    read that alone or pass alpha = beta = 0.
+
+    Example:
+        >>> import torch
+        >>> output = LMOutput(torch.zeros(3, 2, 10), torch.ones(3, 2, 4), torch.ones(3, 2, 4), [])
+        >>> loss = language_model_loss(output, torch.zeros(3, 2, dtype=torch.int64))
+        >>> [round(part.item(), 4) for part in loss]
+        [2.3026, 2.0, 0.0, 4.3026]
+
+    Args:
+        output: what `LanguageModel.forward` returned.
+        targets: token ids, (T, B), int64.
+        alpha: weight of AR; 0 leaves it out.
+        beta: weight of TAR; 0 leaves it out. A sequence of one step has none.
+        ar_on: AR on the output after ("dropped") or before ("raw") output dropout. TAR is always
+            on the output before it.
+        label_smoothing: share of the target spread over all word types, in [0, 1].
+        ignore_index: target that does not count.
+
+    Returns:
+        The parts and their sum, accumulated in at least float32.
+
+    Raises:
+        TypeError: if targets are not int64.
+        ValueError: if targets are not (T, B) like the output, alpha or beta is negative, or ar_on
+            is another word.
+
+    Source:
+        Merity et al. (2018), section 4.6 (alpha, beta); total = CE + AR + TAR.
+    """
+    logits = _at_least_float32(output.logits)
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets must be int64 ids, got {targets.dtype}: convert with .long()")
+    if targets.shape != logits.shape[:2]:
+        raise ValueError(
+            f"targets must be {tuple(logits.shape[:2])} like the output, got "
+            f"{tuple(targets.shape)}: both are time first"
+        )
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not value >= 0.0:
+            raise ValueError(f"{name} must be at least 0, got {value}: 0 leaves the term out")
+    if ar_on not in ("dropped", "raw"):
+        raise ValueError(f"ar_on must be 'dropped' or 'raw', got {ar_on!r}")
+    cross_entropy = F.cross_entropy(
+        logits.flatten(0, 1),
+        targets.flatten(),
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+    )
+    activation = temporal = logits.new_zeros(())
+    if alpha > 0.0:
+        active = _at_least_float32(output.dropped if ar_on == "dropped" else output.raw)
+        activation = alpha * active.square().mean()
+    if beta > 0.0 and len(output.raw) > 1:
+        raw = _at_least_float32(output.raw)
+        temporal = beta * (raw[1:] - raw[:-1]).square().mean()
+    return LMLoss(cross_entropy, activation, temporal, cross_entropy + activation + temporal)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
