@@ -1,0 +1,1 @@
+"""ULMFiT on the English that every installation already holds: the docstrings of its packages."""
