@@ -1,0 +1,310 @@
+"""The LSTM operator: equality of its backends, gradients, masks and errors."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import ulmfit_fast as uf
+from ulmfit_fast import functional, rng
+from ulmfit_fast.functional import lstm
+
+DOUBLE = torch.float64
+DROPOUTS = {
+    "none": {},
+    "weight": {"weight_p": 0.4},
+    "weight-per-gate": {"weight_p": (0.0, 0.3, 0.6, 1.0)},
+    "gate": {"gate_p": 0.3},
+    "gate-per-gate": {"gate_p": (0.1, 0.2, 0.3, 0.4)},
+    "both": {"weight_p": (0.1, 0.5, 0.2, 0.3), "gate_p": (0.2, 0.1, 0.0, 0.3)},
+    "sequence": {"gate_p": (0.2, 0.0, 0.3, 0.1), "gate_mask": "sequence"},
+}
+dropouts = pytest.mark.parametrize("dropout", DROPOUTS.values(), ids=DROPOUTS.keys())
+
+
+def arguments(steps=5, batch=3, inputs=4, hidden=6, dtype=DOUBLE, grad=False):
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape, scale=1.0):
+        values = torch.randn(*shape, generator=generator, dtype=DOUBLE) * scale
+        return values.to(dtype).requires_grad_(grad)
+
+    rows = 4 * hidden
+    state = (tensor(batch, hidden), tensor(batch, hidden))
+    weights = tensor(rows, inputs, scale=0.4), tensor(rows, hidden, scale=0.4)
+    return tensor(steps, batch, inputs), state, *weights, tensor(rows), tensor(rows)
+
+
+def gradients(backend, args, **kwargs):
+    """Return output, state and every gradient of a loss that weighs each element differently."""
+    x, (h0, c0), *weights = args
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, h0, c0, *weights)]
+    output, (h, c) = lstm(leaves[0], tuple(leaves[1:3]), *leaves[3:], backend=backend, **kwargs)
+    loss = 0
+    for seed, tensor in enumerate((output, h, c)):
+        generator = torch.Generator().manual_seed(seed)
+        loss = loss + (tensor * torch.randn(tensor.shape, generator=generator, dtype=DOUBLE)).sum()
+    loss.backward()
+    return [output, h, c, *(leaf.grad for leaf in leaves)]
+
+
+def assert_close(actual, expected, tolerance=1e-12):
+    for first, second in zip(actual, expected, strict=True):
+        torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance)
+
+
+@dropouts
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("lengths", [None, [5, 2, 0]], ids=["full", "lengths"])
+@pytest.mark.parametrize(
+    "sizes", [(5, 3, 4, 6), (1, 3, 2, 17), (4, 1, 3, 5)], ids=["T5B3H6", "T1B3H17", "T4B1H5"]
+)
+def test_eager_equals_reference(dropout, reverse, lengths, sizes):
+    args = arguments(*sizes)
+    if lengths is not None:
+        lengths = torch.tensor(lengths[: sizes[1]]).clamp_max(sizes[0])
+    kwargs = {"reverse": reverse, "lengths": lengths, "seed": 5, "layer": 1, **dropout}
+    assert_close(gradients("eager", args, **kwargs), gradients("reference", args, **kwargs))
+
+
+@pytest.mark.parametrize("name", ["none", "weight", "weight-per-gate"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_torch_backend_equals_reference(name, reverse):
+    kwargs = {"reverse": reverse, "seed": 5, **DROPOUTS[name]}
+    args = arguments()
+    assert_close(gradients("torch", args, **kwargs), gradients("reference", args, **kwargs))
+
+
+@dropouts
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_injected_masks_equal_the_drawn_ones(dropout, backend):
+    args = arguments()
+    masks = uf.dropout_masks(
+        9, hidden_size=6, batch_size=3, steps=5, layer=2, dtype=DOUBLE, **dropout
+    )
+    drawn = gradients(backend, args, seed=9, layer=2, **dropout)
+    assert_close(gradients(backend, args, masks=masks), drawn)
+
+
+def test_gate_mask_blocks_do_not_show(monkeypatch):
+    args = arguments()
+    whole = gradients("eager", args, seed=5, gate_p=0.3)
+    monkeypatch.setattr("ulmfit_fast.eager._MASK_BLOCK", 2 * 3 * 6)
+    assert_close(gradients("eager", args, seed=5, gate_p=0.3), whole, tolerance=0)
+
+
+def test_literal_equations():
+    """One step, written out with its masks, against the operator."""
+    x, (h0, c0), w_ih, w_hh, b_ih, b_hh = arguments(steps=1)
+    masks = uf.dropout_masks(
+        3, hidden_size=6, batch_size=3, weight_p=0.5, gate_p=0.2, dtype=DOUBLE
+    )
+    a = x[0] @ w_ih.T + b_ih + h0 @ (masks.weight * w_hh).T + b_hh
+    z_i, z_f, z_g, z_o = masks.gate[0].chunk(4, dim=1)
+    a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
+    c = z_f * a_f.sigmoid() * c0 + z_i * a_i.sigmoid() * (z_g * a_g.tanh())
+    h = z_o * a_o.sigmoid() * c.tanh()
+    for backend in ("eager", "reference"):
+        output, state = lstm(
+            x, (h0, c0), w_ih, w_hh, b_ih, b_hh, weight_p=0.5, gate_p=0.2, seed=3, backend=backend
+        )
+        assert_close([output[0], *state], [h, h, c])
+
+
+@dropouts
+def test_gradcheck_eager_with_masks(dropout):
+    x, state, *weights = arguments(steps=3, batch=2, inputs=2, hidden=3, grad=True)
+
+    def function(x, h0, c0, *weights):
+        output, final = lstm(x, (h0, c0), *weights, seed=5, backend="eager", **dropout)
+        return output, *final
+
+    assert gradcheck(function, (x, *state, *weights))
+
+
+@pytest.mark.parametrize("name", ["none", "both"])
+def test_reference_has_a_double_backward(name):
+    x, state, *weights = arguments(steps=2, batch=2, inputs=2, hidden=2, grad=True)
+
+    def function(x, h0, c0, *weights):
+        output, final = lstm(
+            x, (h0, c0), *weights, seed=5, backend="reference", **DROPOUTS[name]
+        )
+        return output, *final
+
+    assert gradcheck(function, (x, *state, *weights))
+    assert gradgradcheck(function, (x, *state, *weights))
+
+
+def test_eager_says_that_it_has_no_double_backward():
+    x, state, *weights = arguments(grad=True)
+    output, _ = lstm(x, state, *weights, backend="eager")
+    (grad,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match='backend="reference"'):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", "torch", "reference"])
+def test_dropped_weights_get_no_gradient(backend):
+    x, state, w_ih, w_hh, *biases = arguments(hidden=16)
+    w_hh = w_hh.clone().requires_grad_()
+    lstm(x, state, w_ih, w_hh, *biases, weight_p=0.5, seed=6, backend=backend)[0].sum().backward()
+    mask = uf.dropout_masks(6, hidden_size=16, weight_p=0.5).weight
+    assert torch.all(w_hh.grad[mask == 0] == 0)
+    assert torch.all(w_hh.grad[mask != 0] != 0)
+
+
+@pytest.mark.parametrize("backend", ["eager", "torch", "reference"])
+def test_chunks_with_carried_state_equal_the_whole(backend):
+    x, state, *weights = arguments(steps=6)
+    whole, final = lstm(x, state, *weights, weight_p=0.3, seed=1, backend=backend)
+    first, carried = lstm(x[:4], state, *weights, weight_p=0.3, seed=1, backend=backend)
+    second, last = lstm(x[4:], carried, *weights, weight_p=0.3, seed=1, backend=backend)
+    assert_close([torch.cat([first, second]), *last], [whole, *final])
+
+
+@pytest.mark.parametrize("backend", ["eager", "torch", "reference"])
+def test_full_drop_is_finite(backend):
+    x, state, *weights = arguments(grad=True)
+    output, _ = lstm(x, state, *weights, weight_p=1.0, backend=backend)
+    output.sum().backward()
+    assert output.isfinite().all()
+    assert torch.all(weights[1].grad == 0)
+
+
+def test_eval_and_p_zero_apply_no_mask_and_draw_no_seed():
+    args = arguments()
+    plain = lstm(*args)[0]
+    before = torch.random.get_rng_state()
+    assert torch.equal(lstm(*args, weight_p=0.5, gate_p=0.0, training=False)[0], plain)
+    evaluated = lstm(*args, weight_p=0.5, gate_p=0.5, training=False, backend="eager")[0]
+    assert torch.equal(evaluated, lstm(*args, backend="eager")[0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.equal(lstm(*args, weight_p=0.5)[0], plain)
+
+
+def test_a_new_mask_at_each_call_and_the_weight_untouched():
+    args = arguments()
+    w_hh = args[3].clone()
+    assert not torch.equal(lstm(*args, weight_p=0.5)[0], lstm(*args, weight_p=0.5)[0])
+    assert torch.equal(args[3], w_hh)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("hidden", [17, 400], ids=["H17", "H400"])
+def test_error_is_at_most_twice_that_of_pytorch(dtype, hidden):
+    """Three-way tolerance: against float64, beside PyTorch's own LSTM in the same dtype."""
+    exact = arguments(steps=6, batch=4, inputs=hidden, hidden=hidden)
+    exact = tuple(
+        tuple(t.to(dtype).double() for t in part)
+        if isinstance(part, tuple)
+        else (part * (0.05 if part.dim() == 2 else 1.0)).to(dtype).double()
+        for part in exact
+    )
+    truth = gradients("reference", exact)
+    low = tuple(
+        tuple(t.to(dtype) for t in part) if isinstance(part, tuple) else part.to(dtype)
+        for part in exact
+    )
+    ours, theirs = gradients("eager", low), gradients("torch", low)
+    epsilon = torch.finfo(dtype).eps
+    for true, our, their in zip(truth, ours, theirs, strict=True):
+        scale = true.abs().max()
+        our_error = (our.double() - true).abs().max()
+        their_error = (their.double() - true).abs().max()
+        assert our_error <= 2 * their_error + 2 * epsilon * scale
+
+
+def test_cell_state_may_be_wider_than_the_input():
+    x, (h0, c0), *weights = arguments(dtype=torch.bfloat16)
+    for backend in ("eager", "reference"):
+        output, (h, c) = lstm(x, (h0, c0.float()), *weights, backend=backend)
+        assert (output.dtype, h.dtype, c.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_autocast_runs_in_its_dtype():
+    args = arguments(dtype=torch.float32, grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, (_, c) = lstm(*args, weight_p=0.2)
+    assert (output.dtype, c.dtype) == (torch.bfloat16, torch.float32)
+    output.float().sum().backward()
+    assert args[2].grad.dtype == torch.float32
+
+
+def test_frozen_inputs_get_no_gradient_and_cost_none():
+    x, state, w_ih, w_hh, b_ih, b_hh = arguments()
+    w_hh = w_hh.clone().requires_grad_()
+    output, _ = lstm(x, state, w_ih, w_hh, b_ih, b_hh, backend="eager")
+    output.sum().backward()
+    assert w_hh.grad is not None
+    assert w_ih.grad is None
+    frozen, _ = lstm(x, state, w_ih, w_hh.detach(), b_ih, b_hh, backend="eager")
+    assert frozen.grad_fn is None
+
+
+def test_one_bias_or_none():
+    x, state, w_ih, w_hh, b_ih, b_hh = arguments()
+    for biases in [(None, None), (b_ih, None), (None, b_hh), (b_ih, b_hh)]:
+        expected = lstm(x, state, w_ih, w_hh, *biases, backend="reference")[0]
+        for backend in ("eager", "torch"):
+            actual = lstm(x, state, w_ih, w_hh, *biases, backend=backend)[0]
+            assert_close([actual], [expected])
+
+
+def test_strided_inputs():
+    x, state, *weights = arguments()
+    wide = torch.randn(3, 5, 8, dtype=DOUBLE)
+    strided = wide[:, :, ::2].transpose(0, 1)
+    for backend in ("eager", "torch"):
+        assert_close(
+            [lstm(strided, state, *weights, backend=backend)[0]],
+            [lstm(strided.contiguous(), state, *weights, backend="reference")[0]],
+        )
+
+
+def test_operators_pass_opcheck():
+    x, (h0, c0), *weights = arguments(grad=True)
+    seed, ps = torch.tensor(3), [0.3] * 4
+    args = (x, h0, c0, *weights, None, seed, ps, ps, False, 0, None, None)
+    torch.library.opcheck(functional._lstm_eager, args)
+    torch.library.opcheck(functional._drop_weight, (weights[1], seed, ps, 0))
+
+
+BAD = {
+    "x-2d": ({"x": torch.zeros(5, 4)}, ValueError, r"x has shape \(5, 4\), expected \(T, B, E\)"),
+    "x-empty": ({"x": torch.zeros(0, 3, 4)}, ValueError, "at least one time step"),
+    "x-tokens": ({"x": torch.zeros(5, 3, 4, dtype=torch.int64)}, TypeError, "embed the tokens"),
+    "dtype": ({"x": torch.zeros(5, 3, 4)}, TypeError, "w_ih has dtype torch.float64"),
+    "features": ({"x": torch.zeros(5, 3, 9, dtype=DOUBLE)}, ValueError, r"expected \(24, 9\)"),
+    "state": (
+        {"state": (torch.zeros(2, 6, dtype=DOUBLE),) * 2},
+        ValueError,
+        r"h0 has shape \(2, 6\), expected \(3, 6\)",
+    ),
+    "w_hh": ({"w_hh": torch.zeros(24, 5, dtype=DOUBLE)}, ValueError, r"expected \(4H, H\)"),
+    "bias": ({"b_ih": torch.zeros(6, dtype=DOUBLE)}, ValueError, "b_ih has shape"),
+    "device": ({"w_ih": torch.zeros(24, 4, dtype=DOUBLE, device="meta")}, ValueError, "on meta"),
+    "weight_p": ({"weight_p": 1.2}, ValueError, "weight_p is 1.2"),
+    "gate_p": ({"gate_p": (0.1, 0.2)}, ValueError, "gate_p has 2 values"),
+    "gate_mask": ({"gate_mask": "row"}, ValueError, "gate_mask is 'row'"),
+    "growth": ({"gate_p": 0.1, "gate_mask": "sequence"}, ValueError, r"grows as \(1-p\)\*\*-T"),
+    "seed": ({"seed": -1}, ValueError, "seed is -1"),
+    "seed-tensor": ({"seed": torch.zeros(2)}, ValueError, "0-d int64"),
+    "lengths": ({"lengths": torch.tensor([1, 2])}, ValueError, "lengths has shape"),
+    "lengths-long": ({"lengths": torch.tensor([1, 9, 2])}, ValueError, "from 1 to 9"),
+    "lengths-dtype": ({"lengths": torch.tensor([1.0, 1, 2])}, TypeError, "int64"),
+    "masks": (
+        {"masks": rng.DropoutMasks(torch.ones(3, 3), None)},
+        ValueError,
+        "masks.weight has shape",
+    ),
+    "backend": ({"backend": "cudnn"}, ValueError, "backend is 'cudnn', expected one of auto"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_arguments_are_named(change, error, message):
+    x, state, w_ih, w_hh, b_ih, b_hh = arguments()
+    given = {"x": x, "state": state, "w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh}
+    with pytest.raises(error, match=message) as caught:
+        lstm(**{**given, **change})
+    assert "\n" not in str(caught.value)

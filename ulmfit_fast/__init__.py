@@ -1,0 +1,50 @@
+"""Fast AWD-LSTM and ULMFiT for PyTorch: weight-drop and gate dropout inside the LSTM.
+
+Example:
+    >>> import torch
+    >>> import ulmfit_fast as uf
+    >>> lstm = uf.LSTM(400, 1152, weight_p=0.5)  # state_dict and returns as torch.nn.LSTM
+    >>> output, (h, c) = lstm(torch.randn(7, 4, 400))
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# A source checkout keeps the kernels one level up; setup.py installs them as ulmfit_fast.kernels.
+if not (Path(__file__).parent / "kernels").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
+
+from ulmfit_fast import backend, functional, nn, optim, rng
+from ulmfit_fast.nn import LSTM
+from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discriminative_groups
+from ulmfit_fast.rng import DropoutMasks, dropout_masks
+
+if TYPE_CHECKING:
+    from ulmfit_fast.estimator import ULMFiT
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "DropoutMasks",
+    "GradualUnfreezing",
+    "SlantedTriangularLR",
+    "ULMFiT",
+    "__version__",
+    "backend",
+    "discriminative_groups",
+    "dropout_masks",
+    "functional",
+    "nn",
+    "optim",
+    "rng",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The protocol needs the [text] extra; the LSTM does not, and is imported without it.
+    if name == "ULMFiT":
+        from ulmfit_fast.estimator import ULMFiT
+
+        return ULMFiT
+    raise AttributeError(f"module 'ulmfit_fast' has no attribute {name!r}")

@@ -1,0 +1,178 @@
+"""Which implementation runs an LSTM layer: choose it, force it, explain it.
+
+| name        | what it is                                                    | where it runs      |
+|-------------|---------------------------------------------------------------|--------------------|
+| `triton`    | fused kernels, both dropouts inside                           | not in this version |
+| `torch`     | PyTorch's own fused LSTM, given the dropped recurrent weight  | no gate dropout    |
+| `eager`     | hand-written forward and backward in torch operations         | everywhere         |
+| `reference` | the equations in plain autograd; double backward              | everywhere         |
+| `auto`      | the fastest of them that can run the call                     |                    |
+
+A backend asked for by name runs or raises; only `auto` chooses another one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BACKENDS", "Choice", "choose", "explain", "use"]
+
+BACKENDS = ("auto", "triton", "torch", "eager", "reference")
+_ENVIRONMENT_VARIABLE = "ULMFIT_FAST_BACKEND"
+_forced: str | None = None
+
+
+class Choice(NamedTuple):
+    """The backend that runs a call, and why."""
+
+    name: str
+    reason: str
+
+
+def check_name(name: str, source: str = "backend") -> str:
+    """Return a valid backend name or raise a ValueError that lists them."""
+    if name not in BACKENDS:
+        raise ValueError(f"{source} is {name!r}, expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run every `backend="auto"` call inside the block with one backend.
+
+    Example:
+        >>> import torch
+        >>> import ulmfit_fast as uf
+        >>> lstm = uf.LSTM(4, 8)
+        >>> with uf.backend.use("reference"):
+        ...     print(uf.backend.explain(lstm, torch.randn(5, 2, 4)))
+        reference: asked for by backend.use("reference")
+
+    Args:
+        name: one of `BACKENDS`. Layers that name a backend themselves keep theirs. The environment
+            variable ULMFIT_FAST_BACKEND does the same for a whole process.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    global _forced
+    previous, _forced = _forced, check_name(name)
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def _requested(backend: str) -> tuple[str, str]:
+    """Return the requested backend and who asked for it."""
+    if check_name(backend) != "auto":
+        return backend, f'asked for by backend="{backend}"'
+    if _forced is not None:
+        return _forced, f'asked for by backend.use("{_forced}")'
+    from_environment = os.environ.get(_ENVIRONMENT_VARIABLE, "auto")
+    check_name(from_environment, _ENVIRONMENT_VARIABLE)
+    return from_environment, f"asked for by {_ENVIRONMENT_VARIABLE}={from_environment}"
+
+
+def _why_not_triton() -> str:
+    return "this version of ulmfit_fast has no Triton kernels yet"
+
+
+def _why_not_torch(*, has_gate_mask: bool, has_lengths: bool, mixed_state: bool) -> str | None:
+    if has_gate_mask:
+        return "PyTorch's fused LSTM cannot mask gates"
+    if has_lengths:
+        return "PyTorch's fused LSTM takes no lengths here"
+    if mixed_state:
+        return "PyTorch's fused LSTM needs the state in the input's dtype"
+    return None
+
+
+def choose(
+    backend: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+    hidden_size: int,
+    has_gate_mask: bool,
+    has_lengths: bool = False,
+    mixed_state: bool = False,
+) -> Choice:
+    """Choose the implementation of one layer's call.
+
+    Args:
+        backend: what the caller asked for.
+        device: device of the tensors.
+        dtype: compute dtype.
+        batch_size: B.
+        hidden_size: H.
+        has_gate_mask: gate dropout is on, or a gate mask was injected.
+        has_lengths: rows have lengths of their own.
+        mixed_state: the state's dtype differs from the input's.
+
+    Returns:
+        The backend's name and the reason for it.
+
+    Raises:
+        RuntimeError: if a backend asked for by name cannot run the call.
+    """
+    name, who = _requested(backend)
+    why_not_torch = _why_not_torch(
+        has_gate_mask=has_gate_mask, has_lengths=has_lengths, mixed_state=mixed_state
+    )
+    if name == "triton":
+        raise RuntimeError(f'triton was {who}, but {_why_not_triton()}; use "auto" or "eager"')
+    if name == "torch" and why_not_torch:
+        raise RuntimeError(f'torch was {who}, but {why_not_torch}; use "auto" or "eager"')
+    if name != "auto":
+        return Choice(name, who)
+    if why_not_torch:
+        return Choice("eager", why_not_torch)
+    if device.type == "cpu":
+        return _choose_on_cpu(dtype)
+    return Choice("torch", f"no gate dropout, and {_why_not_triton()}")
+
+
+def _choose_on_cpu(dtype: torch.dtype) -> Choice:
+    """Half precision goes to eager, which computes it in float32: many times faster here."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return Choice("eager", f"{str(dtype).removeprefix('torch.')} on the cpu")
+    return Choice("torch", "no gate dropout, and PyTorch's fused LSTM is the fastest on the cpu")
+
+
+def explain(module: Any, x: Tensor) -> str:
+    """Say which backend a layer would run on an input, and why.
+
+    Example:
+        >>> import torch
+        >>> import ulmfit_fast as uf
+        >>> uf.backend.explain(uf.LSTM(4, 8, gate_p=0.1), torch.randn(5, 2, 4))
+        "eager: PyTorch's fused LSTM cannot mask gates"
+
+    Args:
+        module: a `uf.LSTM`.
+        x: its input, as the forward takes it.
+
+    Returns:
+        "name: reason"; for a backend that was asked for and cannot run, "cannot run: reason".
+
+    Raises:
+        TypeError: if the module is not a `uf.LSTM`.
+    """
+    request = getattr(module, "backend_request", None)
+    if request is None:
+        raise TypeError(f"module is a {type(module).__name__}, expected a uf.LSTM")
+    try:
+        choice = choose(module.backend, **request(x))
+    except RuntimeError as error:
+        return f"cannot run: {error}"
+    return f"{choice.name}: {choice.reason}"

@@ -1,0 +1,409 @@
+"""The LSTM operator: validate, choose a backend, run it with autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ulmfit_fast import backend as backends
+from ulmfit_fast import eager, reference, rng
+from ulmfit_fast.checks import check_layer
+
+__all__ = ["lstm"]
+
+
+@torch.library.custom_op("ulmfit_fast::lstm_eager", mutates_args=())
+def _lstm_eager(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor,
+    weight_p: Sequence[float],
+    gate_p: Sequence[float],
+    sequence: bool,
+    stream: int,
+    weight_mask: Tensor | None,
+    gate_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # The caller has cast already; autocast would take the loop's GEMMs to half precision.
+    with torch.autocast(x.device.type, enabled=False):
+        return eager.lstm_forward(
+            x,
+            h0,
+            c0,
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            lengths,
+            seed,
+            weight_p,
+            gate_p,
+            sequence,
+            stream,
+            weight_mask,
+            gate_mask,
+        )
+
+
+@_lstm_eager.register_fake
+def _(
+    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    steps, batch_size, _ = x.shape
+    rows, hidden_size = w_hh.shape
+    compute = torch.promote_types(x.dtype, torch.float32)
+    return (
+        x.new_empty(steps, batch_size, hidden_size),
+        h0.new_empty(batch_size, hidden_size, dtype=x.dtype),
+        c0.new_empty(batch_size, hidden_size),
+        x.new_empty(rows, steps, batch_size, dtype=compute),
+        x.new_empty(hidden_size, steps, batch_size, dtype=compute),
+    )
+
+
+@torch.library.custom_op("ulmfit_fast::lstm_eager_backward", mutates_args=())
+def _lstm_eager_backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    grad_c_n: Tensor,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    lengths: Tensor | None,
+    seed: Tensor,
+    weight_p: Sequence[float],
+    gate_p: Sequence[float],
+    sequence: bool,
+    stream: int,
+    weight_mask: Tensor | None,
+    gate_mask: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        return eager.lstm_backward(
+            grad_output,
+            grad_h_n,
+            grad_c_n,
+            x,
+            h0,
+            c0,
+            w_ih,
+            w_hh,
+            lengths,
+            seed,
+            weight_p,
+            gate_p,
+            sequence,
+            stream,
+            weight_mask,
+            gate_mask,
+            output,
+            gates,
+            cells,
+            needs,
+        )
+
+
+@_lstm_eager_backward.register_fake
+def _(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    grad_c_n: Tensor,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    *rest: Any,
+) -> list[Tensor]:
+    needs = rest[-1]
+    bias = w_hh.new_empty(w_hh.shape[0])
+    likes = (x, h0, c0, w_ih, w_hh, bias)
+    return [
+        torch.empty_like(like, memory_format=torch.contiguous_format) if need else x.new_empty(0)
+        for like, need in zip(likes, needs, strict=True)
+    ]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h0, c0, w_ih, w_hh, _, _, lengths, seed, *scalars, weight_mask, gate_mask = inputs
+    out, _, _, gates, cells = output
+    ctx.save_for_backward(
+        x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, out, gates, cells
+    )
+    ctx.scalars = scalars
+    ctx.mark_non_differentiable(gates, cells)
+
+
+def _lstm_eager_gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, *kept = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    needs = [*wanted[:5], wanted[5] or wanted[6]]
+    results = _lstm_eager_backward(
+        *grads[:3],
+        x,
+        h0,
+        c0,
+        w_ih,
+        w_hh,
+        lengths,
+        seed,
+        *ctx.scalars,
+        weight_mask,
+        gate_mask,
+        *kept,
+        needs,
+    )
+    by_input = [grad if need else None for grad, need in zip(results, needs, strict=True)]
+    grad_bias = by_input.pop()
+    biases = (grad_bias if wanted[5] else None, grad_bias if wanted[6] else None)
+    return (*by_input, *biases, *([None] * 8))
+
+
+def _no_double_backward(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        'the eager LSTM has no double backward; use backend="reference" for second derivatives'
+    )
+
+
+_lstm_eager.register_autograd(_lstm_eager_gradients, setup_context=_save_for_backward)
+_lstm_eager_backward.register_autograd(_no_double_backward)
+
+
+@torch.library.custom_op("ulmfit_fast::drop_weight", mutates_args=())
+def _drop_weight(weight: Tensor, seed: Tensor, p: Sequence[float], stream: int) -> Tensor:
+    return rng.drop_weight(weight, seed, p, stream=stream)
+
+
+@_drop_weight.register_fake
+def _(weight: Tensor, seed: Tensor, p: Sequence[float], stream: int) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _save_seed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, seed, ctx.p, ctx.stream = inputs
+    ctx.save_for_backward(seed)
+
+
+def _drop_weight_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    (seed,) = ctx.saved_tensors
+    return _drop_weight(grad, seed, ctx.p, ctx.stream), None, None, None
+
+
+_drop_weight.register_autograd(_drop_weight_gradient, setup_context=_save_seed)
+
+
+def _lstm_torch(
+    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, biases: list[Tensor], stream: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's own fused LSTM on an already dropped weight."""
+    reverse = bool(stream & 1)
+    inputs = x.flip(0) if reverse else x
+    state = [h0[None], c0[None]]
+    weights = [w_ih, w_hh, *biases]
+    output, h_n, c_n = torch.lstm(
+        inputs, state, weights, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, False
+    )
+    return output.flip(0) if reverse else output, h_n[0], c_n[0]
+
+
+def lstm(
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    weight_p: float | Sequence[float] = 0.0,
+    gate_p: float | Sequence[float] = 0.0,
+    gate_mask: str = "step",
+    training: bool = True,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    layer: int = 0,
+    seed: Tensor | int | None = None,
+    masks: rng.DropoutMasks | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Run one LSTM layer in one direction, with weight-drop and gate dropout.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> x, w_ih, w_hh = torch.randn(70, 4, 3), torch.randn(32, 3), torch.randn(32, 8)
+        >>> output, (h, c) = lstm(x, None, w_ih, w_hh, weight_p=0.5, gate_p=(0, 0, 0.1, 0), seed=7)
+        >>> output.shape, h.shape, c.shape
+        (torch.Size([70, 4, 8]), torch.Size([4, 8]), torch.Size([4, 8]))
+
+    Equivalent to (weight_p only):
+        `torch.nn.LSTM` whose `weight_hh_l0` is replaced by `F.dropout(weight_hh_l0, weight_p)`
+        before each call.
+
+    Args:
+        x: `(T, B, E)` input; float32, float64, bfloat16 or float16.
+        state: (h0, c0), each `(B, H)`, or None for zeros. c0 may be wider than x (float32 beside
+            bfloat16), and c_n comes back in its dtype.
+        w_ih: `(4H, E)` input weight, gate blocks i, f, g, o.
+        w_hh: `(4H, H)` recurrent weight.
+        b_ih: `(4H,)` or None.
+        b_hh: `(4H,)` or None.
+        weight_p: probability of dropping a recurrent weight; one, or four for i, f, g, o. One mask
+            serves all T, all B and the backward.
+        gate_p: probability of dropping an activated gate; one or four.
+        gate_mask: "step" for a new gate mask at each time step; "sequence" for one in all, which
+            needs p = 0 for the forget gate.
+        training: False applies no dropout.
+        lengths: `(B,)` int64; a row's state stops at its length, its later outputs are zeros.
+        reverse: run from the last step to the first.
+        layer: index of the layer in its stack; separates the masks of layers under one seed.
+        seed: whole number in [0, 2**63) that fixes the masks; None draws one from PyTorch's
+            generator.
+        masks: masks to use instead of drawn ones (see `ulmfit_fast.dropout_masks`).
+        backend: "auto", "torch", "eager", "reference" or "triton".
+
+    Returns:
+        output `(T, B, H)` and the state (h_n, c_n), each `(B, H)`.
+
+    Raises:
+        ValueError: if a shape, device or probability does not fit.
+        TypeError: if a dtype does not fit.
+        RuntimeError: if a backend asked for by name cannot run the call.
+
+    Source:
+        Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 2, for weight-drop; Semeniuta,
+        Severyn & Barth 2016 (arXiv:1603.05118), equation 12, for dropout of the gate g.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x, w_ih, w_hh, b_ih, b_hh, state = _to_autocast(x, w_ih, w_hh, b_ih, b_hh, state)
+    check_layer(x, state, w_ih, w_hh, b_ih, b_hh, lengths, seed, masks)
+    batch_size, hidden_size = x.shape[1], w_hh.shape[1]
+    weight_ps = rng.gate_probabilities("weight_p", weight_p)
+    gate_ps = gate_probabilities(gate_p, gate_mask)
+    if not training:
+        masks, weight_ps, gate_ps = None, (0.0,) * 4, (0.0,) * 4
+    if masks is not None:
+        weight_ps = gate_ps = (0.0,) * 4
+    weight_mask, gate_masks = masks or rng.DropoutMasks(None, None)
+    if state is None:
+        zeros = x.new_zeros(batch_size, hidden_size)
+        state = (zeros, zeros)
+    h0, c0 = state
+    choice = backends.choose(
+        backend,
+        device=x.device,
+        dtype=x.dtype,
+        batch_size=batch_size,
+        hidden_size=hidden_size,
+        has_gate_mask=gate_masks is not None or any(gate_ps),
+        has_lengths=lengths is not None,
+        mixed_state=h0.dtype != x.dtype or c0.dtype != x.dtype,
+    )
+    stream = 2 * layer + int(reverse)
+    if not any(weight_ps) and not any(gate_ps):
+        seed = torch.zeros((), dtype=torch.int64)
+    elif seed is None:
+        seed = rng.draw_seed()
+    elif not isinstance(seed, Tensor):
+        seed = torch.tensor(seed, dtype=torch.int64)
+
+    if choice.name == "eager":
+        output, h_n, c_n, _, _ = _lstm_eager(
+            x,
+            h0,
+            c0,
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            lengths,
+            seed,
+            weight_ps,
+            gate_ps,
+            gate_mask == "sequence",
+            stream,
+            weight_mask,
+            gate_masks,
+        )
+    elif choice.name == "torch":
+        if weight_mask is not None:
+            w_hh = w_hh * weight_mask
+        elif any(weight_ps):
+            w_hh = _drop_weight(w_hh, seed, weight_ps, stream)
+        biases = _both_biases(b_ih, b_hh)
+        output, h_n, c_n = _lstm_torch(x, h0, c0, w_ih, w_hh, biases, stream)
+    else:
+        if masks is None:
+            masks = rng.dropout_masks(
+                seed,
+                hidden_size=hidden_size,
+                batch_size=batch_size,
+                steps=x.shape[0],
+                weight_p=weight_ps,
+                gate_p=gate_ps,
+                gate_mask=gate_mask,
+                layer=layer,
+                reverse=reverse,
+                dtype=x.dtype,
+                device=x.device,
+            )
+        output, h_n, c_n = reference.lstm_layer(
+            x, h0, c0, w_ih, w_hh, b_ih, b_hh, masks, lengths, reverse=reverse
+        )
+    return output, (h_n, c_n)
+
+
+def gate_probabilities(gate_p: float | Sequence[float], gate_mask: str) -> tuple[float, ...]:
+    """Expand gate_p to four values and refuse what would grow without bound.
+
+    Raises:
+        ValueError: if a value lies outside [0, 1], `gate_mask` is unknown, or one mask for the
+            whole sequence would drop forget gates.
+    """
+    values = rng.gate_probabilities("gate_p", gate_p)
+    if gate_mask not in ("step", "sequence"):
+        raise ValueError(f'gate_mask is {gate_mask!r}, expected "step" or "sequence"')
+    if gate_mask == "sequence" and values[1] > 0:
+        raise ValueError(
+            f'gate_p drops forget gates with p = {values[1]} under gate_mask="sequence": a kept '
+            "forget gate, scaled by 1/(1-p) at each step, grows as (1-p)**-T; "
+            'use gate_p=(p_i, 0, p_g, p_o) or gate_mask="step"'
+        )
+    return values
+
+
+def _both_biases(b_ih: Tensor | None, b_hh: Tensor | None) -> list[Tensor]:
+    present = b_ih if b_ih is not None else b_hh
+    if present is None:
+        return []
+    zeros = torch.zeros_like(present)
+    return [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
+
+
+def _to_autocast(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    state: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """Cast as autocast would: h and the weights to its dtype, c left as it is."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+    biases = [None if bias is None else bias.to(dtype) for bias in (b_ih, b_hh)]
+    if state is not None:
+        state = (state[0].to(dtype), state[1])
+    return x.to(dtype), w_ih.to(dtype), w_hh.to(dtype), biases[0], biases[1], state

@@ -1,0 +1,330 @@
+"""`LSTM`: torch.nn.LSTM with weight-drop and gate dropout."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from ulmfit_fast import backend as backends
+from ulmfit_fast import functional, rng
+from ulmfit_fast.checks import check_lengths
+
+__all__ = ["LSTM"]
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTM(nn.Module):
+    """A drop-in for `torch.nn.LSTM` with weight-drop and gate dropout.
+
+    Parameters bear nn.LSTM's names and shapes, so a state_dict loads both ways. It is not a
+    subclass of nn.LSTM: `torch.compile` refuses that class, and takes this one whole.
+
+    Example:
+        >>> import torch
+        >>> import ulmfit_fast as uf
+        >>> lstm = uf.LSTM(400, 1152, weight_p=0.5)
+        >>> output, (h_n, c_n) = lstm(torch.randn(3, 2, 400))
+        >>> output.shape, h_n.shape
+        (torch.Size([3, 2, 1152]), torch.Size([1, 2, 1152]))
+        >>> _ = torch.nn.LSTM(400, 1152).load_state_dict(lstm.state_dict())
+
+    Args:
+        input_size: E.
+        hidden_size: H.
+        num_layers: stacked layers.
+        bias: whether there are b_ih and b_hh.
+        batch_first: input and output as `(B, T, .)` instead of `(T, B, .)`.
+        dropout: probability of dropping an output element between two layers.
+        bidirectional: run both directions and concatenate their outputs.
+        proj_size: must be 0; projections are not supported.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        weight_p: probability of dropping a recurrent weight at each training forward; one, or four
+            for the gates i, f, g, o. Each layer and direction has its own mask.
+        gate_p: probability of dropping an activated gate; one or four.
+        gate_mask: "step" for a new gate mask at each time step; "sequence" for one in all.
+        backend: "auto", "torch", "eager", "reference" or "triton"; see `ulmfit_fast.backend`.
+
+    Raises:
+        ValueError: if a size is not positive, a probability lies outside [0, 1], or `proj_size`
+            is not 0.
+
+    Source:
+        Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 2.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        weight_p: float | Sequence[float] = 0.0,
+        gate_p: float | Sequence[float] = 0.0,
+        gate_mask: str = "step",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, size in (
+            ("input_size", input_size),
+            ("hidden_size", hidden_size),
+            ("num_layers", num_layers),
+        ):
+            if size < 1:
+                raise ValueError(f"{name} is {size}, expected a positive whole number")
+        if proj_size:
+            raise ValueError(
+                f"proj_size is {proj_size}, expected 0: projections are not supported; "
+                "use torch.nn.LSTM, or a Linear after this layer"
+            )
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout is {dropout}, expected a probability between 0 and 1")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout} acts between layers and num_layers is 1, so it does nothing; "
+                "for dropout inside the layer use weight_p or gate_p",
+                stacklevel=2,
+            )
+        rng.gate_probabilities("weight_p", weight_p)
+        functional.gate_probabilities(gate_p, gate_mask)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = 0
+        self.weight_p = weight_p
+        self.gate_p = gate_p
+        self.gate_mask = gate_mask
+        self.backend = backends.check_name(backend)
+        directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size * directions
+            for reverse in range(directions):
+                shapes = {"weight_ih": (4 * hidden_size, width)}
+                shapes["weight_hh"] = (4 * hidden_size, hidden_size)
+                if bias:
+                    shapes["bias_ih"] = shapes["bias_hh"] = (4 * hidden_size,)
+                for name, shape in shapes.items():
+                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    self.register_parameter(self._name(name, layer, reverse), parameter)
+        self.reset_parameters()
+
+    @staticmethod
+    def _name(kind: str, layer: int, reverse: int) -> str:
+        return f"{kind}_l{layer}{'_reverse' if reverse else ''}"
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), as nn.LSTM does."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing; kept so that code written for nn.LSTM runs."""
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction: w_ih, w_hh and, with bias, b_ih, b_hh."""
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        return [
+            [getattr(self, self._name(kind, layer, reverse)) for kind in kinds]
+            for layer in range(self.num_layers)
+            for reverse in range(2 if self.bidirectional else 1)
+        ]
+
+    def extra_repr(self) -> str:
+        """Show the sizes and whatever differs from its default."""
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "weight_p": 0.0,
+            "gate_p": 0.0,
+            "gate_mask": "step",
+            "backend": "auto",
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)
+
+    def backend_request(self, x: Tensor | PackedSequence) -> dict[str, Any]:
+        """Describe a forward call to `backend.choose`; used by `backend.explain`."""
+        packed = isinstance(x, PackedSequence)
+        data: Tensor = x.data if packed else x  # type: ignore[union-attr]
+        if isinstance(x, PackedSequence):
+            batch_size = int(x.batch_sizes[0])
+        else:
+            batch_size = 1 if x.dim() == 2 else x.shape[0 if self.batch_first else 1]
+        dropped = rng.gate_probabilities("gate_p", self.gate_p) if self.training else ()
+        return {
+            "device": data.device,
+            "dtype": data.dtype,
+            "batch_size": batch_size,
+            "hidden_size": self.hidden_size,
+            "has_gate_mask": any(dropped),
+            "has_lengths": packed,
+        }
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        masks: Sequence[rng.DropoutMasks] | None = None,
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the layers.
+
+        Args:
+            input: `(T, B, E)`, `(B, T, E)` with batch_first, `(T, E)` unbatched, or a
+                PackedSequence.
+            hx: (h_0, c_0), each `(D * L, B, H)`, or `(D * L, H)` unbatched; None for zeros.
+            lengths: `(B,)` int64, zeros allowed: a row's state stops at its length and its later
+                outputs are zeros. An alternative to a PackedSequence, without its sorting.
+            seed: fixes the masks of this call; None draws one in training.
+            masks: one `DropoutMasks` for each layer and direction, instead of drawn ones.
+
+        Returns:
+            output, as the input, with D * H features; and (h_n, c_n), as hx.
+
+        Raises:
+            ValueError: if shapes, devices or lengths do not fit.
+            TypeError: if dtypes do not fit.
+        """
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths given with a PackedSequence, which has its own; drop them")
+            return self._forward_packed(input, hx, seed, masks)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"input has shape {tuple(input.shape)}, expected 3 dimensions, or 2 unbatched"
+            )
+        if input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input has {input.shape[-1]} features, expected input_size = {self.input_size}"
+            )
+        batched = input.dim() == 3
+        batch_dim = 0 if self.batch_first else 1
+        x = input if batched else input.unsqueeze(batch_dim)
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        state = self._layer_states(hx, x.shape[1], batched)
+        if lengths is not None:
+            check_lengths(lengths, x.shape[1], x.shape[0])
+        output, h_n, c_n = self._run(x, state, lengths, seed, masks)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not batched:
+            output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
+        return output, (h_n, c_n)
+
+    def _forward_packed(
+        self,
+        packed: PackedSequence,
+        hx: State | None,
+        seed: Tensor | int | None,
+        masks: Sequence[rng.DropoutMasks] | None,
+    ) -> tuple[PackedSequence, State]:
+        """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
+        in_order = PackedSequence(packed.data, packed.batch_sizes)
+        x, lengths = pad_packed_sequence(in_order)
+        if x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input has {x.shape[-1]} features, expected input_size = {self.input_size}"
+            )
+        if hx is not None and packed.sorted_indices is not None:
+            hx = (hx[0].index_select(1, packed.sorted_indices),) + (
+                hx[1].index_select(1, packed.sorted_indices),
+            )
+        state = self._layer_states(hx, x.shape[1], True)
+        output, h_n, c_n = self._run(x, state, lengths.to(x.device), seed, masks)
+        data = pack_padded_sequence(output, lengths).data
+        if packed.unsorted_indices is not None:
+            h_n = h_n.index_select(1, packed.unsorted_indices)
+            c_n = c_n.index_select(1, packed.unsorted_indices)
+        result = PackedSequence(
+            data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        )
+        return result, (h_n, c_n)
+
+    def _layer_states(
+        self, hx: State | None, batch_size: int, batched: bool
+    ) -> list[State | None]:
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        if hx is None:
+            return [None] * rows
+        expected = (rows, batch_size, self.hidden_size) if batched else (rows, self.hidden_size)
+        for name, tensor in zip(("h_0", "c_0"), hx, strict=True):
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+        h_0, c_0 = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+        return list(zip(h_0.unbind(0), c_0.unbind(0), strict=True))
+
+    def _run(
+        self,
+        x: Tensor,
+        states: list[State | None],
+        lengths: Tensor | None,
+        seed: Tensor | int | None,
+        masks: Sequence[rng.DropoutMasks] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        directions = 2 if self.bidirectional else 1
+        if masks is not None and len(masks) != len(states):
+            raise ValueError(
+                f"masks has {len(masks)} entries, expected {len(states)}: one for each layer "
+                "and direction"
+            )
+        if seed is None and self.training and masks is None:
+            seed = rng.draw_seed()
+        finals: list[State] = []
+        weights = self.all_weights
+        for layer in range(self.num_layers):
+            outputs = []
+            for reverse in range(directions):
+                row = layer * directions + reverse
+                output, final = functional.lstm(
+                    x,
+                    states[row],
+                    *weights[row],
+                    weight_p=self.weight_p,
+                    gate_p=self.gate_p,
+                    gate_mask=self.gate_mask,
+                    training=self.training,
+                    lengths=lengths,
+                    reverse=bool(reverse),
+                    layer=layer,
+                    seed=seed,
+                    masks=None if masks is None else masks[row],
+                    backend=self.backend,
+                )
+                outputs.append(output)
+                finals.append(final)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)
+            if self.dropout > 0 and self.training and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout)
+        h_n, c_n = zip(*finals, strict=True)
+        return x, torch.stack(h_n), torch.stack(c_n)

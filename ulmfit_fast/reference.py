@@ -1,0 +1,76 @@
+"""The LSTM as its equations say it: plain autograd, any dtype, double backward. The truth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ulmfit_fast.rng import DropoutMasks
+
+__all__ = ["lstm_layer"]
+
+
+def lstm_layer(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    masks: DropoutMasks,
+    lengths: Tensor | None,
+    *,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one layer in one direction.
+
+    With M the weight mask and z the gate masks:
+
+        a_t = W x_t + b_ih + (M * U) h_{t-1} + b_hh
+        i, f, o = z * sigmoid(a),  g = z * tanh(a)
+        c_t = f c_{t-1} + i g
+        h_t = o tanh(c_t)
+
+    Args:
+        x: `(T, B, E)` input.
+        h0: `(B, H)` hidden state before the first step.
+        c0: `(B, H)` cell state before the first step.
+        w_ih: `(4H, E)` input weight W.
+        w_hh: `(4H, H)` recurrent weight U.
+        b_ih: `(4H,)` or None.
+        b_hh: `(4H,)` or None.
+        masks: what to drop, values 0 and 1/(1-p).
+        lengths: `(B,)` int64; a row's state stops at its length and later outputs are zeros.
+        reverse: run from the last step to the first.
+
+    Returns:
+        output `(T, B, H)`, h_n `(B, H)`, c_n `(B, H)`.
+
+    Source:
+        Hochreiter & Schmidhuber 1997; Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 2.
+    """
+    steps = x.shape[0]
+    if masks.weight is not None:
+        w_hh = w_hh * masks.weight
+    h, c = h0, c0
+    outputs: list[Tensor] = [h] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        activations = F.linear(x[t], w_ih, b_ih) + F.linear(h, w_hh, b_hh)
+        a_i, a_f, a_g, a_o = activations.chunk(4, dim=1)
+        gates = torch.cat([a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()], dim=1)
+        if masks.gate is not None:
+            gates = gates * masks.gate[t if masks.gate.shape[0] > 1 else 0]
+        gate_i, gate_f, gate_g, gate_o = gates.chunk(4, dim=1)
+        c_new = gate_f * c + gate_i * gate_g
+        h_new = (gate_o * c_new.tanh()).to(x.dtype)
+        if lengths is None:
+            h, c = h_new, c_new
+            outputs[t] = h
+        else:
+            active = (t < lengths)[:, None]
+            h, c = torch.where(active, h_new, h), torch.where(active, c_new, c)
+            outputs[t] = torch.where(active, h_new, torch.zeros_like(h_new))
+    output = torch.stack(outputs) if steps else x.new_zeros(0, *h0.shape)
+    return output, h, c

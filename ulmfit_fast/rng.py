@@ -1,0 +1,422 @@
+"""Dropout masks as a pure function of (seed, counter): Philox-4x32-10 in plain PyTorch.
+
+One Philox call maps a 64-bit key (the seed) and four 32-bit counter words to four random 32-bit
+words. Who owns which counter:
+
+| mask          | word 0           | word 1 | word 2              | word 3         | the four outputs |
+|---------------|------------------|--------|---------------------|----------------|------------------|
+| weight-drop   | u * H + k        | 0      | 2 * layer + reverse | KIND_WEIGHT    | gates i, f, g, o |
+| gate dropout  | b * H + u        | t      | 2 * layer + reverse | KIND_GATE      | gates i, f, g, o |
+| embedding     | token id         | 0      | 0                   | KIND_EMBEDDING | first one used   |
+| locked        | flat index // 4  | 0      | stream              | KIND_LOCKED    | index % 4        |
+
+An element is kept iff its word `r >= floor(p * 2**32)`, an integer comparison, so every device and
+every implementation of Philox gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "KIND_EMBEDDING",
+    "KIND_GATE",
+    "KIND_LOCKED",
+    "KIND_WEIGHT",
+    "DropoutMasks",
+    "draw_seed",
+    "drop_weight",
+    "dropout_masks",
+    "embedding_keep",
+    "gate_keep",
+    "gate_probabilities",
+    "keep_mask",
+    "keep_scale",
+    "philox",
+    "weight_keep",
+]
+
+KIND_WEIGHT, KIND_GATE, KIND_EMBEDDING, KIND_LOCKED = range(4)
+
+_MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
+_WORD = 0xFFFFFFFF
+_ROUNDS = 10
+# Six int64 work arrays of this length stay near the core; measured best between 2**16 and 2**17.
+_BLOCK = 1 << 16
+
+
+class DropoutMasks(NamedTuple):
+    """The masks of one LSTM layer and direction; each value is 0 or 1/(1-p).
+
+    Attributes:
+        weight: `(4H, H)` mask of the recurrent weight, or None for no weight-drop.
+        gate: `(T, B, 4H)` mask of the activated gates, `(1, B, 4H)` when one mask serves the whole
+            sequence, or None for no gate dropout.
+    """
+
+    weight: Tensor | None
+    gate: Tensor | None
+
+
+def draw_seed(generator: torch.Generator | None = None) -> Tensor:
+    """Draw a 63-bit seed from PyTorch's CPU generator, so that `torch.manual_seed` rules.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> seed = draw_seed()
+        >>> seed.dtype, seed.shape
+        (torch.int64, torch.Size([]))
+
+    Args:
+        generator: the CPU generator to draw from; None is PyTorch's default one.
+
+    Returns:
+        A 0-d int64 CPU tensor in [0, 2**63 - 1).
+    """
+    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=generator)
+
+
+def gate_probabilities(name: str, p: float | Sequence[float]) -> tuple[float, ...]:
+    """Expand a dropout probability to one value a gate, in the order i, f, g, o.
+
+    Example:
+        >>> gate_probabilities("gate_p", 0.25)
+        (0.25, 0.25, 0.25, 0.25)
+
+    Args:
+        name: the argument's name, for the error message.
+        p: one probability for all gates, or four of them.
+
+    Returns:
+        Four floats in [0, 1].
+
+    Raises:
+        ValueError: if there are not one or four values, or one lies outside [0, 1].
+    """
+    values = (float(p),) * 4 if isinstance(p, int | float) else tuple(float(value) for value in p)
+    if len(values) != 4:
+        raise ValueError(
+            f"{name} has {len(values)} values, expected one number or four (gates i, f, g, o)"
+        )
+    for value in values:
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} is {value}, expected a probability between 0 and 1")
+    return values
+
+
+def keep_scale(p: float) -> float:
+    """Return the factor of kept elements, 1/(1-p); p = 1 keeps nothing, and its factor is 0."""
+    return 0.0 if p >= 1.0 else 1.0 / (1.0 - p)
+
+
+def _threshold(p: float) -> int:
+    return int(p * 2.0**32)
+
+
+def _philox_blocks(
+    seed: int, word_0: Tensor, word_1: Tensor | int, word_2: int, word_3: int
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    """Yield the four output words block by block; the yielded tensors are reused by the next block.
+
+    A 32 x 32 -> 64 bit product wraps in int64 but keeps its 64 bits, so the low word is a mask and
+    the high word a shift followed by a mask (the shift is arithmetic).
+    """
+    n = word_0.numel()
+    work = torch.empty(6, min(n, _BLOCK), dtype=torch.int64, device=word_0.device)
+    for start in range(0, n, _BLOCK):
+        block = slice(start, min(n, start + _BLOCK))
+        x0, x2, low_0, low_1, product_0, product_1 = work[:, : block.stop - start].unbind(0)
+        x0.copy_(word_0[block])
+        if isinstance(word_1, int):
+            low_1.fill_(word_1)
+        else:
+            low_1.copy_(word_1[block])
+        x2.fill_(word_2)
+        low_0.fill_(word_3)
+        key_0, key_1 = seed & _WORD, (seed >> 32) & _WORD
+        for _ in range(_ROUNDS):
+            torch.mul(x0, _MULTIPLIER_0, out=product_0)
+            torch.mul(x2, _MULTIPLIER_1, out=product_1)
+            torch.bitwise_right_shift(product_1, 32, out=x0)
+            x0.bitwise_xor_(low_1).bitwise_and_(_WORD).bitwise_xor_(key_0)
+            torch.bitwise_right_shift(product_0, 32, out=x2)
+            x2.bitwise_xor_(low_0).bitwise_and_(_WORD).bitwise_xor_(key_1)
+            low_0, product_0 = product_0, low_0
+            low_1, product_1 = product_1, low_1
+            key_0, key_1 = (key_0 + _WEYL_0) & _WORD, (key_1 + _WEYL_1) & _WORD
+        yield block, (x0, low_1.bitwise_and_(_WORD), x2, low_0.bitwise_and_(_WORD))
+
+
+def philox(
+    seed: Tensor | int, word_0: Tensor, word_1: Tensor | int = 0, word_2: int = 0, word_3: int = 0
+) -> Tensor:
+    """Compute Philox-4x32-10 for a row of counters.
+
+    Example:
+        >>> [hex(word) for word in philox(0, torch.tensor([0])).flatten().tolist()]
+        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+
+    Args:
+        seed: the 64-bit key.
+        word_0: `(n,)` int64, the first counter word, values below 2**32.
+        word_1: the second counter word, one for all or `(n,)`.
+        word_2: the third counter word.
+        word_3: the fourth counter word.
+
+    Returns:
+        `(4, n)` int64, the four output words, each below 2**32.
+
+    Source:
+        Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    out = torch.empty(4, word_0.numel(), dtype=torch.int64, device=word_0.device)
+    for block, words in _philox_blocks(int(seed), word_0, word_1, word_2, word_3):
+        for lane, word in enumerate(words):
+            out[lane, block] = word
+    return out
+
+
+def _weight_blocks(
+    seed: int, hidden_size: int, stream: int, device: torch.device | str | None
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    counters = torch.arange(hidden_size * hidden_size, device=device)
+    return _philox_blocks(seed, counters, 0, stream, KIND_WEIGHT)
+
+
+def weight_keep(
+    seed: Tensor | int,
+    hidden_size: int,
+    p: Sequence[float],
+    *,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return which recurrent weights survive: bool `(4H, H)`, gate blocks in the order i, f, g, o.
+
+    Args:
+        seed: the forward call's seed.
+        hidden_size: H.
+        p: four drop probabilities.
+        stream: 2 * layer + reverse.
+        device: where the mask is made.
+    """
+    keep = torch.empty(4, hidden_size * hidden_size, dtype=torch.bool, device=device)
+    thresholds = [_threshold(value) for value in p]
+    for block, words in _weight_blocks(int(seed), hidden_size, stream, device):
+        for lane, word in enumerate(words):
+            torch.ge(word, thresholds[lane], out=keep[lane, block])
+    return keep.view(4 * hidden_size, hidden_size)
+
+
+def drop_weight(
+    weight: Tensor, seed: Tensor | int, p: Sequence[float], *, stream: int = 0
+) -> Tensor:
+    """Apply weight-drop, M * U, without holding the mask M in memory.
+
+    Args:
+        weight: `(4H, H)` recurrent weight, or a gradient of it.
+        seed: the forward call's seed.
+        p: four drop probabilities.
+        stream: 2 * layer + reverse.
+
+    Returns:
+        `(4H, H)` a new tensor of the dtype of `weight`.
+    """
+    hidden_size = weight.shape[1]
+    source = weight.reshape(4, hidden_size * hidden_size)
+    dropped = torch.empty_like(source)
+    thresholds = [_threshold(value) for value in p]
+    for block, words in _weight_blocks(int(seed), hidden_size, stream, weight.device):
+        for lane, word in enumerate(words):
+            kept = torch.mul(source[lane, block], word >= thresholds[lane])
+            torch.mul(kept, keep_scale(p[lane]), out=dropped[lane, block])
+    return dropped.view_as(weight)
+
+
+def gate_keep(
+    seed: Tensor | int,
+    steps: range,
+    batch_size: int,
+    hidden_size: int,
+    p: Sequence[float],
+    *,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return which activated gates survive at the given time steps: bool `(S, B, 4H)`.
+
+    Args:
+        seed: the forward call's seed.
+        steps: the S time steps; for one mask a sequence, `range(1)`.
+        batch_size: B.
+        hidden_size: H.
+        p: four drop probabilities.
+        stream: 2 * layer + reverse.
+        device: where the mask is made.
+    """
+    cells = torch.arange(batch_size * hidden_size, device=device)
+    times = torch.arange(steps.start, steps.stop, device=device)
+    shape = (len(steps), batch_size * hidden_size)
+    word_0 = cells.expand(shape).reshape(-1)
+    word_1 = times[:, None].expand(shape).reshape(-1)
+    lanes = torch.empty(4, word_0.numel(), dtype=torch.bool, device=device)
+    for block, words in _philox_blocks(int(seed), word_0, word_1, stream, KIND_GATE):
+        for lane, word in enumerate(words):
+            torch.ge(word, _threshold(p[lane]), out=lanes[lane, block])
+    by_gate = lanes.view(4, len(steps), batch_size, hidden_size).permute(1, 2, 0, 3)
+    return by_gate.reshape(len(steps), batch_size, 4 * hidden_size)
+
+
+@torch.library.custom_op("ulmfit_fast::keep_mask", mutates_args=())
+def _keep_mask(
+    seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.device
+) -> Tensor:
+    counters = torch.arange((n + 3) // 4, device=device)
+    keep = torch.empty(counters.numel(), 4, dtype=torch.bool, device=device)
+    for block, words in _philox_blocks(int(seed), counters, 0, stream, kind):
+        for lane, word in enumerate(words):
+            torch.ge(word, _threshold(p), out=keep[block, lane])
+    return keep.view(-1)[:n].clone()
+
+
+@_keep_mask.register_fake
+def _(seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.device) -> Tensor:
+    return seed.new_empty(n, dtype=torch.bool, device=device)
+
+
+@torch.library.custom_op("ulmfit_fast::embedding_keep", mutates_args=())
+def _embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
+    counters = token_ids.reshape(-1)
+    keep = torch.empty(counters.numel(), dtype=torch.bool, device=token_ids.device)
+    for block, words in _philox_blocks(int(seed), counters, 0, 0, KIND_EMBEDDING):
+        torch.ge(words[0], _threshold(p), out=keep[block])
+    return keep.view(token_ids.shape)
+
+
+@_embedding_keep.register_fake
+def _(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
+    return torch.empty_like(token_ids, dtype=torch.bool)
+
+
+def keep_mask(
+    seed: Tensor,
+    n: int,
+    p: float,
+    *,
+    kind: int,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return which of n elements survive dropout: element j is word j % 4 of counter j // 4.
+
+    Example:
+        >>> keep_mask(torch.tensor(7), 6, 0.5, kind=KIND_LOCKED).tolist()
+        [True, False, False, True, False, False]
+
+    Args:
+        seed: 0-d int64 CPU tensor.
+        n: how many elements.
+        p: drop probability in [0, 1].
+        kind: whose mask it is, one of the `KIND_` constants.
+        stream: distinguishes masks of one kind under one seed.
+        device: where the mask is made.
+
+    Returns:
+        Bool `(n,)`.
+    """
+    return _keep_mask(seed, n, p, kind, stream, torch.device(device or "cpu"))
+
+
+def embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
+    """Return whether each token's embedding row survives; equal ids share their fate.
+
+    Example:
+        >>> embedding_keep(torch.tensor(7), torch.tensor([[5, 2], [2, 5]]), 0.5).tolist()
+        [[True, True], [True, True]]
+
+    Args:
+        seed: 0-d int64 CPU tensor.
+        token_ids: int64 of any shape.
+        p: drop probability in [0, 1].
+
+    Returns:
+        Bool of the shape of `token_ids`.
+
+    Source:
+        Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 4.3.
+    """
+    return _embedding_keep(seed, token_ids, p)
+
+
+def dropout_masks(
+    seed: Tensor | int,
+    *,
+    hidden_size: int,
+    batch_size: int = 1,
+    steps: int = 1,
+    weight_p: float | Sequence[float] = 0.0,
+    gate_p: float | Sequence[float] = 0.0,
+    gate_mask: str = "step",
+    layer: int = 0,
+    reverse: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> DropoutMasks:
+    """Export the masks that a forward call with this seed applies to one layer and direction.
+
+    Example:
+        >>> masks = dropout_masks(7, hidden_size=1152, weight_p=0.2)
+        >>> int((masks.weight[:1152] == 0).sum())  # connections cut inside gate i
+        265487
+
+    Args:
+        seed: the seed given to the forward call.
+        hidden_size: H.
+        batch_size: B; matters to the gate mask only.
+        steps: T; matters to the gate mask only.
+        weight_p: probability of dropping a recurrent weight, one or four (i, f, g, o).
+        gate_p: probability of dropping an activated gate, one or four.
+        gate_mask: "step" for a new gate mask at each time step, "sequence" for one in all.
+        layer: index of the layer in its stack.
+        reverse: True for the backward direction of a bidirectional layer.
+        dtype: dtype of the masks; None is PyTorch's default dtype.
+        device: where the masks are made.
+
+    Returns:
+        `DropoutMasks(weight, gate)`.
+
+    Raises:
+        ValueError: if a probability lies outside [0, 1], or `gate_mask` is unknown.
+    """
+    if gate_mask not in ("step", "sequence"):
+        raise ValueError(f'gate_mask is {gate_mask!r}, expected "step" or "sequence"')
+    stream = 2 * layer + int(reverse)
+    weight = gate = None
+    weight_ps = gate_probabilities("weight_p", weight_p)
+    if any(weight_ps):
+        keep = weight_keep(seed, hidden_size, weight_ps, stream=stream, device=device)
+        weight = _scaled(keep.view(4, -1), weight_ps, dtype).view(4 * hidden_size, hidden_size)
+    gate_ps = gate_probabilities("gate_p", gate_p)
+    if any(gate_ps):
+        times = range(steps if gate_mask == "step" else 1)
+        keep = gate_keep(
+            seed, times, batch_size, hidden_size, gate_ps, stream=stream, device=device
+        )
+        by_gate = keep.view(len(times), batch_size, 4, hidden_size)
+        gate = _scaled(by_gate, gate_ps, dtype).flatten(-2)
+    return DropoutMasks(weight, gate)
+
+
+def _scaled(keep: Tensor, p: Sequence[float], dtype: torch.dtype | None) -> Tensor:
+    """Turn keep-bits with a gate axis second to last into masks of 0 and 1/(1-p)."""
+    scale = torch.tensor(
+        [keep_scale(value) for value in p],
+        dtype=dtype or torch.get_default_dtype(),
+        device=keep.device,
+    )
+    return keep * scale[:, None]
