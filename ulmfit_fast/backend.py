@@ -146,6 +146,8 @@ def _choose_on_cpu(dtype: torch.dtype) -> Choice:
     """Half precision goes to eager, which computes it in float32: many times faster here."""
     if dtype in (torch.bfloat16, torch.float16):
         return Choice("eager", f"{str(dtype).removeprefix('torch.')} on the cpu")
+    if torch.compiler.is_compiling():
+        return Choice("eager", "torch.compile takes this operator whole")
     return Choice("torch", "no gate dropout, and PyTorch's fused LSTM is the fastest on the cpu")
 
 

@@ -1,0 +1,32 @@
+"""Metadata of ulmfit-fast; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEXT = ["tokenizers>=0.20", "safetensors>=0.4.3", "typer>=0.12", "rich>=13"]
+DEMO = [*TEXT, "matplotlib>=3.8", "scikit-learn>=1.4", "networkx", "sympy"]
+TEST = [*DEMO, "pytest>=8", "pytest-benchmark>=4", "setuptools>=64", "wheel"]
+
+setup(
+    name="ulmfit-fast",
+    version="0.1.0",
+    description="Fast AWD-LSTM and ULMFiT for PyTorch: weight-drop and gate dropout inside the LSTM",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    install_requires=["torch>=2.6", 'triton>=3.2; platform_system == "Linux"', "numpy>=1.26"],
+    extras_require={
+        "text": TEXT,
+        "demo": DEMO,
+        "test": TEST,
+        "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],
+        "dev": [*TEST, "ruff", "mypy"],
+    },
+    packages=[*find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]), "ulmfit_fast.kernels"],
+    # The kernels' sources stand at top level, like a csrc/, and are shipped inside the package.
+    package_dir={"ulmfit_fast.kernels": "kernels"},
+    package_data={"ulmfit_fast": ["py.typed"], "ulmfit_fast.kernels": ["README.md"]},
+    entry_points={"console_scripts": ["ulmfit-fast = ulmfit_fast.cli:main"]},
+)

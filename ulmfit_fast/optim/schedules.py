@@ -1,0 +1,87 @@
+"""The slanted triangular learning rate."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["SlantedTriangularLR"]
+
+
+class SlantedTriangularLR(LRScheduler):
+    r"""Raise the learning rate for a short while, then lower it for a long one, both linearly.
+
+    With T = total_steps, c = cut_frac and t the steps taken:
+
+        p = t / (T c)            for t <= T c
+        p = (T - t) / (T (1-c))  after that
+        lr = lr_max (1 + p (ratio - 1)) / ratio
+
+    Each parameter group keeps its own lr_max, the rate it had when the schedule was made, so
+    discriminative rates stay in proportion. `ratio=math.inf` is lr_max p, which starts and ends
+    at zero. After T steps the rate stays at its last value.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+        >>> scheduler = SlantedTriangularLR(optimizer, total_steps=1000, ratio=math.inf)
+        >>> rates = []
+        >>> for _ in range(501):
+        ...     rates.append(scheduler.get_last_lr()[0])
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> round(rates[50], 6), round(rates[100], 6), round(rates[500], 6)
+        (0.005, 0.01, 0.005556)
+
+    Args:
+        optimizer: whose rates to schedule.
+        total_steps: T, optimizer steps of the whole run.
+        cut_frac: c, the share of the steps on which the rate rises, in (0, 1).
+        ratio: lr_max over the smallest rate, at least 1; `math.inf` allowed.
+        last_epoch: index of the last step taken when resuming; -1 starts anew.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Source:
+        Howard & Ruder 2018 (arXiv:1801.06146), equation 3. Where T c is a whole number the values
+        are the paper's; elsewhere the paper's denominator would let the rate fall below zero.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        cut_frac: float = 0.1,
+        ratio: float = 32,
+        last_epoch: int = -1,
+    ) -> None:
+        if total_steps < 1:
+            raise ValueError(f"total_steps is {total_steps}, expected at least 1")
+        if not 0.0 < cut_frac < 1.0:
+            raise ValueError(f"cut_frac is {cut_frac}, expected a share between 0 and 1")
+        if not ratio >= 1.0:
+            raise ValueError(f"ratio is {ratio}, expected 1 or more (math.inf allowed)")
+        self.total_steps = total_steps
+        self.cut_frac = cut_frac
+        self.ratio = ratio
+        super().__init__(optimizer, last_epoch)
+
+    def _share(self) -> float:
+        """Return lr / lr_max at the present step."""
+        step = min(self.last_epoch, self.total_steps)
+        cut = self.total_steps * self.cut_frac
+        if step <= cut:
+            p = step / cut
+        else:
+            p = (self.total_steps - step) / (self.total_steps - cut)
+        if math.isinf(self.ratio):
+            return p
+        return (1.0 + p * (self.ratio - 1.0)) / self.ratio
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Return the rate of each group at the present step, from its lr_max alone."""
+        share = self._share()
+        return [base * share for base in self.base_lrs]

@@ -1,0 +1,123 @@
+"""Gradual unfreezing: open the layer groups one after the other, from the last down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ulmfit_fast.optim.groups import Group, layer_groups
+
+__all__ = ["GradualUnfreezing"]
+
+
+class GradualUnfreezing:
+    """Train the last layer group first, and one more group from stage to stage.
+
+    Groups are opened and closed with `requires_grad_` alone: the optimizer's param groups never
+    change, so a schedule made for them keeps running, and nothing is back-propagated below the
+    lowest open group.
+
+    Example:
+        >>> import torch
+        >>> layers = [torch.nn.Linear(2, 2) for _ in range(3)]
+        >>> unfreezing = GradualUnfreezing(layers, epochs_per_stage=5)
+        >>> trained = []
+        >>> for epoch in range(15):
+        ...     trained.append(len(unfreezing.trainable_groups))
+        ...     unfreezing.step()
+        >>> trained  # epochs 1-5 the last layer, 6-10 the next as well, 11-15 all
+        [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3]
+
+    Args:
+        model_groups: a module with `layer_groups()`, or its layers (modules or parameter lists)
+            from input to output.
+        epochs_per_stage: epochs until the next group opens. A sequence gives each stage its own
+            number, and after its last stage all groups open at once: `[1, 1]` trains the last
+            group for an epoch, the last two for an epoch, then everything.
+
+    Raises:
+        ValueError: if there is no group, a number of epochs is below 1, or there are more stages
+            than groups.
+        TypeError: if the model has no layer groups.
+
+    Source:
+        Howard & Ruder 2018 (arXiv:1801.06146), section 3.3.
+    """
+
+    def __init__(
+        self,
+        model_groups: nn.Module | Sequence[Group],
+        epochs_per_stage: int | Sequence[int] = 1,
+    ) -> None:
+        self._groups: list[list[Tensor]] = layer_groups(model_groups)
+        if not self._groups:
+            raise ValueError("model_groups has 0 groups, expected at least one")
+        count = len(self._groups)
+        if isinstance(epochs_per_stage, int):
+            stages = [epochs_per_stage] * (count - 1)
+            checked: Sequence[int] = [epochs_per_stage]
+        else:
+            checked = stages = list(epochs_per_stage)
+        if any(epochs < 1 for epochs in checked):
+            raise ValueError(f"epochs_per_stage is {epochs_per_stage}, expected at least 1 each")
+        if len(stages) > count:
+            raise ValueError(
+                f"epochs_per_stage has {len(stages)} stages for {count} groups, expected at most "
+                f"{count}"
+            )
+        self.epochs_per_stage = stages
+        self.epoch = 0
+        self._apply()
+
+    @property
+    def stage(self) -> int:
+        """How many stages are over, from 0."""
+        finished, stage = 0, 0
+        for epochs in self.epochs_per_stage:
+            finished += epochs
+            if self.epoch < finished:
+                return stage
+            stage += 1
+        return stage
+
+    @property
+    def trainable_groups(self) -> list[list[Tensor]]:
+        """The open groups, from input to output."""
+        count = len(self._groups)
+        opened = self.stage + 1 if self.stage < len(self.epochs_per_stage) else count
+        return self._groups[count - opened :]
+
+    def step(self) -> None:
+        """Count one finished epoch and open what its end opens."""
+        self.epoch += 1
+        self._apply()
+
+    def _apply(self) -> None:
+        opened = {id(parameter) for group in self.trainable_groups for parameter in group}
+        for group in self._groups:
+            for parameter in group:
+                trainable = id(parameter) in opened
+                parameter.requires_grad_(trainable)
+                if not trainable:
+                    # A stale gradient would let an optimizer with momentum go on moving it.
+                    parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the progress, as plain numbers."""
+        return {"epoch": self.epoch, "epochs_per_stage": list(self.epochs_per_stage)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume: open the groups that were open when the state was saved.
+
+        Raises:
+            ValueError: if the state is of another plan.
+        """
+        if list(state_dict["epochs_per_stage"]) != self.epochs_per_stage:
+            raise ValueError(
+                f"the saved plan is {state_dict['epochs_per_stage']}, expected "
+                f"{self.epochs_per_stage}; build GradualUnfreezing with the saved plan"
+            )
+        self.epoch = int(state_dict["epoch"])
+        self._apply()
