@@ -140,7 +140,7 @@ def train_language_model_epoch(
             _step(loss.total, optimizer, scheduler, clip)
             state = detach_state(output.state)
             history.losses.append(value)
-            history.regularisers.append(float(loss.activation + loss.temporal))
+            history.regularisers.append(float((loss.activation + loss.temporal).detach()))
             history.lrs.append(lrs)
             total += value * targets.numel()
             count += targets.numel()

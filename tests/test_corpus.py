@@ -1,0 +1,166 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from ulmfit_fast.data import read_labelled, read_texts
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        pytest.param("a.txt", "one\n\n  \ntwo \r\nthree", ["one", "two ", "three"], id="txt"),
+        pytest.param("a.TXT", "a\u2028b\n", ["a\u2028b"], id="txt-separator"),
+        pytest.param("a.txt", b"\xef\xbb\xbfone\n", ["one"], id="txt-bom"),
+        pytest.param("a.txt", "a\0b\n", ["a\0b"], id="txt-nul"),
+        pytest.param("a.csv", 'id,text\n1,"a, b"\n\n2,\n', ["a, b", ""], id="csv"),
+        pytest.param("a.csv", 'text\n"one\ntwo ""x"""\n', ['one\ntwo "x"'], id="csv-quoted"),
+        pytest.param("a.csv", b"\xef\xbb\xbftext,n\r\na,1\r\n", ["a"], id="csv-bom"),
+        pytest.param("a.csv", "text\na\0b\n", ["a b"], id="csv-nul"),
+        pytest.param("a.jsonl", '{"text": "a\\nb"}\n\n{"text": ""}', ["a\nb", ""], id="jsonl"),
+    ],
+)
+def test_read_texts(tmp_path: Path, name: str, content: str, expected: list[str]) -> None:
+    path = write(tmp_path / name, content)
+    assert list(read_texts(path)) == expected
+    assert list(read_texts(str(path))) == expected
+    assert list(read_texts([path, path])) == expected * 2
+    assert list(read_texts(p for p in [path])) == expected
+
+
+def test_iterables_pass_through() -> None:
+    assert list(read_texts(["a", ""])) == ["a", ""]
+    assert list(read_texts(text for text in ("a", "b"))) == ["a", "b"]
+
+
+def test_long_fields_leave_the_limit_of_the_csv_module(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    path = write(tmp_path / "a.csv", f"text\n{'x' * (limit + 1)}\nshort\n")
+    texts = read_texts(path)
+    assert len(next(texts)) == limit + 1
+    assert csv.field_size_limit() == limit
+    assert list(texts) == ["short"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param(
+            "a.csv", "id,body\n1,x\n", "no column 'text'; its columns are 'id', 'body'", id="column"
+        ),
+        pytest.param(
+            "a.jsonl",
+            '{"body": 1}\n',
+            "line 1 has no column 'text'; its columns are 'body'",
+            id="key",
+        ),
+        pytest.param(
+            "a.txt", b"ok\ncaf\xe9\n", "a.txt, line 2: byte 0xe9 .* save as UTF-8", id="latin-1"
+        ),
+        pytest.param(
+            "a.csv", b"text\nok\ncaf\xe9\n", "a.csv, line 3: .* save as UTF-8", id="csv-latin-1"
+        ),
+        pytest.param("a.txt", "x".encode("utf-16"), "line 1: .* save as UTF-8", id="utf-16"),
+        pytest.param(
+            "a.csv", "text,id\na,1\nb, c,2\n", "line 3: 3 fields, expected 2", id="fields"
+        ),
+        pytest.param("a.csv", 'text\n"open\n', "line 2: unexpected end of data", id="open-quote"),
+        pytest.param("a.jsonl", '{"text": "a"}\n{"text"\n', "line 2: not valid JSON", id="json"),
+        pytest.param("a.jsonl", '["a"]\n', "line 1: .* expected a JSON object", id="json-list"),
+        pytest.param(
+            "a.jsonl", '{"text": 3}\n', "line 1: 'text' is 3, expected a string", id="json-type"
+        ),
+        pytest.param("a.jsonl", '{"text": ' + "9" * 5000 + "}\n", "line 1", id="json-number"),
+        pytest.param(
+            "a.md", "text", "ends in '.md', expected one of .txt, .csv, .jsonl", id="suffix"
+        ),
+        pytest.param("a.txt", " \n", "a.txt is empty, expected at least one text", id="blank"),
+        pytest.param("a.csv", "", "is empty, expected", id="empty-csv"),
+        pytest.param("a.csv", "text\n", "is empty, expected", id="header-only"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        list(read_texts(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("a fine film", ValueError, "got the string 'a fine film'; pass a list of texts or an"),
+        ("x" * 10_000, ValueError, "got the string 'xxx"),
+        ("a\0b", ValueError, "got the string"),
+        ("missing.csv", FileNotFoundError, "missing.csv does not exist"),
+        ([Path("missing.txt")], FileNotFoundError, "missing.txt does not exist"),
+        (Path("."), ValueError, "is a directory"),
+        ([], ValueError, "the corpus passed is empty"),
+        (["a", 3], TypeError, r"texts\[1\] is 3 \(int\), expected a str"),
+        (b"bytes", TypeError, "source is b'bytes'"),
+        ({"text": "a"}, TypeError, "expected a path or texts"),
+        (None, TypeError, "source is None"),
+    ],
+    ids=[
+        "text", "long", "nul", "missing", "missing-in-list", "directory", "empty", "number",
+        "bytes", "dict", "none",
+    ],
+)  # fmt: skip
+def test_bad_sources(source, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        list(read_texts(source))
+
+
+def test_paths_are_checked_before_the_first_text(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_texts([write(tmp_path / "a.txt", "a"), tmp_path / "b.txt"])
+
+
+def test_name_of_a_file_among_texts(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "a")
+    with pytest.raises(ValueError, match=r"texts\[0\] is .* name of a file; pass pathlib.Path"):
+        list(read_texts([str(path)]))
+
+
+def test_labelled(tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.csv", 'label,text\npos,"good, yes"\nneg,bad\n')
+    lines = "\n".join(json.dumps({"text": t, "label": y}) for t, y in [("x", 1), ("y", "pos")])
+    objects = write(tmp_path / "a.jsonl", lines)
+    assert read_labelled(rows) == (["good, yes", "bad"], ["pos", "neg"])
+    assert read_labelled([str(rows), objects])[1] == ["pos", "neg", 1, "pos"]
+    renamed = write(tmp_path / "b.csv", "y,x\n1,a\n")
+    assert read_labelled(renamed, "x", "y") == (["a"], ["1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param(
+            "a.csv", 'text,label\n"a\nb",x\nc,\n', "a.csv, line 4: 'label' is empty", id="empty"
+        ),
+        pytest.param(
+            "a.csv", "text\na\n", "no column 'label'; its columns are 'text'", id="column"
+        ),
+        pytest.param("a.jsonl", '{"text": "a"}\n', "line 1 has no column 'label'", id="key"),
+        pytest.param(
+            "a.jsonl", '{"text": "a", "label": null}', "line 1: 'label' is None", id="null"
+        ),
+        pytest.param(
+            "a.jsonl", '{"text": "a", "label": 1.5}', "a string or an integer", id="float"
+        ),
+        pytest.param("a.jsonl", '{"text": "a", "label": true}', "'label' is True", id="bool"),
+        pytest.param("a.txt", "a\n", "a.txt has no labels", id="txt"),
+        pytest.param(
+            "a.csv", "text,label\n", "is empty, expected at least one labelled", id="no-rows"
+        ),
+    ],
+)
+def test_bad_labels(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_labelled(write(tmp_path / name, content))

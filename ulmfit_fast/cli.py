@@ -1,0 +1,242 @@
+"""The command line: `ulmfit-fast demo | pretrain | fine-tune | fit-classifier | predict | info`."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from ulmfit_fast.estimator import ULMFiT
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
+    ) from error
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+TextFiles = Annotated[
+    list[Path], typer.Option("--text", help=".txt (one text a line), .csv or .jsonl; repeatable.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
+Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the texts.")]
+Rate = Annotated[float, typer.Option("--lr", help="Largest learning rate.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
+Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
+TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv and .jsonl files.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _check_out(out: Path) -> None:
+    """Find out before any work whether a model directory can be written here."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise FileExistsError(
+            f"--out {out} holds something other than a model; choose a new directory"
+        )
+    tempfile.TemporaryFile(dir=out.parent).close()
+
+
+def _report_saved(model: ULMFiT, stage: str, out: Path) -> None:
+    last = model.histories[stage].epochs[-1]
+    _say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory for the report.")] = Path(
+        "demo-out"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A small run, within a minute.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train the whole of ULMFiT on the docstrings of this machine and report what it brings."""
+    from ulmfit_fast.demo.experiment import run_demo
+    from ulmfit_fast.report import format_table
+
+    metrics = run_demo(out, quick=quick, seed=seed, say=_say)
+    typer.echo(format_table(metrics))
+    typer.echo(f"{out / 'report.html'} shows the curves; {out / 'metrics.json'} has the numbers.")
+
+
+@app.command()
+def pretrain(
+    text: TextFiles,
+    out: Out,
+    epochs: Epochs = 10,
+    lr: Rate = 4e-3,
+    batch_size: BatchSize = 64,
+    bptt: Annotated[int, typer.Option("--bptt", help="Tokens of a step.")] = 70,
+    emb_size: Annotated[int, typer.Option("--emb-size", help="Embedding width.")] = 400,
+    hidden_size: Annotated[int, typer.Option("--hidden-size", help="LSTM units.")] = 1152,
+    num_layers: Annotated[int, typer.Option("--num-layers", help="LSTM layers.")] = 3,
+    max_vocab: Annotated[int, typer.Option("--max-vocab", help="Largest vocabulary.")] = 60_000,
+    min_freq: Annotated[int, typer.Option("--min-freq", help="Rarest word kept.")] = 3,
+    drop_mult: Annotated[float, typer.Option("--drop-mult", help="Factor on dropout.")] = 1.0,
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="word or subword.")] = "word",
+    seed: Seed = 0,
+    text_column: TextColumn = "text",
+    device: Device = None,
+) -> None:
+    """Train a language model from scratch on general text (stage 1)."""
+    from ulmfit_fast.estimator import ULMFiT
+
+    _check_out(out)
+    model = ULMFiT(
+        emb_size=emb_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        tokenizer=tokenizer,  # type: ignore[arg-type]
+        max_vocab=max_vocab,
+        min_freq=min_freq,
+        drop_mult=drop_mult,
+        device=device,
+        seed=seed,
+        checkpoint_dir=out,
+    )
+    model.pretrain(
+        text, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, text_column=text_column
+    )
+    _report_saved(model, "pretrain", out)
+
+
+def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
+    from ulmfit_fast.estimator import ULMFiT
+
+    _check_out(out)
+    model = ULMFiT.load(directory, device=device)
+    model.seed, model.checkpoint_dir = seed, out
+    return model
+
+
+@app.command("fine-tune")
+def fine_tune(
+    model: Model,
+    text: TextFiles,
+    out: Out,
+    epochs: Epochs = 15,
+    lr: Rate = 4e-3,
+    batch_size: BatchSize = 64,
+    bptt: Annotated[int, typer.Option("--bptt", help="Tokens of a step.")] = 70,
+    seed: Seed = 0,
+    text_column: TextColumn = "text",
+    device: Device = None,
+) -> None:
+    """Adapt a language model to the text of the task (stage 2)."""
+    learner = _load(model, out, seed, device)
+    learner.fine_tune_lm(
+        text, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, text_column=text_column
+    )
+    _report_saved(learner, "fine_tune_lm", out)
+
+
+@app.command("fit-classifier")
+def fit_classifier(
+    model: Model,
+    text: TextFiles,
+    out: Out,
+    epochs: Epochs = 10,
+    lr: Rate = 1e-2,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    text_column: TextColumn = "text",
+    label_column: Annotated[
+        str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
+    ] = "label",
+    device: Device = None,
+) -> None:
+    """Fit a classifier on a language model's encoder (stage 3)."""
+    learner = _load(model, out, seed, device)
+    learner.fit_classifier(
+        text,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        text_column=text_column,
+        label_column=label_column,
+    )
+    _report_saved(learner, "fit_classifier", out)
+
+
+@app.command()
+def predict(
+    model: Model,
+    text: TextFiles,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="CSV file; standard output when not given.")
+    ] = None,
+    batch_size: BatchSize = 64,
+    text_column: TextColumn = "text",
+    device: Device = None,
+) -> None:
+    """Write label and probability of each text as CSV, in the order of the texts."""
+    from ulmfit_fast.estimator import ULMFiT
+
+    learner = ULMFiT.load(model, device=device)
+    scores = learner.predict_proba(text, text_column=text_column, batch_size=batch_size)
+    rows = [(learner.labels[int(row.argmax())], f"{row.max():.4f}") for row in scores]
+    if out is None:
+        _write_csv(sys.stdout, rows)
+        return
+    temporary = out.with_name(f".{out.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        _write_csv(file, rows)
+    os.replace(temporary, out)
+
+
+def _write_csv(file: Any, rows: list[tuple[Any, str]]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("label", "probability"))
+    writer.writerows(rows)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, the device, and which LSTM would run."""
+    import ulmfit_fast as uf
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer = uf.LSTM(400, 1152, weight_p=0.5, device=device)
+    x = torch.zeros(1, 1, 400, device=device)
+    typer.echo(f"ulmfit-fast {uf.__version__}, torch {torch.__version__}")
+    typer.echo(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
+    typer.echo(f"device: {device}, {name}")
+    typer.echo(f"LSTM backend: {uf.backend.explain(layer, x)}")
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except KeyboardInterrupt:
+        _say("interrupted; the model of the last finished epoch, if any, is in --out")
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        _say(f"error: {error}")
+        sys.exit(2)

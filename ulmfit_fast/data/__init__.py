@@ -1,0 +1,24 @@
+"""Texts to batches: reading files, tokens, the vocabulary, and batches for both kinds of model."""
+
+from ulmfit_fast.data.batches import (
+    ClassifierBatch,
+    ClassifierBatches,
+    LMBatches,
+    concatenate_documents,
+)
+from ulmfit_fast.data.corpus import read_labelled, read_texts
+from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.data.vocab import SPECIALS, Vocab, transfer_rows
+
+__all__ = [
+    "SPECIALS",
+    "ClassifierBatch",
+    "ClassifierBatches",
+    "LMBatches",
+    "Tokenizer",
+    "Vocab",
+    "concatenate_documents",
+    "read_labelled",
+    "read_texts",
+    "transfer_rows",
+]

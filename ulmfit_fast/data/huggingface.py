@@ -1,0 +1,135 @@
+"""The door to Hugging Face `tokenizers`, imported on first use: word splitter and both models."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.data.rules import Piece, chunk_pieces, split_chunks
+from ulmfit_fast.data.vocab import SPECIALS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HFTokenizer
+
+__all__ = ["count_words", "split_words", "subword_model", "train_subword_pieces", "word_model"]
+
+SPACE_MARK = "\u2581"
+
+# Lower-case text without blanks. In turn: "do" of "don't"; "can" of "cannot"; "n't"; "'s" and its
+# like; a word or number, with the dots and commas inside it; any other character on its own.
+_QUOTE = "['\u2019]"
+_WORD_PATTERN = (
+    rf"\w+?(?=n{_QUOTE}t(?!\w))|(?<!\w)can(?=not(?!\w))"
+    rf"|n{_QUOTE}t(?!\w)|{_QUOTE}(?:s|m|d|ll|re|ve)(?!\w)"
+    r"|\w+(?:(?:\.\w|(?<=\d)[,:]\d)\w*)*"
+    r"|[^\w\s]"
+)
+
+
+@functools.cache
+def _tokenizers() -> ModuleType:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(
+            "the tokenizer needs the package tokenizers; pip install 'ulmfit-fast[text]'"
+        ) from error
+    if hasattr(os, "register_at_fork"):
+        _quiet_fork()
+    return tokenizers
+
+
+def _quiet_fork() -> None:
+    """Make a forked child encode in one thread, and say nothing about it.
+
+    The library's worker threads do not survive a fork. It notices, turns itself serial and prints a
+    warning, unless this variable already says so at the moment of the fork.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    ours = False
+
+    def before() -> None:
+        nonlocal ours
+        ours = name not in os.environ
+        if ours:
+            os.environ[name] = "false"
+
+    def after_in_parent() -> None:
+        if ours:
+            os.environ.pop(name, None)
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent)
+
+
+def word_model(words: Sequence[str]) -> HFTokenizer:
+    """Return a model that splits a chunk into words and knows these words."""
+    hf = _tokenizers()
+    ids = {word: index for index, word in enumerate(words)}
+    model = hf.Tokenizer(hf.models.WordLevel(ids, unk_token=SPECIALS[0]))
+    pattern = hf.Regex(_WORD_PATTERN)
+    model.pre_tokenizer = hf.pre_tokenizers.Split(pattern, behavior="removed", invert=True)
+    return model  # type: ignore[no-any-return]
+
+
+def subword_model(pieces: Sequence[tuple[str, float]]) -> HFTokenizer:
+    """Return a unigram model over pieces and their log probabilities."""
+    hf = _tokenizers()
+    model = hf.Tokenizer(hf.models.Unigram([(p, float(s)) for p, s in pieces], unk_id=0))
+    model.pre_tokenizer = hf.pre_tokenizers.Metaspace(replacement=SPACE_MARK)
+    return model  # type: ignore[no-any-return]
+
+
+def train_subword_pieces(texts: Iterable[str], max_vocab: int) -> list[tuple[str, float]]:
+    """Train a unigram model and return its pieces, the specials first."""
+    hf = _tokenizers()
+    model = hf.Tokenizer(hf.models.Unigram())
+    model.pre_tokenizer = hf.pre_tokenizers.Metaspace(replacement=SPACE_MARK)
+    trainer = hf.trainers.UnigramTrainer(
+        vocab_size=max_vocab,
+        special_tokens=list(SPECIALS),
+        unk_token=SPECIALS[0],
+        show_progress=False,
+    )
+    too_small = (
+        f"max_vocab is {max_vocab}, expected room for the {len(SPECIALS)} specials and every "
+        "distinct character of the texts; raise max_vocab"
+    )
+    try:
+        model.train_from_iterator(texts, trainer)
+    except Exception as error:
+        if "not large enough" not in str(error):
+            raise
+        raise ValueError(too_small) from error
+    pieces = json.loads(model.to_str())["model"]["vocab"][len(SPECIALS) :]
+    # The trainer makes room for the characters and leaves the specials out of account.
+    if len(SPECIALS) + len(pieces) > max_vocab:
+        raise ValueError(too_small)
+    # The trainer sums in any order: without the rounding equal pieces would swap ids between runs.
+    rounded = [(piece, round(score, 9)) for piece, score in pieces]
+    rounded.sort(key=lambda item: (-item[1], item[0]))
+    return [(special, 0.0) for special in SPECIALS] + rounded
+
+
+def split_words(model: HFTokenizer, chunk: str) -> list[str]:
+    """Split a lower-case chunk as the model does, without looking the words up."""
+    return [word for word, _ in model.pre_tokenizer.pre_tokenize_str(chunk)]
+
+
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """Count the words of texts; each distinct chunk is split only once."""
+    chunks: Counter[Piece] = Counter()
+    for text in texts:
+        chunks.update(split_chunks(text))
+    splitter = word_model(SPECIALS)
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for piece in chunk_pieces(chunk) if isinstance(chunk, str) else ():
+            if isinstance(piece, str):
+                for word in split_words(splitter, piece):
+                    words[word] += count
+    return words

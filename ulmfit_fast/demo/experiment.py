@@ -1,0 +1,346 @@
+"""The demo: the whole of ULMFiT on the docstrings of this machine, each stage beside the last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from ulmfit_fast.demo.baselines import majority_baseline, tfidf_baseline
+from ulmfit_fast.demo.docstrings import Document, read_docstrings
+from ulmfit_fast.demo.task import LABELS, SwapTask, build_task, without_sentences
+from ulmfit_fast.estimator import ULMFiT
+from ulmfit_fast.report import Accuracy, Example, Json, LrTrace, Metrics, Perplexity, write_report
+from ulmfit_fast.training import History
+
+__all__ = ["FULL", "QUICK", "DemoSettings", "run_demo"]
+
+_log = logging.getLogger("ulmfit_fast")
+
+SCRATCH = "from scratch"
+PRETRAINED = "pre-trained"
+FINE_TUNED = "+ LM fine-tuned"
+SCHEDULE = "+ ULMFiT schedule"
+TFIDF = "TF-IDF + logistic regression"
+MAJORITY = "majority class"
+
+# One document in this many is kept out of language-model training to measure perplexity on.
+_HELD_OUT_EVERY = 40
+_EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Everything that decides what a demo run does.
+
+    Attributes:
+        general: packages whose docstrings stage 1 reads.
+        target: packages whose docstrings stages 2 and 3 read.
+        held_out: test sentences.
+        label_counts: numbers of training labels.
+        seeds: runs for each number of labels, each with its own draw of the training sentences.
+        model: arguments of `ULMFiT`.
+        pretrain: arguments of `ULMFiT.pretrain`.
+        fine_tune: arguments of `ULMFiT.fine_tune_lm`.
+        epochs: classifier epochs for each number of labels.
+        plain: how the classifiers without the schedule are fitted: one constant rate, all layers.
+        schedule: discriminative rates, slanted triangular rates and gradual unfreezing.
+    """
+
+    general: tuple[str, ...]
+    target: tuple[str, ...]
+    held_out: int
+    label_counts: tuple[int, ...]
+    seeds: int
+    model: dict[str, Any]
+    pretrain: dict[str, Any]
+    fine_tune: dict[str, Any]
+    epochs: tuple[int, ...]
+    plain: dict[str, Any]
+    schedule: dict[str, Any]
+
+
+_MODEL: dict[str, Any] = {
+    "emb_size": 128,
+    "hidden_size": 256,
+    "num_layers": 2,
+    "max_vocab": 8000,
+    "min_freq": 2,
+    "drop_mult": 0.3,
+}
+FULL = DemoSettings(
+    general=("stdlib", "sympy"),
+    target=("numpy", "networkx", "torch"),
+    held_out=1500,
+    label_counts=(300, 1000, 3000),
+    seeds=3,
+    model=_MODEL,
+    pretrain={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
+    fine_tune={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
+    epochs=(12, 8, 5),
+    plain={"lr": 2e-3, "batch_size": 32, "factor": 1.0, "slanted": False, "gradual_unfreezing": 0},
+    schedule={"lr": 8e-3, "batch_size": 32, "gradual_unfreezing": 1},
+)
+QUICK = DemoSettings(
+    general=("stdlib",),
+    target=("networkx",),
+    held_out=400,
+    label_counts=(300, 1000),
+    seeds=1,
+    model={**_MODEL, "emb_size": 64, "hidden_size": 128, "max_vocab": 4000},
+    pretrain={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
+    fine_tune={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
+    epochs=(4, 3),
+    plain=FULL.plain,
+    schedule=FULL.schedule,
+)
+
+
+class _Run:
+    """One run of the demo; its methods are the stages, in order."""
+
+    def __init__(
+        self, settings: DemoSettings, seed: int, progress: bool, say: Callable[[str], None]
+    ) -> None:
+        self.settings, self.seed, self.progress, self.say = settings, seed, progress, say
+        self.seconds: dict[str, float] = {}
+        self.tokens_per_second: dict[str, float] = {}
+        self.perplexities: list[Perplexity] = []
+        self.accuracies: list[Accuracy] = []
+
+    def timed(self, stage: str, function: Callable[[], Any]) -> Any:
+        self.say(f"{stage} ...")
+        start = time.perf_counter()
+        result = function()
+        self.seconds[stage] = round(time.perf_counter() - start, 1)
+        return result
+
+    def read(self) -> None:
+        """Read both corpora; nothing that a language model reads has a test sentence in it."""
+        general = [d for name in self.settings.general for d in read_docstrings(name)]
+        target = [d for name in self.settings.target for d in read_docstrings(name)]
+        self.task: SwapTask = build_task(
+            target,
+            held_out=self.settings.held_out,
+            train=max(self.settings.label_counts),
+            seed=self.seed,
+        )
+        self.general = _split(without_sentences(general, self.task.held_out))
+        self.target = _split(self.task.lm_documents)
+
+    def pretrain(self) -> None:
+        """Stage 1 on the general corpus."""
+        model = ULMFiT(**self.settings.model, seed=self.seed, progress=self.progress)
+        self.pretrained = model.pretrain(self.general[0], **self.settings.pretrain)
+        self._record_speed("pretrain", self.pretrained)
+
+    def fine_tune(self) -> None:
+        """Stage 2 on the target corpus, its perplexities measured in one vocabulary."""
+        texts, held_out = self.target
+        # Before and after are comparable in one vocabulary only: that of the target corpus.
+        self.pretrained.use_vocabulary_of(texts)
+        self._record_perplexities("before", self.pretrained)
+        self.fine_tuned = self.pretrained.copy().fine_tune_lm(texts, **self.settings.fine_tune)
+        self._record_perplexities("after", self.fine_tuned)
+        self._record_speed("fine_tune_lm", self.fine_tuned)
+
+    def _record_perplexities(self, when: str, model: ULMFiT) -> None:
+        for corpus, (_, held_out) in (("general", self.general), ("target", self.target)):
+            value = model.perplexity(held_out)
+            self.perplexities.append(Perplexity(corpus=corpus, when=when, perplexity=value))
+
+    def _record_speed(self, stage: str, model: ULMFiT) -> None:
+        epochs = model.histories[stage].epochs
+        count, seconds = sum(e.count for e in epochs), sum(e.seconds for e in epochs)
+        self.tokens_per_second[stage] = round(count / seconds)
+
+    def classify(self) -> None:
+        """Stage 3, for every number of labels, seed and method."""
+        for labels, epochs in zip(self.settings.label_counts, self.settings.epochs, strict=True):
+            for seed in range(self.settings.seeds):
+                self._classify_once(labels, epochs, seed)
+
+    def _classify_once(self, labels: int, epochs: int, seed: int) -> None:
+        task = self.task
+        texts, targets = task.subset(labels, seed=self.seed + seed)
+        scratch = self.pretrained.copy(language_model=None)
+        for method, start, settings in (
+            (SCRATCH, scratch, self.settings.plain),
+            (PRETRAINED, self.pretrained, self.settings.plain),
+            (FINE_TUNED, self.fine_tuned, self.settings.plain),
+            (SCHEDULE, self.fine_tuned, self.settings.schedule),
+        ):
+            self.say(f"{labels} labels, seed {seed}, {method}")
+            model = start.copy(seed=self.seed + 1000 * (seed + 1), progress=self.progress)
+            model.fit_classifier(texts, targets, epochs=epochs, **settings)
+            predictions = model.predict(task.test_texts)
+            right = [p == t for p, t in zip(predictions, task.test_labels, strict=True)]
+            self._record_accuracy(method, labels, seed, sum(right) / len(right))
+        self.classifier = model
+        tfidf = tfidf_baseline(texts, targets, task.test_texts, task.test_labels)
+        self._record_accuracy(TFIDF, labels, seed, tfidf)
+        majority = majority_baseline(targets, task.test_labels)
+        self._record_accuracy(MAJORITY, labels, seed, majority)
+
+    def _record_accuracy(self, method: str, labels: int, seed: int, accuracy: float) -> None:
+        self.accuracies.append(
+            Accuracy(method=method, labels=labels, seed=seed, accuracy=round(accuracy, 5))
+        )
+        self.say(f"    {method}: {100 * accuracy:.1f} %")
+
+
+def _split(documents: Sequence[Document]) -> tuple[list[str], list[str]]:
+    """Return the texts to train on and those held out to measure perplexity on."""
+    train = [d.text for i, d in enumerate(documents) if i % _HELD_OUT_EVERY]
+    return train, [d.text for d in documents[::_HELD_OUT_EVERY]]
+
+
+def run_demo(
+    out: str | os.PathLike[str],
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+    settings: DemoSettings | None = None,
+    say: Callable[[str], None] = _log.info,
+) -> Metrics:
+    """Run the demo and write `metrics.json` and `report.html`.
+
+    Args:
+        out: directory for the two files, created when missing.
+        quick: a small model, corpus and table, to see it work within a minute.
+        seed: fixes the split, the models and the order of the texts.
+        progress: show progress bars on a terminal.
+        settings: what to run instead of the full or the quick demo.
+        say: told what happens, a line at a time.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ModuleNotFoundError: if a package whose docstrings are read is not installed.
+        OSError: if the files cannot be written; known before any training.
+    """
+    directory = Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=directory).close()
+    settings = settings or (QUICK if quick else FULL)
+    run = _Run(settings, seed, progress, say)
+    start = time.perf_counter()
+    run.timed("read the docstrings", run.read)
+    run.timed("pre-train", run.pretrain)
+    run.timed("fine-tune the language model", run.fine_tune)
+    run.timed("fit the classifiers", run.classify)
+    run.seconds["total"] = round(time.perf_counter() - start, 1)
+    metrics = _metrics(run, quick)
+    _write_json(directory / "metrics.json", metrics)
+    write_report(metrics, directory / "report.html")
+    return metrics
+
+
+def _write_json(path: Path, metrics: Metrics) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _metrics(run: _Run, quick: bool) -> Metrics:
+    from ulmfit_fast import __version__
+
+    histories = {**run.fine_tuned.histories, **run.classifier.histories}
+    probabilities = run.classifier.predict_proba(run.task.test_texts)
+    return Metrics(
+        version=__version__,
+        seed=run.seed,
+        quick=quick,
+        machine=_machine(),
+        settings=cast("dict[str, Json]", json.loads(json.dumps(asdict(run.settings)))),
+        seconds=run.seconds,
+        tokens_per_second=run.tokens_per_second,
+        corpora={
+            "general": _size(run.pretrained, run.general[0]),
+            "target": _size(run.fine_tuned, run.target[0]),
+        },
+        perplexity=run.perplexities,
+        lm_curves={
+            "pretrain": _curve(histories["pretrain"]),
+            "fine_tune": _curve(histories["fine_tune_lm"]),
+        },
+        lr_traces={
+            "language-model fine-tuning": _trace(histories["fine_tune_lm"], lm=True),
+            f"classifier, {max(run.settings.label_counts)} labels": _trace(
+                histories["fit_classifier"], lm=False
+            ),
+        },
+        accuracy=run.accuracies,
+        confusion=_confusion(run, probabilities),
+        examples=_examples(run, probabilities),
+    )
+
+
+def _machine() -> dict[str, Json]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.system(),
+    }
+
+
+def _size(model: ULMFiT, texts: Sequence[str]) -> Any:
+    assert_tokenizer = model.tokenizer
+    tokens = sum(len(ids) for ids in assert_tokenizer.encode_batch(texts)) if assert_tokenizer else 0
+    return {"documents": len(texts), "tokens": tokens}
+
+
+def _curve(history: History, points: int = 100) -> Any:
+    """Average the loss over stretches of the run, so that a curve has some hundred points."""
+    stretch = max(1, len(history.losses) // points)
+    return [
+        {"step": start, "loss": round(float(np.mean(history.losses[start : start + stretch])), 4)}
+        for start in range(0, len(history.losses), stretch)
+    ]
+
+
+def _trace(history: History, *, lm: bool) -> LrTrace:
+    count = len(history.lrs[0])
+    layers = [f"layer {i}" for i in range(1, count if lm else count - 1)]
+    return LrTrace(
+        groups=["embedding", *layers] if lm else ["embedding", *layers, "head"],
+        steps=list(range(len(history.lrs))),
+        lrs=history.lrs,
+        unfreeze_steps=history.unfreeze_steps,
+    )
+
+
+def _confusion(run: _Run, probabilities: np.ndarray[Any, Any]) -> Any:
+    names = list(LABELS)
+    counts = [[0] * len(names) for _ in names]
+    for truth, row in zip(run.task.test_labels, probabilities, strict=True):
+        prediction = str(run.classifier.labels[int(row.argmax())])
+        counts[names.index(truth)][names.index(prediction)] += 1
+    return {"labels": names, "counts": counts}
+
+
+def _examples(run: _Run, probabilities: np.ndarray[Any, Any]) -> list[Example]:
+    return [
+        Example(
+            text=run.task.test_texts[i],
+            label=run.task.test_labels[i],
+            prediction=str(run.classifier.labels[int(probabilities[i].argmax())]),
+            probability=round(float(probabilities[i].max()), 3),
+        )
+        for i in range(min(_EXAMPLES, len(probabilities)))
+    ]
