@@ -30,6 +30,7 @@ def shown(text: str) -> str:
         pytest.param("no no no!", "xxwrep 3 no !", id="wrep-punctuation"),
         pytest.param("no no nothing", "no no nothing", id="wrep-other-word"),
         pytest.param("The The The", "xxwrep 3 xxmaj the", id="wrep-case"),
+        pytest.param("yesss yesss yesss", " ".join(["ye xxrep 3 s"] * 3), id="wrep-of-rep"),
         pytest.param("- - - a", "- - - a", id="wrep-no-word"),
         pytest.param("and/or C:\\x #1", "and / or c: \\ x # 1", id="slashes"),
         pytest.param(" a \t b\n\nc\0d ", "a b c d", id="blanks"),

@@ -18,6 +18,7 @@ def test_specials_come_first() -> None:
         pytest.param(dict(counts={"b": 3, "a": 3, "c": 9, "d": 2}), ("c", "a", "b"), id="order"),
         pytest.param(dict(counts={"b": 3, "a": 3, "c": 9}, max_size=11), ("c", "a"), id="max-size"),
         pytest.param(dict(counts={"a": 1, "xxbos": 7}, min_freq=1), ("a",), id="specials"),
+        pytest.param(dict(counts={"a": 1, "xxbos": 7}, max_size=10, min_freq=1), ("a",), id="room"),
         pytest.param(dict(counts=[["a", "b"], ["b"]], min_freq=1), ("b", "a"), id="tokens"),
         pytest.param(dict(counts=[["a"]], max_size=9, min_freq=1), (), id="no-room"),
         pytest.param(dict(counts=[]), (), id="nothing"),

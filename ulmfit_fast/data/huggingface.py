@@ -47,8 +47,8 @@ def _tokenizers() -> ModuleType:
 def _quiet_fork() -> None:
     """Make a forked child encode in one thread, and say nothing about it.
 
-    The library's worker threads do not survive a fork. It notices, turns itself serial and prints a
-    warning, unless this variable already says so at the moment of the fork.
+    The library's worker threads do not survive a fork. Up to version 0.22 it notices, turns itself
+    serial and prints a warning, unless this variable says so at the moment of the fork.
     """
     name = "TOKENIZERS_PARALLELISM"
     ours = False

@@ -224,7 +224,5 @@ def transfer_rows(weight: Tensor, index: Tensor) -> Tensor:
             f"{len(weight) - 1} for a weight of {len(weight)} rows; pass index = new.transfer(old)"
         )
     rows = weight[index.clamp(min=0)]
-    # In half precision a sum over tens of thousands of rows would overflow or lose its last bits.
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    rows[index < 0] = weight.mean(dim=0, dtype=wide).to(weight.dtype)
+    rows[index < 0] = weight.mean(dim=0)
     return rows
