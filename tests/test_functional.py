@@ -95,9 +95,7 @@ def test_gate_mask_blocks_do_not_show(monkeypatch):
 def test_literal_equations():
     """One step, written out with its masks, against the operator."""
     x, (h0, c0), w_ih, w_hh, b_ih, b_hh = arguments(steps=1)
-    masks = uf.dropout_masks(
-        3, hidden_size=6, batch_size=3, weight_p=0.5, gate_p=0.2, dtype=DOUBLE
-    )
+    masks = uf.dropout_masks(3, hidden_size=6, batch_size=3, weight_p=0.5, gate_p=0.2, dtype=DOUBLE)
     a = x[0] @ w_ih.T + b_ih + h0 @ (masks.weight * w_hh).T + b_hh
     z_i, z_f, z_g, z_o = masks.gate[0].chunk(4, dim=1)
     a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
@@ -126,9 +124,7 @@ def test_reference_has_a_double_backward(name):
     x, state, *weights = arguments(steps=2, batch=2, inputs=2, hidden=2, grad=True)
 
     def function(x, h0, c0, *weights):
-        output, final = lstm(
-            x, (h0, c0), *weights, seed=5, backend="reference", **DROPOUTS[name]
-        )
+        output, final = lstm(x, (h0, c0), *weights, seed=5, backend="reference", **DROPOUTS[name])
         return output, *final
 
     assert gradcheck(function, (x, *state, *weights))

@@ -139,9 +139,7 @@ def test_p_zero_equals_nn_lstm_bit_for_bit_in_training():
 @backends
 def test_weight_drop_equals_nn_lstm_with_a_dropped_weight(backend):
     """The injected masks of both directions, set into a plain nn.LSTM."""
-    lstm = uf.LSTM(
-        5, 7, 2, bidirectional=True, weight_p=0.5, backend=backend, dtype=DOUBLE
-    )
+    lstm = uf.LSTM(5, 7, 2, bidirectional=True, weight_p=0.5, backend=backend, dtype=DOUBLE)
     plain = torch.nn.LSTM(5, 7, 2, bidirectional=True, dtype=DOUBLE)
     state = lstm.state_dict()
     for layer in (0, 1):

@@ -12,9 +12,7 @@ from ulmfit_fast import rng
 @pytest.mark.parametrize(
     ("counter", "key", "expected"),
     [
-        pytest.param(
-            (0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8), id="zeros"
-        ),
+        pytest.param((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8), id="zeros"),
         pytest.param(
             (0xFFFFFFFF,) * 4,
             2**64 - 1,

@@ -221,4 +221,3 @@ def _load_tensors(path: Path, name: str, model: nn.Module, device: str) -> None:
             f"{path / name} does not fit its {_CONFIG}: {reason}; save the model again"
         ) from error
     model.to(device).eval()
-

@@ -89,7 +89,9 @@ def _check_state(
                 f"for x of shape {_shape(x)}"
             )
         if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} and x on {x.device}, expected one device")
+            raise ValueError(
+                f"{name} is on {tensor.device} and x on {x.device}, expected one device"
+            )
     if state[0].dtype != x.dtype:
         raise TypeError(f"h0 has dtype {state[0].dtype}, expected {x.dtype} as x has")
     if torch.promote_types(state[1].dtype, x.dtype) != state[1].dtype:

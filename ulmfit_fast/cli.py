@@ -8,8 +8,10 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import torch
 
@@ -49,6 +51,26 @@ def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
+Parameters = ParamSpec("Parameters")
+
+
+def _guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Let bad input end in one line and exit code 2, an interruption in exit code 130."""
+
+    @wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _say("interrupted; the model of the last finished epoch, if any, is in --out")
+            raise typer.Exit(130) from None
+        except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+            _say(f"error: {' '.join(str(error).split())}")
+            raise typer.Exit(2) from None
+
+    return run
+
+
 def _check_out(out: Path) -> None:
     """Find out before any work whether a model directory can be written here."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +89,7 @@ def _report_saved(model: ULMFiT, stage: str, out: Path) -> None:
 
 
 @app.command()
+@_guarded
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for the report.")] = Path(
         "demo-out"
@@ -84,6 +107,7 @@ def demo(
 
 
 @app.command()
+@_guarded
 def pretrain(
     text: TextFiles,
     out: Out,
@@ -134,6 +158,7 @@ def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
 
 
 @app.command("fine-tune")
+@_guarded
 def fine_tune(
     model: Model,
     text: TextFiles,
@@ -155,6 +180,7 @@ def fine_tune(
 
 
 @app.command("fit-classifier")
+@_guarded
 def fit_classifier(
     model: Model,
     text: TextFiles,
@@ -183,6 +209,7 @@ def fit_classifier(
 
 
 @app.command()
+@_guarded
 def predict(
     model: Model,
     text: TextFiles,
@@ -215,6 +242,7 @@ def _write_csv(file: Any, rows: list[tuple[Any, str]]) -> None:
 
 
 @app.command()
+@_guarded
 def info() -> None:
     """Show versions, the device, and which LSTM would run."""
     import ulmfit_fast as uf
@@ -230,13 +258,6 @@ def info() -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and exit code 2."""
+    """Run the command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        app()
-    except KeyboardInterrupt:
-        _say("interrupted; the model of the last finished epoch, if any, is in --out")
-        sys.exit(130)
-    except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        _say(f"error: {error}")
-        sys.exit(2)
+    app()

@@ -41,7 +41,7 @@ class _Recurrence:
             and weight.numel() >= _ONEDNN_WEIGHTS
             and weight.dtype == torch.float32
             and weight.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         ):
             self._opaque = weight.contiguous().to_mkldnn()
 
@@ -205,7 +205,7 @@ def lstm_forward(
     shortest = steps if lengths is None else int(lengths.min()) if batch_size else 0
     for t in _time_order(steps, stream):
         recurrence.add_product(gates[:, t], h)
-        step = gates[:, t].unflatten(0, (4, hidden_size))
+        step = gates[:, t].view(4, hidden_size, batch_size)
         step[:2].sigmoid_()
         step[2].tanh_()
         step[3].sigmoid_()
@@ -309,8 +309,8 @@ def lstm_backward(
     before = -order.step
     for t in reversed(order):
         c_prev = first if t == order.start else cells[:, t + before]
-        act = gates[:, t].unflatten(0, (4, hidden_size))
-        grad_act = grad_gates[:, t].unflatten(0, (4, hidden_size))
+        act = gates[:, t].view(4, hidden_size, batch_size)
+        grad_act = grad_gates[:, t].view(4, hidden_size, batch_size)
         gate_i, gate_f, gate_g, gate_o = act if mask is None else act * mask.at(t)
         tanh_c = cells[:, t].tanh()
         grad_h_t = grad_out[:, t] + grad_h

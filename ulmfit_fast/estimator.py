@@ -279,9 +279,7 @@ class ULMFiT:
             epochs=epochs, lr=lr, gradual_unfreezing=gradual_unfreezing, **settings
         )
         if labels is None:
-            corpus, found = read_labelled(
-                texts, text_column=text_column, label_column=label_column
-            )
+            corpus, found = read_labelled(texts, text_column=text_column, label_column=label_column)
             own: list[Label] = list(found)
         else:
             corpus, own = list(read_texts(texts, text_column=text_column)), list(labels)
@@ -366,7 +364,9 @@ class ULMFiT:
 
     def _require_language_model(self) -> LanguageModel:
         if self.language_model is None:
-            raise ValueError("there is no language model yet; call pretrain(texts) or load(dir) first")
+            raise ValueError(
+                "there is no language model yet; call pretrain(texts) or load(dir) first"
+            )
         return self.language_model
 
     def _require_tokenizer(self) -> Tokenizer:
@@ -400,9 +400,7 @@ class ULMFiT:
         save_model(directory, parts)
 
     @classmethod
-    def load(
-        cls, directory: Path, *, device: str | None = None, progress: bool = True
-    ) -> ULMFiT:
+    def load(cls, directory: Path, *, device: str | None = None, progress: bool = True) -> ULMFiT:
         """Read a model directory.
 
         Args:

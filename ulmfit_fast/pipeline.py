@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -110,9 +109,7 @@ def _optimizer(
     return optimizer, groups
 
 
-def _scheduler(
-    optimizer: Optimizer, settings: TrainingSettings, steps: int
-) -> LRScheduler | None:
+def _scheduler(optimizer: Optimizer, settings: TrainingSettings, steps: int) -> LRScheduler | None:
     if not settings.slanted:
         return None
     return SlantedTriangularLR(optimizer, max(1, steps), settings.cut_frac, settings.ratio)

@@ -3,12 +3,12 @@
 One Philox call maps a 64-bit key (the seed) and four 32-bit counter words to four random 32-bit
 words. Who owns which counter:
 
-| mask          | word 0           | word 1 | word 2              | word 3         | the four outputs |
-|---------------|------------------|--------|---------------------|----------------|------------------|
-| weight-drop   | u * H + k        | 0      | 2 * layer + reverse | KIND_WEIGHT    | gates i, f, g, o |
-| gate dropout  | b * H + u        | t      | 2 * layer + reverse | KIND_GATE      | gates i, f, g, o |
-| embedding     | token id         | 0      | 0                   | KIND_EMBEDDING | first one used   |
-| locked        | flat index // 4  | 0      | stream              | KIND_LOCKED    | index % 4        |
+| mask         | word 0          | word 1 | word 2              | word 3         | outputs        |
+|--------------|-----------------|--------|---------------------|----------------|----------------|
+| weight-drop  | u * H + k       | 0      | 2 * layer + reverse | KIND_WEIGHT    | gates i,f,g,o  |
+| gate dropout | b * H + u       | t      | 2 * layer + reverse | KIND_GATE      | gates i,f,g,o  |
+| embedding    | token id        | 0      | 0                   | KIND_EMBEDDING | first one used |
+| locked       | flat index // 4 | 0      | stream              | KIND_LOCKED    | index % 4      |
 
 An element is kept iff its word `r >= floor(p * 2**32)`, an integer comparison, so every device and
 every implementation of Philox gives the same bits.
@@ -329,7 +329,8 @@ def keep_mask(
     Returns:
         Bool `(n,)`.
     """
-    return _keep_mask(seed, n, p, kind, stream, torch.device(device or "cpu"))
+    keep: Tensor = _keep_mask(seed, n, p, kind, stream, torch.device(device or "cpu"))
+    return keep
 
 
 def embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
@@ -350,7 +351,8 @@ def embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
     Source:
         Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 4.3.
     """
-    return _embedding_keep(seed, token_ids, p)
+    keep: Tensor = _embedding_keep(seed, token_ids, p)
+    return keep
 
 
 def dropout_masks(

@@ -39,12 +39,12 @@ class EpochResult(NamedTuple):
 
     Attributes:
         loss: mean cross entropy in nats, without regularisers.
-        count: tokens (language model) or texts (classifier) trained on.
+        items: tokens (language model) or texts (classifier) trained on.
         seconds: wall time.
     """
 
     loss: float
-    count: int
+    items: int
     seconds: float
 
 

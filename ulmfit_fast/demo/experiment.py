@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,6 +39,7 @@ MAJORITY = "majority class"
 # One document in this many is kept out of language-model training to measure perplexity on.
 _HELD_OUT_EVERY = 40
 _EXAMPLES = 12
+_MOST_WORKERS = 6
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,15 @@ class _Run:
     """One run of the demo; its methods are the stages, in order."""
 
     def __init__(
-        self, settings: DemoSettings, seed: int, progress: bool, say: Callable[[str], None]
+        self,
+        settings: DemoSettings,
+        seed: int,
+        progress: bool,
+        say: Callable[[str], None],
+        pool: Executor,
     ) -> None:
         self.settings, self.seed, self.progress, self.say = settings, seed, progress, say
+        self.pool = pool
         self.seconds: dict[str, float] = {}
         self.tokens_per_second: dict[str, float] = {}
         self.perplexities: list[Perplexity] = []
@@ -127,8 +136,10 @@ class _Run:
 
     def read(self) -> None:
         """Read both corpora; nothing that a language model reads has a test sentence in it."""
-        general = [d for name in self.settings.general for d in read_docstrings(name)]
-        target = [d for name in self.settings.target for d in read_docstrings(name)]
+        packages = (*self.settings.general, *self.settings.target)
+        documents = dict(zip(packages, self.pool.map(read_docstrings, packages), strict=True))
+        general = [d for name in self.settings.general for d in documents[name]]
+        target = [d for name in self.settings.target for d in documents[name]]
         self.task: SwapTask = build_task(
             target,
             held_out=self.settings.held_out,
@@ -161,42 +172,82 @@ class _Run:
 
     def _record_speed(self, stage: str, model: ULMFiT) -> None:
         epochs = model.histories[stage].epochs
-        count, seconds = sum(e.count for e in epochs), sum(e.seconds for e in epochs)
+        count, seconds = sum(e.items for e in epochs), sum(e.seconds for e in epochs)
         self.tokens_per_second[stage] = round(count / seconds)
 
     def classify(self) -> None:
-        """Stage 3, for every number of labels, seed and method."""
-        for labels, epochs in zip(self.settings.label_counts, self.settings.epochs, strict=True):
-            for seed in range(self.settings.seeds):
-                self._classify_once(labels, epochs, seed)
+        """Stage 3, for every number of labels, seed and method: independent fits, one a core."""
+        jobs = [
+            _Job(method, labels, epochs, seed)
+            for labels, epochs in zip(self.settings.label_counts, self.settings.epochs, strict=True)
+            for seed in range(self.settings.seeds)
+            for method in (SCRATCH, PRETRAINED, FINE_TUNED, SCHEDULE)
+        ]
+        # The long ones first, so that no core idles at the end.
+        jobs.sort(key=lambda job: -job.labels * job.epochs)
+        with tempfile.TemporaryDirectory() as models:
+            self.pretrained.save(Path(models, PRETRAINED))
+            self.fine_tuned.save(Path(models, FINE_TUNED))
+            work = _Work(models, self.task, self.settings, self.seed)
+            results = {}
+            for job, (accuracy, classifier) in zip(jobs, self.pool.map(work, jobs), strict=True):
+                results[job] = accuracy
+                self.say(f"  {job.labels} labels, seed {job.seed}, {job.method}: {accuracy:.1%}")
+                if classifier is not None:
+                    self.classifier = classifier
+        for job in sorted(results, key=lambda job: (job.labels, job.seed)):
+            self._record_accuracy(job.method, job.labels, job.seed, results[job])
+        self._baselines()
 
-    def _classify_once(self, labels: int, epochs: int, seed: int) -> None:
-        task = self.task
-        texts, targets = task.subset(labels, seed=self.seed + seed)
-        scratch = self.pretrained.copy(language_model=None)
-        for method, start, settings in (
-            (SCRATCH, scratch, self.settings.plain),
-            (PRETRAINED, self.pretrained, self.settings.plain),
-            (FINE_TUNED, self.fine_tuned, self.settings.plain),
-            (SCHEDULE, self.fine_tuned, self.settings.schedule),
-        ):
-            self.say(f"{labels} labels, seed {seed}, {method}")
-            model = start.copy(seed=self.seed + 1000 * (seed + 1), progress=self.progress)
-            model.fit_classifier(texts, targets, epochs=epochs, **settings)
-            predictions = model.predict(task.test_texts)
-            right = [p == t for p, t in zip(predictions, task.test_labels, strict=True)]
-            self._record_accuracy(method, labels, seed, sum(right) / len(right))
-        self.classifier = model
-        tfidf = tfidf_baseline(texts, targets, task.test_texts, task.test_labels)
-        self._record_accuracy(TFIDF, labels, seed, tfidf)
-        majority = majority_baseline(targets, task.test_labels)
-        self._record_accuracy(MAJORITY, labels, seed, majority)
+    def _baselines(self) -> None:
+        test = self.task.test_texts, self.task.test_labels
+        for labels in self.settings.label_counts:
+            for seed in range(self.settings.seeds):
+                texts, targets = self.task.subset(labels, seed=self.seed + seed)
+                tfidf = tfidf_baseline(texts, targets, *test)
+                self._record_accuracy(TFIDF, labels, seed, tfidf)
+                majority = majority_baseline(targets, self.task.test_labels)
+                self._record_accuracy(MAJORITY, labels, seed, majority)
 
     def _record_accuracy(self, method: str, labels: int, seed: int, accuracy: float) -> None:
         self.accuracies.append(
             Accuracy(method=method, labels=labels, seed=seed, accuracy=round(accuracy, 5))
         )
-        self.say(f"    {method}: {100 * accuracy:.1f} %")
+
+
+class _Job(NamedTuple):
+    """One classifier to fit."""
+
+    method: str
+    labels: int
+    epochs: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Fits one classifier in a worker process."""
+
+    models: str
+    task: SwapTask
+    settings: DemoSettings
+    seed: int
+
+    def __call__(self, job: _Job) -> tuple[float, ULMFiT | None]:
+        """Return the accuracy on the test sentences, and the classifier that the report shows."""
+        torch.set_num_threads(1)
+        texts, targets = self.task.subset(job.labels, seed=self.seed + job.seed)
+        start = PRETRAINED if job.method in (SCRATCH, PRETRAINED) else FINE_TUNED
+        model = ULMFiT.load(Path(self.models, start), device="cpu", progress=False)
+        if job.method == SCRATCH:
+            model.language_model = None
+        model.seed = self.seed + 1000 * (job.seed + 1)
+        settings = self.settings.schedule if job.method == SCHEDULE else self.settings.plain
+        model.fit_classifier(texts, targets, epochs=job.epochs, **settings)
+        predictions = model.predict(self.task.test_texts)
+        right = [p == t for p, t in zip(predictions, self.task.test_labels, strict=True)]
+        shown = _Job(SCHEDULE, max(self.settings.label_counts), job.epochs, 0)
+        return sum(right) / len(right), model if job == shown else None
 
 
 def _split(documents: Sequence[Document]) -> tuple[list[str], list[str]]:
@@ -235,12 +286,16 @@ def run_demo(
     directory.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=directory).close()
     settings = settings or (QUICK if quick else FULL)
-    run = _Run(settings, seed, progress, say)
     start = time.perf_counter()
-    run.timed("read the docstrings", run.read)
-    run.timed("pre-train", run.pretrain)
-    run.timed("fine-tune the language model", run.fine_tune)
-    run.timed("fit the classifiers", run.classify)
+    workers = min(_MOST_WORKERS, os.cpu_count() or 1)
+    # Forking would copy the running threads' locks; a spawned worker starts clean.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        run = _Run(settings, seed, progress, say, pool)
+        run.timed("read the docstrings", run.read)
+        run.timed("pre-train", run.pretrain)
+        run.timed("fine-tune the language model", run.fine_tune)
+        run.timed("fit the classifiers", run.classify)
     run.seconds["total"] = round(time.perf_counter() - start, 1)
     metrics = _metrics(run, quick)
     _write_json(directory / "metrics.json", metrics)
@@ -300,9 +355,9 @@ def _machine() -> dict[str, Json]:
 
 
 def _size(model: ULMFiT, texts: Sequence[str]) -> Any:
-    assert_tokenizer = model.tokenizer
-    tokens = sum(len(ids) for ids in assert_tokenizer.encode_batch(texts)) if assert_tokenizer else 0
-    return {"documents": len(texts), "tokens": tokens}
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    return {"documents": len(texts), "tokens": sum(map(len, tokenizer.encode_batch(texts)))}
 
 
 def _curve(history: History, points: int = 100) -> Any:

@@ -118,7 +118,7 @@ class LSTM(nn.Module):
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * directions
             for reverse in range(directions):
-                shapes = {"weight_ih": (4 * hidden_size, width)}
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (4 * hidden_size, width)}
                 shapes["weight_hh"] = (4 * hidden_size, hidden_size)
                 if bias:
                     shapes["bias_ih"] = shapes["bias_hh"] = (4 * hidden_size,)
@@ -172,11 +172,10 @@ class LSTM(nn.Module):
 
     def backend_request(self, x: Tensor | PackedSequence) -> dict[str, Any]:
         """Describe a forward call to `backend.choose`; used by `backend.explain`."""
-        packed = isinstance(x, PackedSequence)
-        data: Tensor = x.data if packed else x  # type: ignore[union-attr]
         if isinstance(x, PackedSequence):
-            batch_size = int(x.batch_sizes[0])
+            data, batch_size = x.data, int(x.batch_sizes[0])
         else:
+            data = x
             batch_size = 1 if x.dim() == 2 else x.shape[0 if self.batch_first else 1]
         dropped = rng.gate_probabilities("gate_p", self.gate_p) if self.training else ()
         return {
@@ -185,7 +184,7 @@ class LSTM(nn.Module):
             "batch_size": batch_size,
             "hidden_size": self.hidden_size,
             "has_gate_mask": any(dropped),
-            "has_lengths": packed,
+            "has_lengths": isinstance(x, PackedSequence),
         }
 
     def forward(
@@ -217,7 +216,9 @@ class LSTM(nn.Module):
         """
         if isinstance(input, PackedSequence):
             if lengths is not None:
-                raise ValueError("lengths given with a PackedSequence, which has its own; drop them")
+                raise ValueError(
+                    "lengths given with a PackedSequence, which has its own"
+                )
             return self._forward_packed(input, hx, seed, masks)
         if input.dim() not in (2, 3):
             raise ValueError(
@@ -257,9 +258,8 @@ class LSTM(nn.Module):
                 f"input has {x.shape[-1]} features, expected input_size = {self.input_size}"
             )
         if hx is not None and packed.sorted_indices is not None:
-            hx = (hx[0].index_select(1, packed.sorted_indices),) + (
-                hx[1].index_select(1, packed.sorted_indices),
-            )
+            h_0, c_0 = (state.index_select(1, packed.sorted_indices) for state in hx)
+            hx = (h_0, c_0)
         state = self._layer_states(hx, x.shape[1], True)
         output, h_n, c_n = self._run(x, state, lengths.to(x.device), seed, masks)
         data = pack_padded_sequence(output, lengths).data
@@ -271,9 +271,7 @@ class LSTM(nn.Module):
         )
         return result, (h_n, c_n)
 
-    def _layer_states(
-        self, hx: State | None, batch_size: int, batched: bool
-    ) -> list[State | None]:
+    def _layer_states(self, hx: State | None, batch_size: int, batched: bool) -> list[State | None]:
         rows = self.num_layers * (2 if self.bidirectional else 1)
         if hx is None:
             return [None] * rows

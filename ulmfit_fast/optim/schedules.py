@@ -84,4 +84,4 @@ class SlantedTriangularLR(LRScheduler):
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of each group at the present step, from its lr_max alone."""
         share = self._share()
-        return [base * share for base in self.base_lrs]
+        return [float(base) * share for base in self.base_lrs]
