@@ -182,7 +182,7 @@ def test_resize_state() -> None:
 
 def test_detached_state_cuts_the_graph() -> None:
     encoder = AWDLSTM(config())
-    output, state = encoder(tokens(3, 2))
+    _, state = encoder(tokens(3, 2))
     assert state[0][0].requires_grad, "the loop detaches, not the module"
     assert not any(value.requires_grad for pair in detach_state(state) for value in pair)
 

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import ulmfit_fast as uf
-from ulmfit_fast import functional, rng
+from ulmfit_fast import functional
 from ulmfit_fast.functional import lstm
 
 DOUBLE = torch.float64
@@ -88,7 +88,7 @@ def test_injected_masks_equal_the_drawn_ones(dropout, backend):
 def test_gate_mask_blocks_do_not_show(monkeypatch):
     args = arguments()
     whole = gradients("eager", args, seed=5, gate_p=0.3)
-    monkeypatch.setattr("ulmfit_fast.eager._MASK_BLOCK", 2 * 3 * 6)
+    monkeypatch.setattr("ulmfit_fast.eager_steps._MASK_BLOCK", 2 * 3 * 6)
     assert_close(gradients("eager", args, seed=5, gate_p=0.3), whole, tolerance=0)
 
 
@@ -249,7 +249,7 @@ def test_one_bias_or_none():
 
 
 def test_strided_inputs():
-    x, state, *weights = arguments()
+    _, state, *weights = arguments()
     wide = torch.randn(3, 5, 8, dtype=DOUBLE)
     strided = wide[:, :, ::2].transpose(0, 1)
     for backend in ("eager", "torch"):
@@ -291,7 +291,7 @@ BAD = {
     "lengths-long": ({"lengths": torch.tensor([1, 9, 2])}, ValueError, "from 1 to 9"),
     "lengths-dtype": ({"lengths": torch.tensor([1.0, 1, 2])}, TypeError, "int64"),
     "masks": (
-        {"masks": rng.DropoutMasks(torch.ones(3, 3), None)},
+        {"masks": uf.DropoutMasks(torch.ones(3, 3), None)},
         ValueError,
         "masks.weight has shape",
     ),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import ulmfit_fast as uf
 from ulmfit_fast import rng
 
 
@@ -66,7 +67,7 @@ def test_torch_manual_seed_rules_the_seed():
 
 def test_weight_mask_cuts_a_fifth_of_the_connections_of_every_gate():
     hidden, p = 1152, 0.2
-    masks = rng.dropout_masks(2024, hidden_size=hidden, weight_p=p)
+    masks = uf.dropout_masks(2024, hidden_size=hidden, weight_p=p)
     connections = hidden * hidden
     sigma = math.sqrt(connections * p * (1 - p))
     assert round(connections * p) == 265_421
@@ -85,7 +86,7 @@ def test_weight_masks_of_the_gates_are_uncorrelated():
 @pytest.mark.parametrize("p", [(0.1, 0.3, 0.5, 0.9), (0.0, 1.0, 0.25, 0.0)], ids=str)
 def test_gate_mask_statistics_for_each_gate(p):
     steps, batch, hidden = 20, 16, 64
-    mask = rng.dropout_masks(1, hidden_size=hidden, batch_size=batch, steps=steps, gate_p=p).gate
+    mask = uf.dropout_masks(1, hidden_size=hidden, batch_size=batch, steps=steps, gate_p=p).gate
     assert mask.shape == (steps, batch, 4 * hidden)
     n = steps * batch * hidden
     for gate, probability in zip(mask.chunk(4, dim=2), p, strict=True):
@@ -102,15 +103,15 @@ def test_gate_masks_change_with_the_step_and_a_block_equals_the_whole():
 
 def test_sequence_mask_is_the_first_step():
     kwargs = {"hidden_size": 8, "batch_size": 3, "gate_p": (0.5, 0, 0.5, 0.5)}
-    step = rng.dropout_masks(9, steps=6, **kwargs).gate
-    sequence = rng.dropout_masks(9, steps=6, gate_mask="sequence", **kwargs).gate
+    step = uf.dropout_masks(9, steps=6, **kwargs).gate
+    sequence = uf.dropout_masks(9, steps=6, gate_mask="sequence", **kwargs).gate
     assert sequence.shape == (1, 3, 32)
     assert torch.equal(sequence[0], step[0])
 
 
 def test_layers_and_directions_have_masks_of_their_own():
     masks = [
-        rng.dropout_masks(9, hidden_size=16, weight_p=0.5, layer=layer, reverse=reverse).weight
+        uf.dropout_masks(9, hidden_size=16, weight_p=0.5, layer=layer, reverse=reverse).weight
         for layer in (0, 1)
         for reverse in (False, True)
     ]
@@ -123,7 +124,7 @@ def test_layers_and_directions_have_masks_of_their_own():
 def test_drop_weight_equals_the_exported_mask(p):
     weight = torch.randn(32, 8)
     ps = (p, 0.5, 0.0, 0.2)
-    mask = rng.dropout_masks(4, hidden_size=8, weight_p=ps, layer=1).weight
+    mask = uf.dropout_masks(4, hidden_size=8, weight_p=ps, layer=1).weight
     assert torch.equal(rng.drop_weight(weight, 4, ps, stream=2), weight * mask)
 
 
@@ -143,7 +144,7 @@ def test_keep_mask_and_embedding_keep():
 @pytest.mark.parametrize("p", [-0.1, 1.5, float("nan"), (0.1, 0.2), (0.1, 0.1, 0.1, 2.0)], ids=str)
 def test_bad_probabilities_are_named(p):
     with pytest.raises(ValueError, match="weight_p"):
-        rng.dropout_masks(1, hidden_size=4, weight_p=p)
+        uf.dropout_masks(1, hidden_size=4, weight_p=p)
 
 
 def test_operators_pass_opcheck():

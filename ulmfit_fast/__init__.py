@@ -15,9 +15,9 @@ if not (Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 from ulmfit_fast import backend, functional, nn, optim, rng
+from ulmfit_fast.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.nn import LSTM
 from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discriminative_groups
-from ulmfit_fast.rng import DropoutMasks, dropout_masks
 
 if TYPE_CHECKING:
     from ulmfit_fast.estimator import ULMFiT

@@ -1,12 +1,12 @@
 """Which implementation runs an LSTM layer: choose it, force it, explain it.
 
-| name        | what it is                                                    | where it runs      |
-|-------------|---------------------------------------------------------------|--------------------|
-| `triton`    | fused kernels, both dropouts inside                           | not in this version |
-| `torch`     | PyTorch's own fused LSTM, given the dropped recurrent weight  | no gate dropout    |
-| `eager`     | hand-written forward and backward in torch operations         | everywhere         |
-| `reference` | the equations in plain autograd; double backward              | everywhere         |
-| `auto`      | the fastest of them that can run the call                     |                    |
+| name        | what it is                                                   | where it runs       |
+|-------------|--------------------------------------------------------------|---------------------|
+| `triton`    | fused kernels, both dropouts inside                          | not in this version |
+| `torch`     | PyTorch's own fused LSTM, given the dropped recurrent weight | no gate dropout     |
+| `eager`     | hand-written forward and backward in torch operations        | everywhere          |
+| `reference` | the equations in plain autograd; double backward             | everywhere          |
+| `auto`      | the fastest of them that can run the call                    |                     |
 
 A backend asked for by name runs or raises; only `auto` chooses another one.
 """

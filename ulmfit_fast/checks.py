@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ulmfit_fast.rng import DropoutMasks
+from ulmfit_fast.masks import DropoutMasks
 
 __all__ = ["check_layer"]
 

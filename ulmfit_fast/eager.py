@@ -1,8 +1,8 @@
 """Hand-written forward and backward of one LSTM layer in torch operations.
 
-Everything is kept feature-major, `(4H, T, B)`: a step's recurrent product is then `(4H, H) @ (H, B)`,
-which the CPU's BLAS runs up to 1.6 times faster at small B than `(B, H) @ (H, 4H)`, and the weight
-gradients are single GEMMs over the same buffers, without a copy.
+Everything is kept feature-major, `(4H, T, B)`: a step's recurrent product is `(4H, H) @ (H, B)`,
+which a CPU runs faster at small B than `(B, H) @ (H, 4H)`, and the weight gradients are single
+GEMMs over the same buffers, without a copy.
 Half precision is computed in float32 and rounded to the input's dtype once a step, as h is
 exchanged in the compute dtype while c stays in float32.
 """
@@ -13,123 +13,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ulmfit_fast import rng
+from ulmfit_fast.eager_steps import Recurrence, gate_mask_of
 
 __all__ = ["lstm_backward", "lstm_forward"]
-
-# Gate masks are made for several steps at once: about this many Philox counters a call.
-_MASK_BLOCK = 1 << 16
-
-
-# Below this batch size and above this weight size, oneDNN beats the BLAS: it reads the weight in
-# place where the BLAS packs it anew at each step. Measured at H = 1152: 1.8 against 2.5 ms at
-# B = 16, 2.8 against 3.0 at B = 32, 4.6 against 4.0 at B = 48.
-_ONEDNN_BATCH_SIZE = 32
-_ONEDNN_WEIGHTS = 1 << 20
-
-
-class _Recurrence:
-    """The product of one weight with a new state at every step."""
-
-    def __init__(self, weight: Tensor, batch_size: int) -> None:
-        self._opaque = None
-        self._weight = weight
-        if (
-            batch_size <= _ONEDNN_BATCH_SIZE
-            and weight.numel() >= _ONEDNN_WEIGHTS
-            and weight.dtype == torch.float32
-            and weight.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        ):
-            self._opaque = weight.contiguous().to_mkldnn()
-
-    def product(self, state: Tensor) -> Tensor:
-        """Return `(rows, K) @ (K, B)`."""
-        if self._opaque is None:
-            return torch.mm(self._weight, state)
-        return F.linear(self._opaque, state.t().contiguous()).to_dense()
-
-    def add_product(self, out: Tensor, state: Tensor) -> None:
-        """Add `(rows, K) @ (K, B)` to out."""
-        if self._opaque is None:
-            out.addmm_(self._weight, state)
-        else:
-            out.add_(self.product(state))
-
-
-class _GateMask:
-    """The gate mask of one time step after the other, as `(4, H, B)`, never held for all T."""
-
-    def __init__(
-        self,
-        seed: Tensor,
-        shape: tuple[int, int, int],
-        p: Sequence[float],
-        *,
-        sequence: bool,
-        stream: int,
-        injected: Tensor | None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._seed, self._p, self._stream = seed, p, stream
-        self._steps, self._batch_size, self._hidden_size = shape
-        self._sequence = sequence if injected is None else injected.shape[0] == 1
-        self._injected, self._dtype, self._device = injected, dtype, device
-        self._block = max(1, _MASK_BLOCK // max(1, self._batch_size * self._hidden_size))
-        self._range, self._cache = range(0), torch.empty(0)
-
-    def at(self, t: int) -> Tensor:
-        if self._sequence:
-            t = 0
-        if self._injected is not None:
-            mask = self._injected[t].t().to(self._dtype)
-            return mask.reshape(4, self._hidden_size, self._batch_size)
-        if t not in self._range:
-            start = t - t % self._block
-            stop = 1 if self._sequence else min(self._steps, start + self._block)
-            self._range = range(start, stop)
-            keep = rng.gate_keep(
-                self._seed,
-                self._range,
-                self._batch_size,
-                self._hidden_size,
-                self._p,
-                stream=self._stream,
-                device=self._device,
-            )
-            by_gate = keep.view(len(self._range), self._batch_size, 4, self._hidden_size)
-            scale = torch.tensor(
-                [rng.keep_scale(p) for p in self._p], dtype=self._dtype, device=self._device
-            )
-            self._cache = by_gate.permute(0, 2, 3, 1) * scale[:, None, None]
-        return self._cache[t - self._range.start]
-
-
-def _gate_mask(
-    x: Tensor,
-    hidden_size: int,
-    seed: Tensor,
-    gate_p: Sequence[float],
-    sequence: bool,
-    stream: int,
-    injected: Tensor | None,
-    dtype: torch.dtype,
-) -> _GateMask | None:
-    if injected is None and not any(gate_p):
-        return None
-    return _GateMask(
-        seed,
-        (x.shape[0], x.shape[1], hidden_size),
-        gate_p,
-        sequence=sequence,
-        stream=stream,
-        injected=injected,
-        dtype=dtype,
-        device=x.device,
-    )
 
 
 def _dropped_weight(
@@ -189,8 +77,8 @@ def lstm_forward(
     hidden_size = w_hh.shape[1]
     compute = torch.promote_types(x.dtype, torch.float32)
     weight = _dropped_weight(w_hh, seed, weight_p, stream, weight_mask).to(compute)
-    recurrence = _Recurrence(weight, batch_size)
-    mask = _gate_mask(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
+    recurrence = Recurrence(weight, batch_size)
+    mask = gate_mask_of(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
 
     flat = x.reshape(steps * batch_size, input_size).to(compute)
     gates = torch.mm(w_ih.to(compute), flat.t())
@@ -296,8 +184,8 @@ def lstm_backward(
     elif any(weight_p):
         keep = rng.weight_keep(seed, hidden_size, weight_p, stream=stream, device=w_hh.device)
         weight = _apply_keep(w_hh, keep, weight_p)
-    recurrence = _Recurrence(weight.to(compute).t(), batch_size)
-    mask = _gate_mask(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
+    recurrence = Recurrence(weight.to(compute).t(), batch_size)
+    mask = gate_mask_of(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
 
     grad_gates = torch.empty_like(gates)
     grad_out = grad_output.to(compute).permute(2, 0, 1).contiguous()

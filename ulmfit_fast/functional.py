@@ -3,208 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ulmfit_fast import backend as backends
-from ulmfit_fast import eager, reference, rng
+from ulmfit_fast import reference, rng
 from ulmfit_fast.checks import check_layer
+from ulmfit_fast.masks import DropoutMasks, dropout_masks
+from ulmfit_fast.operators import drop_weight as _drop_weight
+from ulmfit_fast.operators import lstm_eager as _lstm_eager
 
 __all__ = ["lstm"]
-
-
-@torch.library.custom_op("ulmfit_fast::lstm_eager", mutates_args=())
-def _lstm_eager(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    lengths: Tensor | None,
-    seed: Tensor,
-    weight_p: Sequence[float],
-    gate_p: Sequence[float],
-    sequence: bool,
-    stream: int,
-    weight_mask: Tensor | None,
-    gate_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # The caller has cast already; autocast would take the loop's GEMMs to half precision.
-    with torch.autocast(x.device.type, enabled=False):
-        return eager.lstm_forward(
-            x,
-            h0,
-            c0,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            lengths,
-            seed,
-            weight_p,
-            gate_p,
-            sequence,
-            stream,
-            weight_mask,
-            gate_mask,
-        )
-
-
-@_lstm_eager.register_fake
-def _(
-    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    steps, batch_size, _ = x.shape
-    rows, hidden_size = w_hh.shape
-    compute = torch.promote_types(x.dtype, torch.float32)
-    return (
-        x.new_empty(steps, batch_size, hidden_size),
-        h0.new_empty(batch_size, hidden_size, dtype=x.dtype),
-        c0.new_empty(batch_size, hidden_size),
-        x.new_empty(rows, steps, batch_size, dtype=compute),
-        x.new_empty(hidden_size, steps, batch_size, dtype=compute),
-    )
-
-
-@torch.library.custom_op("ulmfit_fast::lstm_eager_backward", mutates_args=())
-def _lstm_eager_backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    grad_c_n: Tensor,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    lengths: Tensor | None,
-    seed: Tensor,
-    weight_p: Sequence[float],
-    gate_p: Sequence[float],
-    sequence: bool,
-    stream: int,
-    weight_mask: Tensor | None,
-    gate_mask: Tensor | None,
-    output: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        return eager.lstm_backward(
-            grad_output,
-            grad_h_n,
-            grad_c_n,
-            x,
-            h0,
-            c0,
-            w_ih,
-            w_hh,
-            lengths,
-            seed,
-            weight_p,
-            gate_p,
-            sequence,
-            stream,
-            weight_mask,
-            gate_mask,
-            output,
-            gates,
-            cells,
-            needs,
-        )
-
-
-@_lstm_eager_backward.register_fake
-def _(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    grad_c_n: Tensor,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    *rest: Any,
-) -> list[Tensor]:
-    needs = rest[-1]
-    bias = w_hh.new_empty(w_hh.shape[0])
-    likes = (x, h0, c0, w_ih, w_hh, bias)
-    return [
-        torch.empty_like(like, memory_format=torch.contiguous_format) if need else x.new_empty(0)
-        for like, need in zip(likes, needs, strict=True)
-    ]
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, w_ih, w_hh, _, _, lengths, seed, *scalars, weight_mask, gate_mask = inputs
-    out, _, _, gates, cells = output
-    ctx.save_for_backward(
-        x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, out, gates, cells
-    )
-    ctx.scalars = scalars
-    ctx.mark_non_differentiable(gates, cells)
-
-
-def _lstm_eager_gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, *kept = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    needs = [*wanted[:5], wanted[5] or wanted[6]]
-    results = _lstm_eager_backward(
-        *grads[:3],
-        x,
-        h0,
-        c0,
-        w_ih,
-        w_hh,
-        lengths,
-        seed,
-        *ctx.scalars,
-        weight_mask,
-        gate_mask,
-        *kept,
-        needs,
-    )
-    by_input = [grad if need else None for grad, need in zip(results, needs, strict=True)]
-    grad_bias = by_input.pop()
-    biases = (grad_bias if wanted[5] else None, grad_bias if wanted[6] else None)
-    return (*by_input, *biases, *([None] * 8))
-
-
-def _no_double_backward(ctx: Any, *grads: Any) -> None:
-    raise NotImplementedError(
-        'the eager LSTM has no double backward; use backend="reference" for second derivatives'
-    )
-
-
-_lstm_eager.register_autograd(_lstm_eager_gradients, setup_context=_save_for_backward)
-_lstm_eager_backward.register_autograd(_no_double_backward)
-
-
-@torch.library.custom_op("ulmfit_fast::drop_weight", mutates_args=())
-def _drop_weight(weight: Tensor, seed: Tensor, p: Sequence[float], stream: int) -> Tensor:
-    return rng.drop_weight(weight, seed, p, stream=stream)
-
-
-@_drop_weight.register_fake
-def _(weight: Tensor, seed: Tensor, p: Sequence[float], stream: int) -> Tensor:
-    return torch.empty_like(weight)
-
-
-def _save_seed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, seed, ctx.p, ctx.stream = inputs
-    ctx.save_for_backward(seed)
-
-
-def _drop_weight_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    (seed,) = ctx.saved_tensors
-    return _drop_weight(grad, seed, ctx.p, ctx.stream), None, None, None
-
-
-_drop_weight.register_autograd(_drop_weight_gradient, setup_context=_save_seed)
 
 
 def _lstm_torch(
@@ -237,7 +47,7 @@ def lstm(
     reverse: bool = False,
     layer: int = 0,
     seed: Tensor | int | None = None,
-    masks: rng.DropoutMasks | None = None,
+    masks: DropoutMasks | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run one LSTM layer in one direction, with weight-drop and gate dropout.
@@ -297,7 +107,7 @@ def lstm(
         masks, weight_ps, gate_ps = None, (0.0,) * 4, (0.0,) * 4
     if masks is not None:
         weight_ps = gate_ps = (0.0,) * 4
-    weight_mask, gate_masks = masks or rng.DropoutMasks(None, None)
+    weight_mask, gate_masks = masks or DropoutMasks(None, None)
     if state is None:
         zeros = x.new_zeros(batch_size, hidden_size)
         state = (zeros, zeros)
@@ -347,7 +157,7 @@ def lstm(
         output, h_n, c_n = _lstm_torch(x, h0, c0, w_ih, w_hh, biases, stream)
     else:
         if masks is None:
-            masks = rng.dropout_masks(
+            masks = dropout_masks(
                 seed,
                 hidden_size=hidden_size,
                 batch_size=batch_size,

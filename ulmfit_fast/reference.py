@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ulmfit_fast.rng import DropoutMasks
+from ulmfit_fast.masks import DropoutMasks
 
 __all__ = ["lstm_layer"]
 

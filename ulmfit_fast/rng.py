@@ -17,7 +17,6 @@ every implementation of Philox gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +26,8 @@ __all__ = [
     "KIND_GATE",
     "KIND_LOCKED",
     "KIND_WEIGHT",
-    "DropoutMasks",
     "draw_seed",
     "drop_weight",
-    "dropout_masks",
     "embedding_keep",
     "gate_keep",
     "gate_probabilities",
@@ -48,19 +45,6 @@ _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 # Six int64 work arrays of this length stay near the core; measured best between 2**16 and 2**17.
 _BLOCK = 1 << 16
-
-
-class DropoutMasks(NamedTuple):
-    """The masks of one LSTM layer and direction; each value is 0 or 1/(1-p).
-
-    Attributes:
-        weight: `(4H, H)` mask of the recurrent weight, or None for no weight-drop.
-        gate: `(T, B, 4H)` mask of the activated gates, `(1, B, 4H)` when one mask serves the whole
-            sequence, or None for no gate dropout.
-    """
-
-    weight: Tensor | None
-    gate: Tensor | None
 
 
 def draw_seed(generator: torch.Generator | None = None) -> Tensor:
@@ -353,72 +337,3 @@ def embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
     """
     keep: Tensor = _embedding_keep(seed, token_ids, p)
     return keep
-
-
-def dropout_masks(
-    seed: Tensor | int,
-    *,
-    hidden_size: int,
-    batch_size: int = 1,
-    steps: int = 1,
-    weight_p: float | Sequence[float] = 0.0,
-    gate_p: float | Sequence[float] = 0.0,
-    gate_mask: str = "step",
-    layer: int = 0,
-    reverse: bool = False,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> DropoutMasks:
-    """Export the masks that a forward call with this seed applies to one layer and direction.
-
-    Example:
-        >>> masks = dropout_masks(7, hidden_size=1152, weight_p=0.2)
-        >>> int((masks.weight[:1152] == 0).sum())  # connections cut inside gate i
-        265487
-
-    Args:
-        seed: the seed given to the forward call.
-        hidden_size: H.
-        batch_size: B; matters to the gate mask only.
-        steps: T; matters to the gate mask only.
-        weight_p: probability of dropping a recurrent weight, one or four (i, f, g, o).
-        gate_p: probability of dropping an activated gate, one or four.
-        gate_mask: "step" for a new gate mask at each time step, "sequence" for one in all.
-        layer: index of the layer in its stack.
-        reverse: True for the backward direction of a bidirectional layer.
-        dtype: dtype of the masks; None is PyTorch's default dtype.
-        device: where the masks are made.
-
-    Returns:
-        `DropoutMasks(weight, gate)`.
-
-    Raises:
-        ValueError: if a probability lies outside [0, 1], or `gate_mask` is unknown.
-    """
-    if gate_mask not in ("step", "sequence"):
-        raise ValueError(f'gate_mask is {gate_mask!r}, expected "step" or "sequence"')
-    stream = 2 * layer + int(reverse)
-    weight = gate = None
-    weight_ps = gate_probabilities("weight_p", weight_p)
-    if any(weight_ps):
-        keep = weight_keep(seed, hidden_size, weight_ps, stream=stream, device=device)
-        weight = _scaled(keep.view(4, -1), weight_ps, dtype).view(4 * hidden_size, hidden_size)
-    gate_ps = gate_probabilities("gate_p", gate_p)
-    if any(gate_ps):
-        times = range(steps if gate_mask == "step" else 1)
-        keep = gate_keep(
-            seed, times, batch_size, hidden_size, gate_ps, stream=stream, device=device
-        )
-        by_gate = keep.view(len(times), batch_size, 4, hidden_size)
-        gate = _scaled(by_gate, gate_ps, dtype).flatten(-2)
-    return DropoutMasks(weight, gate)
-
-
-def _scaled(keep: Tensor, p: Sequence[float], dtype: torch.dtype | None) -> Tensor:
-    """Turn keep-bits with a gate axis second to last into masks of 0 and 1/(1-p)."""
-    scale = torch.tensor(
-        [keep_scale(value) for value in p],
-        dtype=dtype or torch.get_default_dtype(),
-        device=keep.device,
-    )
-    return keep * scale[:, None]

@@ -20,12 +20,13 @@ import torch
 
 from ulmfit_fast.demo.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.demo.docstrings import Document, read_docstrings
+from ulmfit_fast.demo.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.demo.task import LABELS, SwapTask, build_task, without_sentences
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.report import Accuracy, Example, Json, LrTrace, Metrics, Perplexity, write_report
 from ulmfit_fast.training import History
 
-__all__ = ["FULL", "QUICK", "DemoSettings", "run_demo"]
+__all__ = ["run_demo"]
 
 _log = logging.getLogger("ulmfit_fast")
 
@@ -40,73 +41,6 @@ MAJORITY = "majority class"
 _HELD_OUT_EVERY = 40
 _EXAMPLES = 12
 _MOST_WORKERS = 6
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Everything that decides what a demo run does.
-
-    Attributes:
-        general: packages whose docstrings stage 1 reads.
-        target: packages whose docstrings stages 2 and 3 read.
-        held_out: test sentences.
-        label_counts: numbers of training labels.
-        seeds: runs for each number of labels, each with its own draw of the training sentences.
-        model: arguments of `ULMFiT`.
-        pretrain: arguments of `ULMFiT.pretrain`.
-        fine_tune: arguments of `ULMFiT.fine_tune_lm`.
-        epochs: classifier epochs for each number of labels.
-        plain: how the classifiers without the schedule are fitted: one constant rate, all layers.
-        schedule: discriminative rates, slanted triangular rates and gradual unfreezing.
-    """
-
-    general: tuple[str, ...]
-    target: tuple[str, ...]
-    held_out: int
-    label_counts: tuple[int, ...]
-    seeds: int
-    model: dict[str, Any]
-    pretrain: dict[str, Any]
-    fine_tune: dict[str, Any]
-    epochs: tuple[int, ...]
-    plain: dict[str, Any]
-    schedule: dict[str, Any]
-
-
-_MODEL: dict[str, Any] = {
-    "emb_size": 128,
-    "hidden_size": 256,
-    "num_layers": 2,
-    "max_vocab": 8000,
-    "min_freq": 2,
-    "drop_mult": 0.3,
-}
-FULL = DemoSettings(
-    general=("stdlib", "sympy"),
-    target=("numpy", "networkx", "torch"),
-    held_out=1500,
-    label_counts=(300, 1000, 3000),
-    seeds=3,
-    model=_MODEL,
-    pretrain={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
-    fine_tune={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
-    epochs=(12, 8, 5),
-    plain={"lr": 2e-3, "batch_size": 32, "factor": 1.0, "slanted": False, "gradual_unfreezing": 0},
-    schedule={"lr": 8e-3, "batch_size": 32, "gradual_unfreezing": 1},
-)
-QUICK = DemoSettings(
-    general=("stdlib",),
-    target=("networkx",),
-    held_out=400,
-    label_counts=(300, 1000),
-    seeds=1,
-    model={**_MODEL, "emb_size": 64, "hidden_size": 128, "max_vocab": 4000},
-    pretrain={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
-    fine_tune={"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40},
-    epochs=(4, 3),
-    plain=FULL.plain,
-    schedule=FULL.schedule,
-)
 
 
 class _Run:
@@ -157,7 +91,7 @@ class _Run:
 
     def fine_tune(self) -> None:
         """Stage 2 on the target corpus, its perplexities measured in one vocabulary."""
-        texts, held_out = self.target
+        texts, _ = self.target
         # Before and after are comparable in one vocabulary only: that of the target corpus.
         self.pretrained.use_vocabulary_of(texts)
         self._record_perplexities("before", self.pretrained)

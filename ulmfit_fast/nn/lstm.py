@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ulmfit_fast import backend as backends
 from ulmfit_fast import functional, rng
 from ulmfit_fast.checks import check_lengths
+from ulmfit_fast.masks import DropoutMasks
 
 __all__ = ["LSTM"]
 
@@ -194,7 +195,7 @@ class LSTM(nn.Module):
         *,
         lengths: Tensor | None = None,
         seed: Tensor | int | None = None,
-        masks: Sequence[rng.DropoutMasks] | None = None,
+        masks: Sequence[DropoutMasks] | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run the layers.
 
@@ -216,9 +217,7 @@ class LSTM(nn.Module):
         """
         if isinstance(input, PackedSequence):
             if lengths is not None:
-                raise ValueError(
-                    "lengths given with a PackedSequence, which has its own"
-                )
+                raise ValueError("lengths given with a PackedSequence, which has its own")
             return self._forward_packed(input, hx, seed, masks)
         if input.dim() not in (2, 3):
             raise ValueError(
@@ -248,7 +247,7 @@ class LSTM(nn.Module):
         packed: PackedSequence,
         hx: State | None,
         seed: Tensor | int | None,
-        masks: Sequence[rng.DropoutMasks] | None,
+        masks: Sequence[DropoutMasks] | None,
     ) -> tuple[PackedSequence, State]:
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
         in_order = PackedSequence(packed.data, packed.batch_sizes)
@@ -288,7 +287,7 @@ class LSTM(nn.Module):
         states: list[State | None],
         lengths: Tensor | None,
         seed: Tensor | int | None,
-        masks: Sequence[rng.DropoutMasks] | None,
+        masks: Sequence[DropoutMasks] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         directions = 2 if self.bidirectional else 1
         if masks is not None and len(masks) != len(states):
