@@ -11,7 +11,7 @@ TEST = [*DEMO, "pytest>=8", "pytest-benchmark>=4", "setuptools>=64", "wheel"]
 setup(
     name="ulmfit-fast",
     version="0.1.0",
-    description="Fast AWD-LSTM and ULMFiT for PyTorch, with weight-drop and gate dropout in the LSTM",
+    description="Fast AWD-LSTM and ULMFiT for PyTorch: weight-drop and gate dropout in the LSTM",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

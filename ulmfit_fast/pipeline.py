@@ -105,6 +105,8 @@ def _optimizer(
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        # One pass over the parameters instead of eight; the embedding is most of them.
+        fused=True,
     )
     return optimizer, groups
 
