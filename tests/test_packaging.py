@@ -1,0 +1,94 @@
+"""What a wheel holds, and that the kernels resolve from a checkout and from an install."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAZY = ["triton", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "sklearn"]
+
+
+def python(code, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        **kwargs,
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build a wheel from a copy of the sources, without network or build isolation."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("ulmfit_fast", "kernels"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--no-build-isolation", "-w", str(out), str(copy)], check=True)
+    (path,) = out.glob("ulmfit_fast-*.whl")
+    return path
+
+
+def test_wheel_holds_one_package_with_the_kernels_inside(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"ulmfit_fast"}
+    for path in (ROOT / "kernels").iterdir():
+        if path.suffix in {".py", ".md"}:
+            assert f"ulmfit_fast/kernels/{path.name}" in names
+    assert "ulmfit_fast/py.typed" in names
+    for path in (ROOT / "ulmfit_fast").rglob("*.py"):
+        assert path.relative_to(ROOT).as_posix() in names
+
+
+def test_wheel_names_the_program_and_the_licence(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (entry,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+    assert "ulmfit-fast = ulmfit_fast.cli:main" in archive.read(entry).decode()
+    (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+    text = archive.read(metadata).decode()
+    assert "Apache-2.0" in text
+    core = [line for line in text.splitlines() if line.startswith("Requires-Dist")]
+    core = [line.split()[1] for line in core if "extra ==" not in line]
+    assert sorted(name.split(">")[0].rstrip(";") for name in core) == ["numpy", "torch", "triton"]
+
+
+def test_kernels_has_no_init_that_would_shadow_another_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_kernels_resolve_from_an_unpacked_wheel(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = "import ulmfit_fast.kernels as k; print(list(k.__path__)[0])"
+    where = python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": ""})
+    assert Path(where) == tmp_path / "ulmfit_fast" / "kernels"
+
+
+def test_kernels_resolve_from_a_checkout():
+    code = "import ulmfit_fast.kernels as k; print(list(k.__path__)[0])"
+    where = python(code, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert Path(where) == ROOT / "kernels"
+
+
+def test_import_is_quiet_and_takes_nothing_but_torch():
+    code = f"import sys, ulmfit_fast; print([m for m in {LAZY} if m in sys.modules])"
+    assert python(code, cwd=ROOT) == "[]"
+
+
+def test_importing_the_estimator_does_not_need_the_demo_extra():
+    code = (
+        "import sys\n"
+        "for name in ('matplotlib', 'sklearn', 'networkx.algorithms', 'typer'):\n"
+        "    sys.modules[name] = None\n"
+        "import ulmfit_fast; print(ulmfit_fast.ULMFiT.__name__)"
+    )
+    assert python(code, cwd=ROOT) == "ULMFiT"
