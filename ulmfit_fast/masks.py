@@ -45,7 +45,7 @@ def dropout_masks(
     Example:
         >>> masks = dropout_masks(7, hidden_size=1152, weight_p=0.2)
         >>> int((masks.weight[:1152] == 0).sum())  # connections cut inside gate i
-        265487
+        265547
 
     Args:
         seed: the seed given to the forward call.

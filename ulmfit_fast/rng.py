@@ -300,7 +300,7 @@ def keep_mask(
 
     Example:
         >>> keep_mask(torch.tensor(7), 6, 0.5, kind=KIND_LOCKED).tolist()
-        [True, False, False, True, False, False]
+        [True, False, False, True, False, True]
 
     Args:
         seed: 0-d int64 CPU tensor.
@@ -321,8 +321,8 @@ def embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
     """Return whether each token's embedding row survives; equal ids share their fate.
 
     Example:
-        >>> embedding_keep(torch.tensor(7), torch.tensor([[5, 2], [2, 5]]), 0.5).tolist()
-        [[True, True], [True, True]]
+        >>> embedding_keep(torch.tensor(7), torch.tensor([[5, 4], [4, 5]]), 0.5).tolist()
+        [[False, True], [True, False]]
 
     Args:
         seed: 0-d int64 CPU tensor.
