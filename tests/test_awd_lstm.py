@@ -141,6 +141,44 @@ def test_chunks_with_carried_state_equal_the_whole() -> None:
         assert torch.allclose(c, c_last, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+def test_half_precision_does_not_depend_on_the_windows(autocast: bool) -> None:
+    # At width 1 nothing is summed, whose order could differ between the windows and the whole.
+    encoder = AWDLSTM(config(emb_size=1, hidden_size=1)).eval()
+    for rnn in encoder.rnns:
+        rnn.weight_hh_l0.data *= 4
+    if not autocast:
+        encoder.bfloat16()
+    words = tokens(60, 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        whole, last = encoder(words)
+        state: State | None = None
+        parts = []
+        for chunk in words.split(7):
+            part, state = encoder(chunk, state)
+            parts.append(part)
+    assert (torch.cat(parts) - whole).abs().max() == 0
+    for (h, c), (h_last, c_last) in zip(state, last, strict=True):
+        assert torch.equal(h, h_last) and torch.equal(c, c_last)
+        assert (h.dtype, c.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_full_precision_is_that_of_the_layers_bit_for_bit(dtype: torch.dtype) -> None:
+    encoder = AWDLSTM(config()).to(dtype).eval()
+    states: State | list[None] = [None] * 3
+    state: State | None = None
+    for words in tokens(9, 3).split(5):
+        x = encoder.encoder(words)
+        for layer, rnn in enumerate(encoder.rnns):
+            x, states[layer] = rnn(x, states[layer])
+        output, state = encoder(words, state)
+        assert torch.equal(output, x)
+        for pair, expected in zip(state, states, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(pair, expected, strict=True))
+            assert {value.dtype for value in pair} == {dtype}
+
+
 def test_lengths_stop_a_row() -> None:
     encoder = AWDLSTM(config()).double().eval()
     words = tokens(6, 3)

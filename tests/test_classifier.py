@@ -171,13 +171,14 @@ def test_lengths_of_any_integer_type(dtype: torch.dtype) -> None:
     ("tokens", "lengths", "error", "message"),
     [
         (torch.ones(4), torch.tensor([4]), ValueError, r"tokens must be \(T, B\), time first"),
-        (torch.ones(4, 2), torch.tensor([4.0, 1.0]), TypeError, "integers, got torch.float32"),
-        (torch.ones(4, 2), torch.tensor([4]), ValueError, r"shape \(2,\), one per column"),
+        (torch.ones(4, 2), [4, 1], TypeError, r"lengths is \[4, 1\] .list.*torch.tensor"),
+        (torch.ones(4, 2), torch.tensor([4.0, 1.0]), TypeError, r"torch.float32 \[4.0, 1.0\]"),
+        (torch.ones(4, 2), torch.tensor([4]), ValueError, r"one per column.*\(1,\), \[4\]: count"),
         (torch.ones(4, 2), torch.tensor([4, 5]), ValueError, r"length 5 of row 1 is outside"),
         (torch.ones(4, 2), torch.tensor([-1, 4]), ValueError, r"length -1 of row 0 is outside"),
         (torch.full((4, 1), 12), torch.tensor([4]), ValueError, "token id 12 is outside"),
     ],
-    ids=["rank", "float", "count", "long", "negative", "token"],
+    ids=["rank", "list", "float", "count", "long", "negative", "token"],
 )
 def test_bad_input(tokens, lengths, error, message) -> None:
     with pytest.raises(error, match=message):
@@ -188,6 +189,26 @@ def test_bad_input(tokens, lengths, error, message) -> None:
 def test_sizes_must_be_positive(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         TextClassifier(make().encoder, **{"num_classes": 2, name: 0})
+
+
+def test_tokens_given_as_a_list_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"tokens is \[\[4\]\] \(list\), expected a tensor"):
+        make()([[4]], torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "steps"),
+    [(torch.bfloat16, 1.0, 512), (torch.float16, 60_000.0, 4)],
+    ids=["bfloat16", "float16"],
+)
+def test_half_precision_is_pooled_in_float32(dtype: torch.dtype, value: float, steps: int) -> None:
+    output = torch.full((steps, 1, 2), value, dtype=dtype)
+    pool = ConcatPool(torch.tensor([0]), torch.tensor([steps]), like=output)
+    # In bfloat16 the sum would stand still at 256 + 1 = 256, in float16 it would overflow.
+    for start, window in enumerate(output.split(1)):
+        pool.add(window, start)
+    assert pool.result().dtype == torch.float32
+    assert torch.equal(pool.result(), output[:1, 0].float().repeat(1, 3))
 
 
 def test_pool_gradient_reaches_the_pooled_steps_only() -> None:

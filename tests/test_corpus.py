@@ -138,6 +138,18 @@ def test_labelled(tmp_path: Path) -> None:
     assert read_labelled(renamed, "x", "y") == (["a"], ["1"])
 
 
+def test_labels_that_look_alike_are_refused(tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.csv", "text,label\nx,0\ny,1\n")
+    objects = write(tmp_path / "a.jsonl", '{"text": "x", "label": 2}\n{"text": "y", "label": 1}\n')
+    message = r"a.jsonl, line 2: 'label' is 1 and '1' in .*a.csv, line 3.*as strings"
+    with pytest.raises(ValueError, match=message) as caught:
+        read_labelled([rows, objects])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"a.csv, line 3: 'label' is '1' and 1 in .*a.jsonl"):
+        read_labelled([objects, rows])
+    assert read_labelled([objects, objects])[1] == [2, 1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -40,6 +41,20 @@ def test_locked_dropout_back_propagates_through_its_own_mask() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_locked_dropout_keeps_the_dtype(dtype: torch.dtype) -> None:
     assert LockedDropout(0.5)(torch.ones(2, 3, 4, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("kind", ["locked", "embedding"])
+def test_scale_of_half_precision_is_not_rounded_to_half(kind: str) -> None:
+    p, x = 0.1, (1 + torch.rand(1, 2000, 8)).bfloat16()
+    if kind == "locked":
+        y = LockedDropout(p)(x)
+    else:
+        lookup = EmbeddingDropout(nn.Embedding.from_pretrained(x[0]), p)
+        y = lookup(torch.arange(2000)[None])
+    kept = y != 0
+    ratio = y[kept].double().mean() / x[kept].double().mean()
+    # 1/0.9 in bfloat16 is 1.109375, less by 1.6e-3 of it.
+    assert math.isclose(ratio, 1 / 0.9, rel_tol=3e-4)
 
 
 def test_locked_dropout_ends() -> None:
@@ -91,6 +106,30 @@ def test_embedding_dropout_gradient_skips_dropped_words_and_padding() -> None:
     expected = torch.where(y.detach()[:, 0] == 0, 0.0, 2.0)
     expected[1] = 0.0
     assert torch.equal(embedding.weight.grad, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_norm": 0.5},
+        {"max_norm": 0.5, "norm_type": 1.0},
+        {"scale_grad_by_freq": True},
+        {"sparse": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_embedding_dropout_keeps_the_options_of_the_embedding(options: dict[str, float]) -> None:
+    embedding, tokens = nn.Embedding(20, 4, **options), torch.randint(20, (30, 5))
+    twin = copy.deepcopy(embedding)
+    y, expected = EmbeddingDropout(embedding, 0.0)(tokens), twin(tokens)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(y, expected)
+    assert torch.equal(embedding.weight, twin.weight)
+    assert embedding.weight.grad.is_sparse == twin.weight.grad.is_sparse == ("sparse" in options)
+    assert torch.equal(embedding.weight.grad.to_dense(), twin.weight.grad.to_dense())
+    dropped = EmbeddingDropout(embedding, 0.5)(tokens)
+    assert torch.equal(dropped, torch.where(dropped == 0, 0.0, 2 * twin(tokens)))
 
 
 def test_embedding_dropout_ends() -> None:

@@ -1,5 +1,6 @@
 """Discriminative learning rates and gradual unfreezing."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,13 +82,13 @@ def test_a_sequence_opens_everything_after_its_last_stage():
     assert counts == [1, 2, 2, 5, 5]
 
 
-def train(modules, unfreezing, epochs, optimizer, scheduler=None):
+def train(modules, unfreezing, epochs, optimizer, scheduler=None, set_to_none=True):
     for _ in range(epochs):
         for _ in range(2):
             x = torch.randn(8, 4)
             for module in modules:
                 x = module(x).tanh()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=set_to_none)
             x.square().sum().backward()
             optimizer.step()
             if scheduler is not None:
@@ -121,7 +122,8 @@ def test_freezing_again_stops_an_optimizer_with_momentum():
     train(modules, unfreezing, 3, optimizer)
     unfreezing.load_state_dict(start)
     frozen = modules[0].weight.clone()
-    train(modules, unfreezing, 1, optimizer)
+    # A gradient of zeros is a gradient still: Adam would go on by its momentum.
+    train(modules, unfreezing, 1, optimizer, set_to_none=False)
     assert torch.equal(modules[0].weight, frozen)
 
 
@@ -151,15 +153,43 @@ def test_resumes_from_its_state():
         uf.GradualUnfreezing(layers(), epochs_per_stage=3).load_state_dict(unfreezing.state_dict())
 
 
+@pytest.mark.parametrize("stages", [np.int64(2), np.array([2, 2]), (2, np.int32(2))], ids=repr)
+def test_epochs_may_be_integers_of_numpy(stages):
+    unfreezing = uf.GradualUnfreezing(layers(), epochs_per_stage=stages)
+    assert unfreezing.state_dict()["epochs_per_stage"] == [2, 2]
+    assert {type(n) for n in unfreezing.state_dict()["epochs_per_stage"]} == {int}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "the state has no 'epoch', expected that of a GradualUnfreezing"),
+        ({"epoch": 1}, "the state has no 'epochs_per_stage'"),
+        ({"epoch": -1, "epochs_per_stage": [1, 1]}, "epoch is -1 in the state"),
+        ({"epoch": 1.5, "epochs_per_stage": [1, 1]}, "epoch is 1.5 in the state"),
+    ],
+    ids=["empty", "no-plan", "negative", "half"],
+)
+def test_state_of_something_else_is_refused(state, message):
+    modules = layers()
+    unfreezing = uf.GradualUnfreezing(modules)
+    with pytest.raises(ValueError, match=message):
+        unfreezing.load_state_dict(state)
+    assert open_layers(modules) == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("groups", "stages", "message"),
     [
         ([], 1, "0 groups"),
         (layers(), 0, "epochs_per_stage is 0"),
         (layers(), [1, 0], "expected at least 1 each"),
+        (layers(), 1.5, "epochs_per_stage is 1.5, expected .* whole"),
+        (layers(), [1, 1.5], r"epochs_per_stage is \[1, 1.5\], expected .* whole"),
+        (layers(), None, "epochs_per_stage is None"),
         (layers(), [1, 1, 1, 1], "4 stages for 3 groups"),
     ],
-    ids=["none", "zero", "zero-stage", "too-many"],
+    ids=["none", "zero", "zero-stage", "half", "half-stage", "no-plan", "too-many"],
 )
 def test_bad_plans(groups, stages, message):
     with pytest.raises(ValueError, match=message):

@@ -92,6 +92,21 @@ def test_ignored_targets_and_smoothing() -> None:
     assert torch.allclose(smooth.cross_entropy, expected)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1], ids=str)
+def test_a_batch_of_ignored_targets_alone_trains_nothing(label_smoothing: float) -> None:
+    out, words = output(), torch.full((4, 3), -100)
+    loss = language_model_loss(out, words, label_smoothing=label_smoothing)
+    assert loss.cross_entropy == 0
+    assert torch.equal(loss.total, loss.activation + loss.temporal)
+    loss.total.backward()
+    assert torch.equal(out.logits.grad, torch.zeros_like(out.logits))
+
+
+def test_no_targets_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"targets have shape \(0, 3\), expected at least one"):
+        language_model_loss(output(0), targets(0))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words", "error", "message"),
     [
@@ -99,9 +114,10 @@ def test_ignored_targets_and_smoothing() -> None:
         ({}, targets().float(), TypeError, r"int64 ids, got torch\.float32"),
         ({"alpha": -1.0}, targets(), ValueError, r"alpha must be at least 0, got -1\.0"),
         ({"beta": math.nan}, targets(), ValueError, "beta must be at least 0, got nan"),
+        ({"label_smoothing": 1.5}, targets(), ValueError, r"must be in \[0, 1\], got 1\.5"),
         ({"ar_on": "both"}, targets(), ValueError, "ar_on must be 'dropped' or 'raw', got 'both'"),
     ],
-    ids=["shape", "dtype", "alpha", "beta", "ar_on"],
+    ids=["shape", "dtype", "alpha", "beta", "smoothing", "ar_on"],
 )
 def test_refuses(kwargs, words, error, message) -> None:
     with pytest.raises(error, match=message):

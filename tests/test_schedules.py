@@ -2,6 +2,7 @@
 
 import io
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,8 +63,12 @@ def test_never_negative_and_one_peak(cut_frac, ratio):
         assert min(rates) >= 0
         assert max(rates) <= 0.01 * (1 + 1e-12)
         top = rates.index(max(rates))
-        assert rates[: top + 1] == sorted(rates[: top + 1])
-        assert rates[top:] == sorted(rates[top:], reverse=True)
+        assert all(a < b for a, b in pairwise(rates[: top + 1]))
+        assert all(a > b for a, b in pairwise(rates[top + 1 :]))
+        if total_steps % 10 == 0:  # the cut is a whole number, so a step falls on it
+            peaks = [step for step, rate in enumerate(rates) if rate == pytest.approx(0.01)]
+            assert peaks == [round(total_steps * cut_frac)]
+            assert rates[top] == pytest.approx(0.01, rel=1e-12)
 
 
 def test_groups_keep_their_proportions():
@@ -98,6 +103,79 @@ def test_resumes_bit_for_bit(ratio):
         again.step()
 
 
+def train(optimizer, scheduler, steps):
+    """Return the rates of each step and the weights after it."""
+    seen = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        weights = [group["params"][0] for group in optimizer.param_groups]
+        torch.stack(weights).square().sum().backward()
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        optimizer.step()
+        scheduler.step()
+        seen.append((rates, [weight.tolist() for weight in weights]))
+    return seen
+
+
+@pytest.mark.parametrize("tensors", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("ratio", [32, math.inf])
+@pytest.mark.parametrize(
+    "order",
+    ["make schedule optimizer", "make optimizer schedule", "optimizer make schedule"],
+)
+def test_the_order_of_resume_does_not_matter(order, ratio, tensors):
+    def start(*lrs):
+        lrs = [torch.tensor(lr, dtype=torch.float64) if tensors else lr for lr in lrs]
+        groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": lr} for lr in lrs]
+        return torch.optim.Adam(groups, foreach=False)
+
+    for stop in (0, 1, 9, 20):
+        first = start(0.001, 0.01)
+        scheduler = uf.SlantedTriangularLR(first, 20, ratio=ratio)
+        train(first, scheduler, stop)
+        resumed = start(0.5, 0.5)
+        for new, old in zip(resumed.param_groups, first.param_groups, strict=True):
+            new["params"][0].data.copy_(old["params"][0].data)
+        file = io.BytesIO()
+        torch.save([first.state_dict(), scheduler.state_dict()], file)
+        file.seek(0)
+        optimizer_state, scheduler_state = torch.load(file, weights_only=True)
+        for part in order.split():
+            if part == "make":
+                again = uf.SlantedTriangularLR(resumed, 20)
+            elif part == "optimizer":
+                resumed.load_state_dict(optimizer_state)
+            else:
+                tensor = resumed.param_groups[0]["lr"]
+                again.load_state_dict(scheduler_state)
+                assert not tensors or resumed.param_groups[0]["lr"] is tensor, "filled in place"
+        assert again.get_last_lr() == scheduler.get_last_lr()
+        assert resumed.param_groups[0]["initial_lr"] == pytest.approx(0.001)
+        assert train(resumed, again, 22 - stop) == train(first, scheduler, 22 - stop)
+
+
+def test_a_second_schedule_starts_from_the_present_rates():
+    optimizer = optimizer_of(0.01, 0.02)
+    uf.SlantedTriangularLR(optimizer, 40)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.3
+    second = uf.SlantedTriangularLR(optimizer, 40, ratio=2)
+    assert second.base_lrs == [0.3, 0.3]
+    assert second.get_last_lr() == [0.15, 0.15]
+    resumed = uf.SlantedTriangularLR(optimizer, 40, last_epoch=3)
+    assert resumed.base_lrs == [0.3, 0.3]
+
+
+def test_state_of_something_else_is_refused():
+    scheduler = uf.SlantedTriangularLR(optimizer_of(0.01), 40)
+    with pytest.raises(ValueError, match="the state has no 'base_lrs'"):
+        scheduler.load_state_dict({})
+    other = uf.SlantedTriangularLR(optimizer_of(0.01, 0.1), 40)
+    with pytest.raises(ValueError, match="the state has 2 rates, expected 1"):
+        scheduler.load_state_dict(other.state_dict())
+    assert scheduler.base_lrs == [0.01]
+
+
 def test_resumes_from_last_epoch():
     whole = trace(40)
     optimizer = optimizer_of(0.01)
@@ -110,6 +188,11 @@ def test_resumes_from_last_epoch():
     ("kwargs", "message"),
     [
         ({"total_steps": 0}, "total_steps is 0"),
+        ({"total_steps": 2.5}, "total_steps is 2.5, expected a whole number"),
+        ({"total_steps": math.nan}, "total_steps is nan, expected a whole number"),
+        ({"last_epoch": -2}, "last_epoch is -2, expected a whole number, at least -1"),
+        ({"last_epoch": 0.5}, "last_epoch is 0.5"),
+        ({"cut_frac": math.nan}, "cut_frac is nan"),
         ({"cut_frac": 0.0}, "cut_frac is 0.0"),
         ({"cut_frac": 1.0}, "cut_frac is 1.0"),
         ({"ratio": 0.5}, "ratio is 0.5"),

@@ -100,11 +100,19 @@ def read_labelled(
     Raises:
         FileNotFoundError: if a file does not exist.
         ValueError: if a file is not UTF-8, is malformed or empty, lacks a column or a label, or is
-            of another kind.
+            of another kind; or if a label occurs as a string and as an integer.
     """
     paths = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     texts: list[str] = []
     labels: list[Label] = []
+    seen: dict[str, tuple[Label, str]] = {}
+    for name in paths:
+        is_text = isinstance(name, str) and not name.lower().endswith(_SUFFIXES)
+        if is_text and not _exists(Path(name)):
+            raise ValueError(
+                f"got the string {name!r:.60} and no labels; pass labels, or the path of a .csv or "
+                ".jsonl file that holds them"
+            )
     for path in [_checked_path(path) for path in paths]:
         if path.suffix.lower() == ".txt":
             raise ValueError(f"{path} has no labels, expected a .csv or .jsonl file with labels")
@@ -113,6 +121,13 @@ def read_labelled(
                 raise ValueError(
                     f"{path}, line {line}: {label_column!r} is empty, expected a label; "
                     "fill it in or drop the row"
+                )
+            first, where = seen.setdefault(str(label), (label, f"{path}, line {line}"))
+            if first != label:
+                raise ValueError(
+                    f"{path}, line {line}: {label_column!r} is {label!r:.60} and {first!r:.60} in "
+                    f"{where}, expected one kind: they would be two classes; write the integers "
+                    'of .jsonl files as strings, such as "1"'
                 )
             texts.append(text)
             labels.append(label)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout, embed
 from ulmfit_fast.nn.lstm import LSTM
-from ulmfit_fast.nn.state import State, prepare_state
+from ulmfit_fast.nn.state import State, first_state, prepare_state
 
 EMBEDDING_BOUND = 0.1
 
@@ -63,7 +63,8 @@ class AWDLSTM(nn.Module):
 
         Returns:
             The last layer's output (T, B, E), before any output dropout, and the new state: per
-            layer (h, c), each (1, B, H_l), still attached to the graph.
+            layer (h, c), each (1, B, H_l), still attached to the graph; c is in float32 where h is
+            in half precision.
 
         Raises:
             TypeError: if tokens are not integers, or the state is not (h, c) pairs.
@@ -74,15 +75,15 @@ class AWDLSTM(nn.Module):
                 f"tokens must be (T, B), time first, got shape {tuple(tokens.shape)}: "
                 "one text alone is tokens.unsqueeze(1)"
             )
-        weight = self.encoder.weight
-        incoming: State | list[None] = [None] * len(self.sizes)
-        if state is not None:
+        weight, batch = self.encoder.weight, tokens.shape[1]
+        incoming: State | list[None]
+        if state is None:
+            incoming = first_state(
+                self.sizes, batch=batch, dtype=weight.dtype, device=weight.device
+            )
+        else:
             incoming = prepare_state(
-                state,
-                self.sizes,
-                batch=tokens.shape[1],
-                dtype=weight.dtype,
-                device=weight.device,
+                state, self.sizes, batch=batch, dtype=weight.dtype, device=weight.device
             )
         x = embed(self.encoder, tokens, self.config.embed_p if self.training else 0.0)
         x = self.input_dropout(x)

@@ -73,8 +73,8 @@ class EmbeddingDropout(nn.Module):
     """Look tokens up in an embedding and drop whole word types.
 
     A token id has one fate in a forward, wherever it occurs. Only the fates of the tokens at hand
-    are computed: the (V, E) weight is neither copied nor changed, so a decoder tied to it sees it
-    undropped.
+    are computed: the (V, E) weight is neither copied nor dropped from, so a decoder tied to it sees
+    it undropped.
 
     Example:
         >>> import torch
@@ -84,7 +84,8 @@ class EmbeddingDropout(nn.Module):
         ((3, 1, 2), True)
 
     Args:
-        embedding: the embedding to look up in; its `padding_idx` row gets no gradient from here.
+        embedding: the embedding to look up in, with all its options: its `padding_idx` row gets no
+            gradient from here, `max_norm` shortens rows in place before the dropout.
         p: probability of dropping a word type, in [0, 1]; 1 gives zeros.
 
     Raises:
@@ -142,7 +143,15 @@ def embed(embedding: nn.Embedding, tokens: Tensor, p: float) -> Tensor:
         ValueError: if a token on the CPU is outside [0, V).
     """
     _check_tokens(tokens, embedding.num_embeddings)
-    vectors = F.embedding(tokens, embedding.weight, embedding.padding_idx)
+    vectors = F.embedding(
+        tokens,
+        embedding.weight,
+        embedding.padding_idx,
+        embedding.max_norm,
+        embedding.norm_type,
+        embedding.scale_grad_by_freq,
+        embedding.sparse,
+    )
     if p == 0.0:
         return vectors
     keep = rng.embedding_keep(rng.draw_seed(), tokens, p)

@@ -67,14 +67,17 @@ class TextClassifier(nn.Module):
         self.num_classes = num_classes
         self.bptt = bptt
         self.max_len = max_len
+        self.hidden = hidden
+        self.output_p = check_probability("output_p", output_p)
+        self.head_p = check_probability("head_p", head_p)
         width = 3 * encoder.config.emb_size
         self.head = nn.Sequential(
             _BatchNorm(width),
-            nn.Dropout(check_probability("output_p", output_p)),
+            nn.Dropout(self.output_p),
             nn.Linear(width, hidden, bias=False),
             nn.ReLU(),
             _BatchNorm(hidden),
-            nn.Dropout(check_probability("head_p", head_p)),
+            nn.Dropout(self.head_p),
             nn.Linear(hidden, num_classes, bias=False),
         )
 
@@ -92,7 +95,7 @@ class TextClassifier(nn.Module):
             Logits, (B, C).
 
         Raises:
-            TypeError: if tokens or lengths are not integers.
+            TypeError: if tokens or lengths are not tensors of integers.
             ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
                 outside [0, V).
         """
@@ -110,7 +113,7 @@ class TextClassifier(nn.Module):
             [last, max, mean] of the outputs, (B, 3E), the dtype of the head; zeros for no tokens.
 
         Raises:
-            TypeError: if tokens or lengths are not integers.
+            TypeError: if tokens or lengths are not tensors of integers.
             ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
                 outside [0, V).
         """
@@ -153,17 +156,27 @@ class _BatchNorm(nn.BatchNorm1d):
 
 
 def _checked_lengths(tokens: Tensor, lengths: Tensor) -> list[int]:
+    for name, value in (("tokens", tokens), ("lengths", lengths)):
+        if not isinstance(value, Tensor):
+            shown = " ".join(repr(value).split())  # an array's repr has several lines
+            raise TypeError(
+                f"{name} is {shown:.60} ({type(value).__name__}), expected a tensor of integers: "
+                f"pass torch.tensor({name})"
+            )
     if tokens.dim() != 2:
         raise ValueError(
             f"tokens must be (T, B), time first, got shape {tuple(tokens.shape)}: "
             "one text alone is tokens.unsqueeze(1)"
         )
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths must be integers, got {lengths.dtype}: count tokens of each text")
+        raise TypeError(
+            f"lengths must be integers, got {lengths.dtype} {lengths.tolist()!s:.60}: "
+            "count the tokens of each text"
+        )
     if lengths.shape != tokens.shape[1:]:
         raise ValueError(
-            f"lengths must have shape ({tokens.shape[1]},), one per column of tokens, "
-            f"got {tuple(lengths.shape)}"
+            f"lengths must have shape ({tokens.shape[1]},), one per column of tokens, got "
+            f"{tuple(lengths.shape)}, {lengths.tolist()!s:.60}: count the tokens of each column"
         )
     # The number of windows depends on the lengths: the one place that waits for the device.
     counts: list[int] = lengths.tolist()

@@ -15,7 +15,8 @@ class LMLoss(NamedTuple):
     """The parts of a language model's loss, each a scalar in float32 (float64 for float64 models).
 
     Attributes:
-        cross_entropy: mean over the targets, in nats; its exponential is the perplexity.
+        cross_entropy: mean over the targets that count, in nats; its exponential is the perplexity.
+            0 where no target counts, so that such a batch trains nothing through it.
         activation: AR, alpha * mean(output ** 2).
         temporal: TAR, beta * mean((output[t + 1] - output[t]) ** 2).
         total: the sum of the three, the value to back-propagate.
@@ -56,16 +57,17 @@ def language_model_loss(
         beta: weight of TAR; 0 leaves it out. A sequence of one step has none.
         ar_on: AR on the output after ("dropped") or before ("raw") output dropout. TAR is always
             on the output before it.
-        label_smoothing: share of the target spread over all word types, in [0, 1].
-        ignore_index: target that does not count.
+        label_smoothing: share of the target spread evenly over all V word types, in [0, 1].
+        ignore_index: target that does not count in the cross entropy; the regularisers are means
+            over all outputs.
 
     Returns:
         The parts and their sum, accumulated in at least float32.
 
     Raises:
         TypeError: if targets are not int64.
-        ValueError: if targets are not (T, B) like the output, alpha or beta is negative, or ar_on
-            is another word.
+        ValueError: if targets are not (T, B) like the output or there are none, alpha or beta is
+            negative, label_smoothing is outside [0, 1], or ar_on is another word.
 
     Source:
         Merity et al. (2018), section 4.6 (alpha, beta); total = CE + AR + TAR.
@@ -78,17 +80,30 @@ def language_model_loss(
             f"targets must be {tuple(logits.shape[:2])} like the output, got "
             f"{tuple(targets.shape)}: both are time first"
         )
+    if targets.numel() == 0:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}, expected at least one: a mean over none "
+            "is not a number; leave the batch out"
+        )
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not value >= 0.0:
             raise ValueError(f"{name} must be at least 0, got {value}: 0 leaves the term out")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(
+            f"label_smoothing must be in [0, 1], got {label_smoothing}: it is the share of the "
+            "target spread over all word types"
+        )
     if ar_on not in ("dropped", "raw"):
         raise ValueError(f"ar_on must be 'dropped' or 'raw', got {ar_on!r}")
-    cross_entropy = F.cross_entropy(
+    # The mean that F.cross_entropy takes itself is 0 / 0 where every target is ignored.
+    summed = F.cross_entropy(
         logits.flatten(0, 1),
         targets.flatten(),
+        reduction="sum",
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
     )
+    cross_entropy = summed / (targets != ignore_index).sum().clamp(min=1)
     activation = temporal = logits.new_zeros(())
     if alpha > 0.0:
         active = _at_least_float32(output.dropped if ar_on == "dropped" else output.raw)

@@ -54,7 +54,8 @@ def prepare_state(
     """Check a state against the layers and bring it to their batch, dtype and device.
 
     A state may come from before `model.double()` or `model.to(device)`, or from inside autocast,
-    where h is in half precision. Under autocast the parameters, and with them c, are in float32.
+    where h is in half precision. c is never narrower than float32: h is rounded at each step
+    anyway, but a rounded c would make the result depend on where a text is cut into windows.
 
     Example:
         >>> import torch
@@ -72,7 +73,8 @@ def prepare_state(
         device: device of the layers' parameters.
 
     Returns:
-        The state for this forward; gradients flow through the conversion.
+        The state for this forward, h in dtype and c in it or in float32, whichever is wider;
+        gradients flow through the conversion.
 
     Raises:
         TypeError: if the state is not a sequence of (h, c) pairs of floating tensors.
@@ -90,7 +92,45 @@ def prepare_state(
         )
     for layer, (pair, size) in enumerate(zip(state, sizes, strict=True)):
         _check_pair(layer, pair, size)
-    return [(h.to(device, dtype), c.to(device, dtype)) for h, c in resize_state(state, batch)]
+    wide = torch.promote_types(dtype, torch.float32)
+    return [(h.to(device, dtype), c.to(device, wide)) for h, c in resize_state(state, batch)]
+
+
+def first_state(
+    sizes: Sequence[int], *, batch: int, dtype: torch.dtype, device: torch.device
+) -> State | list[None]:
+    """Return the state before the first token: zeros, c in float32 where h is in half precision.
+
+    Example:
+        >>> import torch
+        >>> fit = dict(batch=4, device=torch.device("cpu"))
+        >>> (h, c), = first_state([3], dtype=torch.bfloat16, **fit)
+        >>> h.dtype, c.dtype
+        (torch.bfloat16, torch.float32)
+        >>> first_state([3], dtype=torch.float32, **fit)
+        [None]
+
+    Args:
+        sizes: H_l of each layer.
+        batch: rows of the input.
+        dtype: dtype of the layers' parameters.
+        device: device of the layers' parameters.
+
+    Returns:
+        Per layer (h, c), each (1, batch, H_l); None per layer where the layers' own zeros are wide
+        enough.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    if not half and not torch.is_autocast_enabled(device.type):
+        return [None] * len(sizes)
+    wide = torch.promote_types(dtype, torch.float32)
+    return [
+        (
+            torch.zeros(1, batch, size, dtype=dtype, device=device),
+            torch.zeros(1, batch, size, dtype=wide, device=device),
+        )
+        for size in sizes
+    ]
 
 
 def _check_pair(layer: int, pair: object, size: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,8 +39,8 @@ class GradualUnfreezing:
             group for an epoch, the last two for an epoch, then everything.
 
     Raises:
-        ValueError: if there is no group, a number of epochs is below 1, or there are more stages
-            than groups.
+        ValueError: if there is no group, a number of epochs is below 1 or not whole, or there are
+            more stages than groups.
         TypeError: if the model has no layer groups.
 
     Source:
@@ -55,13 +56,9 @@ class GradualUnfreezing:
         if not self._groups:
             raise ValueError("model_groups has 0 groups, expected at least one")
         count = len(self._groups)
-        if isinstance(epochs_per_stage, int):
-            stages = [epochs_per_stage] * (count - 1)
-            checked: Sequence[int] = [epochs_per_stage]
-        else:
-            checked = stages = list(epochs_per_stage)
-        if any(epochs < 1 for epochs in checked):
-            raise ValueError(f"epochs_per_stage is {epochs_per_stage}, expected at least 1 each")
+        stages = _checked_stages(epochs_per_stage)
+        if not isinstance(epochs_per_stage, Iterable):
+            stages = stages * (count - 1)
         if len(stages) > count:
             raise ValueError(
                 f"epochs_per_stage has {len(stages)} stages for {count} groups, expected at most "
@@ -112,12 +109,38 @@ class GradualUnfreezing:
         """Resume: open the groups that were open when the state was saved.
 
         Raises:
-            ValueError: if the state is of another plan.
+            ValueError: if it is no state of gradual unfreezing, or is of another plan.
         """
+        missing = sorted({"epoch", "epochs_per_stage"} - set(state_dict))
+        if missing:
+            raise ValueError(
+                f"the state has no {missing[0]!r}, expected that of a GradualUnfreezing; "
+                "pass what state_dict() returned"
+            )
+        epoch = state_dict["epoch"]
+        if not isinstance(epoch, int) or epoch < 0:
+            raise ValueError(
+                f"epoch is {epoch!r} in the state, expected a whole number, at least 0; "
+                "pass what state_dict() returned"
+            )
         if list(state_dict["epochs_per_stage"]) != self.epochs_per_stage:
             raise ValueError(
                 f"the saved plan is {state_dict['epochs_per_stage']}, expected "
                 f"{self.epochs_per_stage}; build GradualUnfreezing with the saved plan"
             )
-        self.epoch = int(state_dict["epoch"])
+        self.epoch = epoch
         self._apply()
+
+
+def _checked_stages(epochs_per_stage: int | Sequence[int]) -> list[int]:
+    stages = epochs_per_stage if isinstance(epochs_per_stage, Iterable) else [epochs_per_stage]
+    try:
+        whole = [operator.index(epochs) for epochs in stages]
+    except TypeError:
+        whole = [0]
+    if any(epochs < 1 for epochs in whole):
+        raise ValueError(
+            f"epochs_per_stage is {epochs_per_stage!r}, expected at least 1 each, in whole "
+            "numbers; 1 opens a group an epoch"
+        )
+    return whole
