@@ -1,7 +1,10 @@
-"""Seeds every test, and skips what this machine cannot run."""
+"""Seeds every test, keeps it on one thread, and skips what this machine cannot run."""
 
 import pytest
 import torch
+
+# Threads cost more than they bring at these sizes, and beside other work they wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -67,20 +67,37 @@ def _guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
         except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
             _say(f"error: {' '.join(str(error).split())}")
             raise typer.Exit(2) from None
+        except (RuntimeError, MemoryError) as error:
+            # PyTorch's messages can go on for pages; the first line says what there is to say.
+            lines = str(error).strip().splitlines() or ["out of memory"]
+            _say(f"error: {lines[0]}")
+            raise typer.Exit(2) from None
 
     return run
 
 
 def _check_out(out: Path) -> None:
     """Find out before any work whether a model directory can be written here."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists() and not out.is_dir():
+    target = out.resolve()
+    if target.exists() and not target.is_dir():
         raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(
             f"--out {out} holds something other than a model; choose a new directory"
         )
-    tempfile.TemporaryFile(dir=out.parent).close()
+    if Path.cwd().is_relative_to(target):
+        raise FileExistsError(
+            f"--out {out} is the working directory, which cannot be replaced; choose another one"
+        )
+    _check_writable(out)
+
+
+def _check_writable(out: Path) -> None:
+    # Nothing is made yet, not even a directory above: the work may still fail.
+    above = next(path for path in out.resolve().parents if path.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"--out {out} lies below {above}, which is a file; choose another")
+    tempfile.TemporaryFile(dir=above).close()
 
 
 def _report_saved(model: ULMFiT, stage: str, out: Path) -> None:
@@ -223,16 +240,24 @@ def predict(
     """Write label and probability of each text as CSV, in the order of the texts."""
     from ulmfit_fast.estimator import ULMFiT
 
+    if out is not None:
+        if out.is_dir():
+            raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
+        _check_writable(out)
     learner = ULMFiT.load(model, device=device)
     scores = learner.predict_proba(text, text_column=text_column, batch_size=batch_size)
     rows = [(learner.labels[int(row.argmax())], f"{row.max():.4f}") for row in scores]
     if out is None:
         _write_csv(sys.stdout, rows)
         return
+    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        _write_csv(file, rows)
-    os.replace(temporary, out)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            _write_csv(file, rows)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_csv(file: Any, rows: list[tuple[Any, str]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,17 +16,18 @@ from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
 from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.data.vocab import check_vocabulary_limits
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.training import History, predict_logits
 
 __all__ = ["ULMFiT"]
 
-_log = logging.getLogger("ulmfit_fast")
-
 Path = str | os.PathLike[str]
 Texts = Iterable[str] | Path | Sequence[Path]
 Label = str | int
+
+_DROPOUTS = ("input_p", "hidden_p", "embed_p", "weight_p", "gate_p", "output_p")
 
 
 class ULMFiT:
@@ -64,7 +64,7 @@ class ULMFiT:
         progress: show progress bars on a terminal.
 
     Raises:
-        ValueError: if a size or a probability does not fit.
+        ValueError: if a size, a probability or the device does not fit.
 
     Source:
         Howard & Ruder 2018 (arXiv:1801.06146).
@@ -100,8 +100,9 @@ class ULMFiT:
         }
         if tokenizer not in ("word", "subword"):
             raise ValueError(f'tokenizer is {tokenizer!r}, expected "word" or "subword"')
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.seed = seed
+        check_vocabulary_limits(max_vocab, min_freq, name="max_vocab")
+        self.device = _checked_device(device)
+        self.seed = _checked_seed(seed)
         self.checkpoint_dir = checkpoint_dir
         self.progress = progress
         self.tokenizer: Tokenizer | None = None
@@ -109,6 +110,12 @@ class ULMFiT:
         self.classifier: TextClassifier | None = None
         self.labels: list[Label] = []
         self.histories: dict[str, History] = {}
+        for argument in ("lm_dropout", "classifier_dropout"):
+            unknown = sorted(set(self.settings[argument]) - set(_DROPOUTS))
+            if unknown:
+                raise ValueError(
+                    f"{argument} has {unknown[0]!r}, expected names of {', '.join(_DROPOUTS)}"
+                )
         # Refuse wrong sizes and dropouts now, not after the texts have been read.
         self._lm_config(16)
         self._classifier_config(16)
@@ -155,9 +162,9 @@ class ULMFiT:
         training = _settings(epochs=epochs, lr=lr, **{"factor": 1.0, **settings})
         corpus = list(read_texts(texts, text_column=text_column))
         torch.manual_seed(self.seed)
-        self.tokenizer = self._train_tokenizer(corpus)
-        model = LanguageModel(self._lm_config(len(self.tokenizer.vocab))).to(self.device)
-        self._train_lm("pretrain", "pre-training", model, corpus, training)
+        tokenizer = self._train_tokenizer(corpus)
+        model = LanguageModel(self._lm_config(len(tokenizer.vocab))).to(self.device)
+        self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training)
         return self
 
     def fine_tune_lm(
@@ -189,32 +196,41 @@ class ULMFiT:
                 setting does not fit.
         """
         training = _settings(epochs=epochs, lr=lr, **settings)
-        model = self._require_language_model()
+        self._require_language_model()
         corpus = list(read_texts(texts, text_column=text_column))
         torch.manual_seed(self.seed + 1)
         if self.settings["tokenizer"] == "word":
-            self.use_vocabulary_of(corpus)
-            model = self._require_language_model()
-        self._train_lm("fine_tune_lm", "fine-tuning", model, corpus, training)
+            tokenizer, model = self._carried_over(corpus)
+        else:
+            # A copy, so that a stage that fails leaves the model as it was.
+            tokenizer = self._require_tokenizer()
+            model = copy.deepcopy(self._require_language_model())
+        self._train_lm("fine_tune_lm", "fine-tuning", tokenizer, model, corpus, training)
         return self
 
-    def use_vocabulary_of(self, texts: Iterable[str]) -> ULMFiT:
+    def use_vocabulary_of(self, texts: Texts, *, text_column: str = "text") -> ULMFiT:
         """Carry the language model over to the vocabulary of other texts, untrained.
 
         Args:
             texts: where the new vocabulary comes from.
+            text_column: column of .csv and .jsonl files.
 
         Returns:
             The object itself.
 
         Raises:
-            ValueError: if there is no language model yet.
+            ValueError: if there is no language model yet, or no text.
         """
-        model, old = self._require_language_model(), self._require_tokenizer()
-        new = self._train_tokenizer(list(texts))
-        self.language_model = pipeline.with_vocabulary(model, old.vocab, new.vocab)
-        self.tokenizer, self.classifier = new, None
+        self._require_language_model()
+        corpus = list(read_texts(texts, text_column=text_column))
+        self.tokenizer, self.language_model = self._carried_over(corpus)
+        self.classifier, self.labels = None, []
         return self
+
+    def _carried_over(self, corpus: Sequence[str]) -> tuple[Tokenizer, LanguageModel]:
+        model, old = self._require_language_model(), self._require_tokenizer()
+        new = self._train_tokenizer(corpus)
+        return new, pipeline.with_vocabulary(model, old.vocab, new.vocab)
 
     def _train_tokenizer(self, corpus: Sequence[str]) -> Tokenizer:
         names = ("max_vocab", "min_freq")
@@ -225,27 +241,40 @@ class ULMFiT:
         self,
         stage: str,
         description: str,
+        tokenizer: Tokenizer,
         model: LanguageModel,
         corpus: Sequence[str],
         training: TrainingSettings,
     ) -> None:
-        documents = self._require_tokenizer().encode_batch(corpus)
-        self.language_model, self.classifier = model, None
-        self.histories[stage] = pipeline.train_language_model(
+        parts = {
+            "tokenizer": tokenizer,
+            "language_model": model,
+            "classifier": None,
+            "labels": [],
+        }
+        pipeline.train_language_model(
             model,
-            documents,
+            tokenizer.encode_batch(corpus),
             training,
             seed=self.seed,
             description=description,
             progress=self.progress,
-            after_epoch=self._checkpoint,
+            after_epoch=lambda _, history: self._adopt(stage, history, parts),
         )
         model.eval()
+
+    def _adopt(self, stage: str, history: History, parts: dict[str, Any]) -> None:
+        """Take over what a stage has trained; until then the object is what it was before."""
+        for name, value in parts.items():
+            setattr(self, name, value)
+        self.histories[stage] = history
+        if self.checkpoint_dir is not None:
+            self.save(self.checkpoint_dir)
 
     def fit_classifier(
         self,
         texts: Texts,
-        labels: Sequence[Label] | None = None,
+        labels: Iterable[Label] | None = None,
         *,
         epochs: int = 10,
         lr: float = 1e-2,
@@ -260,7 +289,8 @@ class ULMFiT:
 
         Args:
             texts: the labelled texts.
-            labels: a str or int for each text; None reads them from `label_column` of the files.
+            labels: a str or int for each text, in a list, an array or the like; None reads them
+                from `label_column` of the files.
             epochs: passes over the texts.
             lr: largest learning rate, that of the head; lower layers have lr / 2.6 each.
             gradual_unfreezing: open one more layer group every so many epochs; 0 trains all.
@@ -272,6 +302,7 @@ class ULMFiT:
             The object itself.
 
         Raises:
+            TypeError: if a label is neither a str nor an int.
             ValueError: if labels do not match the texts, there are fewer than two classes, or a
                 setting does not fit.
         """
@@ -282,7 +313,7 @@ class ULMFiT:
             corpus, found = read_labelled(texts, text_column=text_column, label_column=label_column)
             own: list[Label] = list(found)
         else:
-            corpus, own = list(read_texts(texts, text_column=text_column)), list(labels)
+            corpus, own = list(read_texts(texts, text_column=text_column)), _plain_labels(labels)
         if len(corpus) != len(own):
             raise ValueError(
                 f"there are {len(own)} labels for {len(corpus)} texts, expected one for each text"
@@ -291,22 +322,27 @@ class ULMFiT:
         if len(classes) < 2:
             raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
         torch.manual_seed(self.seed + 2)
-        if self.tokenizer is None:
-            self.tokenizer = self._train_tokenizer(corpus)
-        documents = self.tokenizer.encode_batch(corpus)
-        config = self._classifier_config(len(self.tokenizer.vocab))
+        tokenizer = self.tokenizer or self._train_tokenizer(corpus)
+        config = self._classifier_config(len(tokenizer.vocab))
         model = pipeline.build_classifier(self.language_model, config, len(classes), training)
-        self.classifier, self.labels = model.to(self.device), classes
-        targets = torch.tensor([classes.index(label) for label in own])
-        self.histories["fit_classifier"] = pipeline.fit_classifier(
-            self.classifier,
-            documents,
-            targets,
+        model = model.to(self.device)
+        parts = {"tokenizer": tokenizer, "classifier": model, "labels": classes}
+
+        def adopt(epoch: int, history: History) -> None:
+            self._adopt("fit_classifier", history, parts)
+
+        history = pipeline.fit_classifier(
+            model,
+            tokenizer.encode_batch(corpus),
+            torch.tensor([classes.index(label) for label in own]),
             training,
             seed=self.seed,
             progress=self.progress,
-            after_epoch=self._checkpoint,
+            # Making the model ready to predict after every epoch costs a pass over the texts.
+            after_epoch=None if self.checkpoint_dir is None else adopt,
         )
+        if self.checkpoint_dir is None:
+            adopt(training.epochs, history)
         return self
 
     def predict(
@@ -374,12 +410,6 @@ class ULMFiT:
             raise ValueError("there is no vocabulary yet; call pretrain(texts) or load(dir) first")
         return self.tokenizer
 
-    def _checkpoint(self, epoch: int, history: History) -> None:
-        result = history.epochs[-1]
-        _log.info("epoch %d: loss %.4f, %.0f s", epoch, result.loss, result.seconds)
-        if self.checkpoint_dir is not None:
-            self.save(self.checkpoint_dir)
-
     def save(self, directory: Path) -> None:
         """Write the model directory: JSON and safetensors, put in place by renaming.
 
@@ -436,6 +466,52 @@ class ULMFiT:
                 raise AttributeError(f"ULMFiT has no attribute {name!r}")
             setattr(twin, name, value)
         return twin
+
+
+def _checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}, expected a whole number from 0 to 2**63 - 1")
+    return int(seed)
+
+
+def _checked_device(device: str | None) -> str:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is {device!r}, expected cpu, or cuda where there is a GPU ({reason})"
+        ) from error
+    return device
+
+
+def _plain_labels(labels: Iterable[Any]) -> list[Label]:
+    """Return labels as values that JSON holds; arrays and tensors have scalars of their own."""
+    if isinstance(labels, str):
+        raise TypeError(
+            f"labels is the string {labels!r:.60}, expected a label for each text; "
+            "name a column of the files with label_column"
+        )
+    plain: list[Label] = []
+    for position, label in enumerate(labels):
+        is_scalar = isinstance(label, (np.generic, torch.Tensor)) and label.ndim == 0
+        value = label.item() if is_scalar else label
+        if not isinstance(value, (str, int)):
+            raise TypeError(
+                f"labels[{position}] is {value!r:.60} ({type(value).__name__}), expected a str or "
+                "an int; fill it in or convert it"
+            )
+        plain.append(value)
+    kinds = {str(value): type(value) for value in plain}
+    for position, value in enumerate(plain):
+        if type(value) is not kinds[str(value)]:
+            raise ValueError(
+                f"labels[{position}] is the {type(value).__name__} {value!r}, which also occurs as "
+                f"a {kinds[str(value)].__name__}; write each class in one way"
+            )
+    return plain
 
 
 def _settings(**values: Any) -> TrainingSettings:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -81,10 +82,13 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "bptt", "max_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a whole number, at least 1")
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise ValueError(f"lr is {self.lr}, expected a positive number")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}, expected a positive number, None for none")
         if self.gradual_unfreezing < 0:
             raise ValueError(
                 f"gradual_unfreezing is {self.gradual_unfreezing}, expected a number of epochs, "
@@ -117,12 +121,17 @@ def _scheduler(optimizer: Optimizer, settings: TrainingSettings, steps: int) -> 
     return SlantedTriangularLR(optimizer, max(1, steps), settings.cut_frac, settings.ratio)
 
 
+@contextmanager
 def _unfreezing(
     model: LanguageModel | TextClassifier, settings: TrainingSettings
-) -> GradualUnfreezing | None:
-    if settings.gradual_unfreezing == 0:
-        return None
-    return GradualUnfreezing(model.layer_groups(), epochs_per_stage=settings.gradual_unfreezing)
+) -> Iterator[GradualUnfreezing | None]:
+    """Open the layer groups one by one; an interrupted run, too, leaves none of them frozen."""
+    stages = settings.gradual_unfreezing
+    try:
+        yield GradualUnfreezing(model.layer_groups(), epochs_per_stage=stages) if stages else None
+    finally:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
 
 
 def train_language_model(
@@ -156,44 +165,38 @@ def train_language_model(
 
     def stream(epoch: int) -> LMBatches:
         # Folding the epoch into the seed keeps an epoch's order independent of how many ran before.
-        ids = concatenate_documents(documents, seed=seed * 1009 + epoch)
+        ids = concatenate_documents(documents, seed=(seed * 1009 + epoch) % 2**63)
         return LMBatches(ids, settings.batch_size, settings.bptt)
 
     batches = stream(0)
     optimizer, _ = _optimizer(model, settings)
     scheduler = _scheduler(optimizer, settings, settings.epochs * len(batches))
-    unfreezing = _unfreezing(model, settings)
-    for epoch in range(settings.epochs):
-        if unfreezing is not None:
-            _record_stage(unfreezing, history)
-        train_language_model_epoch(
-            model,
-            batches if epoch == 0 else stream(epoch),
-            optimizer,
-            scheduler,
-            alpha=settings.alpha,
-            beta=settings.beta,
-            clip=settings.clip,
-            history=history,
-            description=f"{description}, epoch {epoch + 1}/{settings.epochs}",
-            progress=progress,
-        )
-        if unfreezing is not None:
-            unfreezing.step()
-        if after_epoch is not None:
-            after_epoch(epoch + 1, history)
-    _thaw(model)
+    with _unfreezing(model, settings) as unfreezing:
+        for epoch in range(settings.epochs):
+            if unfreezing is not None:
+                _record_stage(unfreezing, history)
+            train_language_model_epoch(
+                model,
+                batches if epoch == 0 else stream(epoch),
+                optimizer,
+                scheduler,
+                alpha=settings.alpha,
+                beta=settings.beta,
+                clip=settings.clip,
+                history=history,
+                description=f"{description}, epoch {epoch + 1}/{settings.epochs}",
+                progress=progress,
+            )
+            if unfreezing is not None:
+                unfreezing.step()
+            if after_epoch is not None:
+                after_epoch(epoch + 1, history)
     return history
 
 
 def _record_stage(unfreezing: GradualUnfreezing, history: History) -> None:
     if unfreezing.stage == len(history.unfreeze_steps):
         history.unfreeze_steps.append(len(history.losses))
-
-
-def _thaw(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
 
 
 def perplexity(
@@ -304,26 +307,25 @@ def fit_classifier(
     )
     optimizer, _ = _optimizer(model, settings)
     scheduler = _scheduler(optimizer, settings, settings.epochs * len(batches))
-    unfreezing = _unfreezing(model, settings)
-    for epoch in range(settings.epochs):
-        batches.set_epoch(epoch)
-        if unfreezing is not None:
-            _record_stage(unfreezing, history)
-        train_classifier_epoch(
-            model,
-            batches,
-            optimizer,
-            scheduler,
-            clip=settings.clip,
-            history=history,
-            description=f"classifier, epoch {epoch + 1}/{settings.epochs}",
-            progress=progress,
-        )
-        if unfreezing is not None:
-            unfreezing.step()
-        if after_epoch is not None:
-            recalibrate_batch_norm(model, batches)
-            after_epoch(epoch + 1, history)
-    recalibrate_batch_norm(model, batches)
-    _thaw(model)
+    with _unfreezing(model, settings) as unfreezing:
+        for epoch in range(settings.epochs):
+            batches.set_epoch(epoch)
+            if unfreezing is not None:
+                _record_stage(unfreezing, history)
+            train_classifier_epoch(
+                model,
+                batches,
+                optimizer,
+                scheduler,
+                clip=settings.clip,
+                history=history,
+                description=f"classifier, epoch {epoch + 1}/{settings.epochs}",
+                progress=progress,
+            )
+            if unfreezing is not None:
+                unfreezing.step()
+            if after_epoch is not None or epoch + 1 == settings.epochs:
+                recalibrate_batch_norm(model, batches)
+            if after_epoch is not None:
+                after_epoch(epoch + 1, history)
     return history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -28,6 +29,8 @@ __all__ = [
     "train_classifier_epoch",
     "train_language_model_epoch",
 ]
+
+_log = logging.getLogger("ulmfit_fast")
 
 
 class SizedIterable(Sized, Iterable[Any], Protocol):
@@ -146,6 +149,7 @@ def train_language_model_epoch(
             count += targets.numel()
             advance(f"loss {value:.3f}")
     result = EpochResult(total / max(1, count), count, time.perf_counter() - start)
+    _log.info("%s: loss %.4f, %.0f s", description, result.loss, result.seconds)
     history.epochs.append(result)
     return result
 
@@ -220,6 +224,7 @@ def train_classifier_epoch(
             count += len(labels)
             advance(f"loss {value:.3f}")
     result = EpochResult(total / max(1, count), count, time.perf_counter() - start)
+    _log.info("%s: loss %.4f, %.0f s", description, result.loss, result.seconds)
     history.epochs.append(result)
     return result
 

@@ -1,0 +1,282 @@
+"""The command line: the stages one after the other, and one line for whatever is wrong."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ulmfit_fast import ULMFiT, pipeline
+from ulmfit_fast.cli import app
+
+SMALL = "--epochs 1 --batch-size 8".split()
+SIZES = "--emb-size 8 --hidden-size 10 --num-layers 2 --min-freq 1 --bptt 10".split()
+TEXTS = ["a fine film", "a dull, long story"] * 20
+# Threads of a second process and of this one would wait for each other.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(*args: object):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def succeed(*args: object):
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def write_files(folder: Path) -> Path:
+    rows = [(text, "bad" if "dull" in text else "good") for text in TEXTS]
+    (folder / "texts.txt").write_text("\n".join(TEXTS))
+    with (folder / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("body", "verdict"), *rows])
+    lines = [json.dumps({"text": text, "label": int(y == "good")}) for text, y in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The files, and the models `lm`, `tuned` and `classifier` made of them by the commands."""
+    folder = write_files(tmp_path_factory.mktemp("cli"))
+    lm, tuned, classifier = (folder / name for name in ("lm", "tuned", "classifier"))
+    text, rows = folder / "texts.txt", folder / "rows.csv"
+    columns = ("--text-column", "body", "--label-column", "verdict")
+    out = [
+        succeed("pretrain", "--text", text, "--out", lm, *SMALL, *SIZES),
+        succeed("fine-tune", "--model", lm, "--text", text, "--out", tuned, *SMALL, "--bptt", 10),
+        succeed(
+            "fit-classifier", "--model", tuned, "--text", rows, "--out", classifier, *columns,
+            "--epochs", 4, "--batch-size", 8, "--lr", 0.05,
+        ),
+    ]  # fmt: skip
+    for result, path in zip(out, (lm, tuned, classifier), strict=True):
+        assert result.stdout == ""
+        assert re.fullmatch(
+            rf"loss \d+\.\d{{4}} after the last epoch; the model is in {path}\n", result.stderr
+        )
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"directory"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_stages_go_on_from_each_other(made: Path) -> None:
+    lm, tuned, classifier = (ULMFiT.load(made / name) for name in ("lm", "tuned", "classifier"))
+    assert lm.settings["emb_size"] == 8 and lm.classifier is None
+    before, after = (m.language_model.decoder.bias for m in (lm, tuned))
+    assert before.shape == after.shape and not before.equal(after)
+    assert classifier.language_model.decoder.bias.equal(after)
+    assert classifier.labels == ["bad", "good"]
+
+
+def test_predict_writes_a_row_for_each_text_in_order(made: Path, tmp_path: Path) -> None:
+    command = ["predict", "--model", made / "classifier", "--text", made / "texts.txt"]
+    result = succeed(*command)
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    model = ULMFiT.load(made / "classifier")
+    assert [row["label"] for row in rows] == model.predict(TEXTS)
+    assert [row["probability"] for row in rows] == [
+        f"{p.max():.4f}" for p in model.predict_proba(TEXTS)
+    ]
+    assert result.stderr == ""
+    out = tmp_path / "new" / "predictions.csv"
+    assert succeed(*command, "--out", out, "--batch-size", 3).output == ""
+    assert out.read_text() == result.stdout
+    assert os.listdir(out.parent) == ["predictions.csv"]
+
+
+def test_columns_files_and_kinds_of_labels(folder: Path) -> None:
+    rows, out = folder / "rows.jsonl", folder / "new"
+    succeed("fit-classifier", "--model", folder / "lm", "--text", rows, "--out", out, *SMALL)
+    assert ULMFiT.load(out).labels == [0, 1]
+    result = succeed("predict", "--model", out, "--text", rows, "--text", folder / "texts.txt")
+    assert len(result.stdout.splitlines()) == 81
+    csv_rows = ("--text", folder / "rows.csv", "--text-column", "body")
+    assert len(succeed("predict", "--model", out, *csv_rows).stdout.splitlines()) == 41
+
+
+def test_a_model_is_replaced_and_may_be_its_own_source(folder: Path) -> None:
+    old = contents(folder / "tuned")
+    text = ("--text", folder / "texts.txt", "--out", folder / "tuned")
+    succeed("fine-tune", "--model", folder / "tuned", *text, *SMALL, "--bptt", 10)
+    new = contents(folder / "tuned")
+    assert old.keys() == new.keys() and old != new
+
+
+def test_same_seed_same_model(folder: Path) -> None:
+    command = ["pretrain", "--text", folder / "texts.txt", *SMALL, *SIZES, "--out", folder / "new"]
+    succeed(*command)
+    assert contents(folder / "new") == contents(folder / "lm")
+    succeed(*command, "--seed", 1)
+    assert contents(folder / "new") != contents(folder / "lm")
+
+
+def test_info_names_versions_device_and_backend() -> None:
+    lines = succeed("info").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["ulmfit-fast", "python", "device:", "LSTM"]
+
+
+def test_help_names_every_command() -> None:
+    shown = succeed("--help").stdout
+    for command in ("demo", "pretrain", "fine-tune", "fit-classifier", "predict", "info"):
+        assert command in shown
+        assert "--" in succeed(command, "--help").stdout
+
+
+PRETRAIN = "pretrain --text {0}/texts.txt --out {0}/new/model --batch-size 8"
+TUNE = "fine-tune --model {0}/lm --text {0}/texts.txt --out {0}/new/model"
+FIT = "fit-classifier --model {0}/lm --text {0}/rows.jsonl --out {0}/new/model"
+PREDICT = "predict --model {0}/classifier --text {0}/texts.txt"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"{PRETRAIN} --lr 0", "lr is 0.0, expected a positive number"),
+        (f"{PRETRAIN} --lr nan", "lr is nan"),
+        (f"{PRETRAIN} --epochs 0", "epochs is 0, expected a whole number"),
+        (f"{PRETRAIN} --tokenizer char", "tokenizer is 'char', expected"),
+        (f"{PRETRAIN} --max-vocab 5", "max_vocab is 5, expected at least 9"),
+        (f"{PRETRAIN} --min-freq 99", "lower min_freq"),
+        (f"{PRETRAIN} --emb-size 0", "emb_size must be at least 1, got 0"),
+        (f"{PRETRAIN} --drop-mult 9", "input_p must be in [0, 1], got 2.25"),
+        (f"{PRETRAIN} --device gpu", "device is 'gpu', expected cpu, or cuda"),
+        (f"{PRETRAIN} --batch-size 999", "expected at least 1000 for batch_size=999"),
+        (f"{PRETRAIN} --text {{0}}/none.txt", "none.txt does not exist"),
+        (f"{PRETRAIN} --text {{0}}/rows.csv", "rows.csv has no column 'text'"),
+        ("pretrain --text {0}/empty.txt --out {0}/new", "empty.txt is empty, expected"),
+        ("pretrain --text {0}/lm --out {0}/new", "lm is a directory; pass the files in it"),
+        (f"{PRETRAIN} --out {{0}}/rows.csv", "rows.csv is a file, expected a directory"),
+        (f"{PRETRAIN} --out {{0}}/rows.csv/a/b", "rows.csv, which is a file"),
+        (f"{PRETRAIN} --out {{0}}", "holds something other than a model"),
+        (f"{TUNE} --model {{0}}/none", "none is no directory; give the directory of a saved"),
+        (f"{TUNE} --model {{0}}/incomplete", "has no language_model.safetensors"),
+        (f"{TUNE} --model {{0}}/newer", "has format version 2, this ulmfit_fast reads up to 1"),
+        (f"{TUNE} --model {{0}}/damaged", "does not fit its config.json"),
+        (f"{TUNE} --text {{0}}/rows.csv", "has no column 'text'"),
+        (f"{TUNE} --out .", "--out . is the working directory"),
+        (f"{FIT} --text {{0}}/texts.txt", "texts.txt has no labels"),
+        (f"{FIT} --label-column verdict", "has no column 'verdict'; its columns are 'text', 'lab"),
+        (f"{FIT} --text-column label", "'label' is 1, expected a string"),
+        (f"{FIT} --lr -1", "lr is -1.0"),
+        (f"{FIT} --out {{0}}/new/../rows.csv", "is a file, expected a directory"),
+        (f"{PREDICT} --model {{0}}/lm", "there is no classifier yet"),
+        (f"{PREDICT} --text {{0}}/rows.csv", "has no column 'text'"),
+        (f"{PREDICT} --batch-size 0", "batch_size is 0"),
+        (f"{PREDICT} --out {{0}}/lm", "lm is a directory, expected a file"),
+        (f"{PREDICT} --out {{0}}/rows.csv/new.csv", "rows.csv, which is a file"),
+        ("demo --quick --out {0}/rows.csv", "rows.csv"),
+    ],
+    ids=lambda value: " ".join(value.split()[:1] + value.split()[-2:]) if "{0}" in value else "",
+)
+def test_bad_input_is_one_line(folder: Path, monkeypatch, command: str, message: str) -> None:
+    for name in ("incomplete", "newer", "damaged"):
+        shutil.copytree(folder / "lm", folder / name)
+    (folder / "incomplete" / "language_model.safetensors").unlink()
+    (folder / "damaged" / "language_model.safetensors").write_bytes(b"no tensors")
+    config = (folder / "newer" / "config.json").read_text()
+    newer = config.replace('"format_version": 1', '"format_version": 2')
+    (folder / "newer" / "config.json").write_text(newer)
+    (folder / "nothing").mkdir()
+    before = contents(folder)
+    monkeypatch.chdir(folder / "nothing")
+    result = run(*command.format(folder).split())
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr and "Traceback" not in result.output
+    assert result.stdout == "" and contents(folder) == before
+
+
+def test_error_of_several_lines_is_one_line() -> None:
+    result = run("predict", "--model", "no\nsuch", "--text", "texts.txt")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: no such is no directory")
+
+
+def test_failing_disk_leaves_no_half_of_the_predictions(folder: Path, monkeypatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = contents(folder)
+    monkeypatch.setattr(os, "replace", fail)
+    result = run(*f"{PREDICT} --out {folder}/predictions.csv".format(folder).split())
+    assert (result.exit_code, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_interruption_exits_with_130_and_keeps_the_last_epoch(
+    folder: Path, monkeypatch, epoch: int
+) -> None:
+    train, calls = pipeline.train_language_model_epoch, []
+
+    def interrupt(*args: object, **options: object):
+        calls.append(1)
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        return train(*args, **options)
+
+    monkeypatch.setattr(pipeline, "train_language_model_epoch", interrupt)
+    names, out = set(os.listdir(folder)), folder / "new"
+    text = ("--text", folder / "texts.txt", "--out", out)
+    result = run("pretrain", *text, *SIZES, "--epochs", 3, "--batch-size", 8)
+    assert result.exit_code == 130
+    assert result.stderr.startswith("interrupted; ") and result.stderr.count("\n") == 1
+    assert set(os.listdir(folder)) - names == ({"new"} if epoch == 2 else set())
+    assert epoch == 1 or ULMFiT.load(out).perplexity(TEXTS) > 1
+
+
+def start(*args: object, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ulmfit_fast", *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes, **options)
+
+
+@pytest.mark.slow
+def test_real_process(folder: Path) -> None:
+    good, bad = (
+        start("predict", "--model", folder / name, "--text", "texts.txt", cwd=folder)
+        for name in ("classifier", "lm")
+    )
+    out, error = good.communicate(timeout=120)
+    assert (good.returncode, error, len(out.splitlines())) == (0, "", 41)
+    out, error = bad.communicate(timeout=120)
+    assert (bad.returncode, out, error.count("\n")) == (2, "", 1) and error.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_real_interruption(folder: Path) -> None:
+    out = folder / "new"
+    text = ("--text", folder / "texts.txt", "--out", out)
+    process = start("pretrain", *text, *SIZES, "--epochs", 100_000, "--batch-size", 8)
+    deadline = time.monotonic() + 120
+    while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output, error.count("\n")) == (130, "", 1), error
+    assert error.startswith("interrupted; ")
+    assert ULMFiT.load(out).perplexity(TEXTS) > 1
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
