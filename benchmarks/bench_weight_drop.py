@@ -128,6 +128,31 @@ def measure(backend: str, dtype: str, batch_size: int, repeats: int) -> Row:
     )
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Read what a run wrote."""
+    kinds = {field.name: field.type for field in fields(Row)}
+    convert = {"int": int, "float": float, "str": str}
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Row(**{name: convert[str(kinds[name])](value) for name, value in record.items()})
+            for record in csv.DictReader(file)
+        ]
+
+
+def format_table(rows: list[Row]) -> str:
+    """Write the rows as the README shows them."""
+    lines = [
+        "| backend | dtype    | batch | forward + backward | F.dropout + nn.LSTM | times as fast |",
+        "| :------ | :------- | ----: | -----------------: | ------------------: | ------------: |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.backend:<7} | {row.dtype:<8} | {row.batch_size:>5} | "
+            f"{row.median_ms:>15,.0f} ms | {row.baseline_ms:>16,.0f} ms | {row.ratio:>13.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -150,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--half-repeats", type=int, default=3)
     parser.add_argument("--backends", nargs="+", default=["eager", "torch"])
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 64])
@@ -159,14 +185,10 @@ def main() -> None:
         for batch_size in options.batch_sizes:
             for backend in options.backends if dtype == "float32" else ["eager"]:
                 # Half precision takes the baseline most of a minute a step on some processors.
-                repeats = options.repeats if dtype == "float32" else 1
+                repeats = options.repeats if dtype == "float32" else options.half_repeats
                 row = measure(backend, dtype, batch_size, repeats)
                 rows.append(row)
-                print(
-                    f"{row.backend:>6} {row.dtype:>8} B={row.batch_size:<3} {row.median_ms:8.1f} ms"
-                    f"  F.dropout + nn.LSTM {row.baseline_ms:8.1f} ms  {row.ratio:.2f}x",
-                    flush=True,
-                )
+                print(format_table(rows).splitlines()[-1], flush=True)
     if options.out is not None:
         with options.out.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(Row)])
