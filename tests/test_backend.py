@@ -1,10 +1,14 @@
-"""Choosing, forcing and explaining the backend."""
+"""Choosing, forcing and explaining the backend; what each does in low precision and odd places."""
 
 import pytest
 import torch
+from test_functional import DROPOUTS, arguments, assert_close, gradients
+from torch.autograd import forward_ad
 
 import ulmfit_fast as uf
-from ulmfit_fast import functional
+from ulmfit_fast import functional, operators
+from ulmfit_fast.eager_steps import Recurrence
+from ulmfit_fast.functional import lstm
 
 
 def test_auto_says_what_it_chose_and_why():
@@ -83,3 +87,251 @@ def test_environment_variable(monkeypatch):
 def test_explain_wants_our_lstm():
     with pytest.raises(TypeError, match=r"expected a uf\.LSTM"):
         uf.backend.explain(torch.nn.LSTM(4, 8), torch.randn(5, 2, 4))
+
+
+def test_explain_takes_what_forward_takes():
+    lstm, x = uf.LSTM(4, 8), torch.randn(5, 2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert uf.backend.explain(lstm, x) == "eager: bfloat16 on the cpu"
+    assert "lengths" in uf.backend.explain(lstm, x, lengths=torch.tensor([5, 3]))
+    wide = torch.zeros(1, 2, 8), torch.zeros(1, 2, 8, dtype=torch.float64)
+    assert "round the state" in uf.backend.explain(lstm, x, wide)
+    assert uf.backend.explain(lstm, x[:, 0]).startswith("torch: ")
+    assert uf.LSTM(4, 8, batch_first=True).backend_request(x)["batch_size"] == 5
+    with pytest.raises(ValueError, match=r"input has shape \(4,\)"):
+        uf.backend.explain(lstm, x[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cuda", torch.bfloat16, "torch"),
+        ("cpu", torch.bfloat16, "eager"),
+        ("cpu", torch.float32, "eager"),
+    ],
+    ids=str,
+)
+def test_a_wider_state_keeps_the_fused_lstm_on_cuda_alone(device, dtype, expected):
+    choice = uf.backend.choose(
+        "auto",
+        device=torch.device(device),
+        dtype=dtype,
+        batch_size=2,
+        hidden_size=8,
+        has_gate_mask=False,
+        mixed_state=True,
+    )
+    assert choice.name == expected
+
+
+FUNC = torch.func
+TRANSFORMS = {
+    "grad": lambda f, x: FUNC.grad(f)(x),
+    "vjp": lambda f, x: FUNC.vjp(f, x)[1](torch.ones((), dtype=x.dtype))[0],
+    "jacrev": lambda f, x: FUNC.jacrev(f)(x),
+    "jacfwd": lambda f, x: FUNC.jacfwd(f)(x),
+    "jvp": lambda f, x: FUNC.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "dual": lambda f, x: tangent(f, x),
+    "grads-of-rows": lambda f, x: FUNC.vmap(FUNC.grad(f))(x[None])[0],
+}
+# PyTorch compiles its own forward derivatives with it.
+scripted = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+transforms = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+
+
+def tangent(function, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+def loss_of_weight(*sizes, **kwargs):
+    """Return a loss as a function of backend and recurrent weight, and such a weight."""
+    x, state, w_ih, weight, *biases = arguments(*sizes)
+
+    def loss(backend, w_hh):
+        output, _ = lstm(x, state, w_ih, w_hh, *biases, seed=5, **kwargs, backend=backend)
+        return output.sin().sum()
+
+    return loss, weight
+
+
+@scripted
+@transforms
+@pytest.mark.parametrize("name", ["none", "weight", "both"])
+def test_auto_is_right_under_transforms(transform, name):
+    loss, weight = loss_of_weight(3, 2, 2, 3, **DROPOUTS[name])
+    leaf = weight.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss("reference", leaf), leaf)
+    actual = transform(lambda w_hh: loss("auto", w_hh), weight)
+    assert_close([actual], [expected if actual.dim() else expected.sum()])
+
+
+@scripted
+def test_hessian_under_auto():
+    loss, weight = loss_of_weight(2, 1, 2, 2, weight_p=0.3)
+    hessian = torch.func.hessian(lambda w_hh: loss("auto", w_hh))(weight)
+    expected = torch.autograd.functional.hessian(lambda w_hh: loss("reference", w_hh), weight)
+    assert_close([hessian], [expected])
+
+
+@scripted
+@transforms
+@pytest.mark.parametrize("backend", ["eager", "torch"])
+def test_a_named_backend_refuses_transforms(transform, backend):
+    loss, weight = loss_of_weight(3, 2, 2, 3)
+    with pytest.raises(RuntimeError, match=f"{backend} was asked for.*reference"):
+        transform(lambda w_hh: loss(backend, w_hh), weight)
+
+
+def test_explain_says_why_it_is_the_reference():
+    layer, x = uf.LSTM(4, 8), torch.randn(5, 2, 4)
+    with forward_ad.dual_level():
+        assert uf.backend.explain(layer, x).startswith("reference: forward-mode")
+    assert uf.backend.explain(layer, x).startswith("torch: ")
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_vmap_alone_needs_no_reference(backend):
+    x, *rest = arguments()
+    rows = torch.stack([x, 2 * x])
+
+    def function(x):
+        return lstm(x, *rest, seed=5, weight_p=0.3, backend=backend)[0]
+
+    assert_close([torch.func.vmap(function)(rows)], [torch.stack([function(x) for x in rows])])
+
+
+@pytest.mark.parametrize("hidden", [6, 512], ids=["H6", "H512"])
+@pytest.mark.parametrize("backend", ["eager", "torch", "reference"])
+def test_a_batch_of_none_runs(backend, hidden):
+    args = arguments(batch=0, hidden=hidden, dtype=torch.float32)
+    output, h, c, *grads = gradients(backend, args, weight_p=0.3)
+    assert (output.shape, h.shape, c.shape) == ((5, 0, hidden), (0, hidden), (0, hidden))
+    assert all(torch.all(grad == 0) for grad in grads)
+
+
+def low_and_truth(dtype, hidden, **kwargs):
+    """Return arguments in a dtype, and what they give in float64."""
+    args = arguments(steps=6, batch=4, inputs=hidden, hidden=hidden)
+
+    def convert(part, dtype):
+        if isinstance(part, tuple):
+            return tuple(tensor.to(dtype) for tensor in part)
+        return (part * (0.05 if part.dim() == 2 else 1.0)).to(dtype)
+
+    low = tuple(convert(part, dtype) for part in args)
+    exact = tuple(
+        tuple(t.double() for t in part) if isinstance(part, tuple) else part.double()
+        for part in low
+    )
+    return low, gradients("reference", exact, **kwargs)
+
+
+def assert_at_most_twice_as_far(ours, theirs, truth):
+    """Three-way tolerance: against float64, beside another implementation in the same dtype."""
+    epsilon = torch.finfo(ours[0].dtype).eps
+    for true, our, their in zip(truth, ours, theirs, strict=True):
+        bound = 2 * rms(their.double() - true) + epsilon * rms(true)
+        assert rms(our.double() - true) <= bound
+
+
+def rms(tensor):
+    return tensor.pow(2).mean().sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("hidden", [17, 400], ids=["H17", "H400"])
+def test_error_is_at_most_twice_that_of_pytorch(dtype, hidden):
+    low, truth = low_and_truth(dtype, hidden)
+    assert_at_most_twice_as_far(gradients("eager", low), gradients("torch", low), truth)
+
+
+@pytest.mark.parametrize("name", ["none", "weight", "both", "sequence"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_eager_and_reference_err_alike_under_masks(dtype, name):
+    kwargs = {"seed": 5, **DROPOUTS[name]}
+    low, truth = low_and_truth(dtype, 64, **kwargs)
+    eager, reference = gradients("eager", low, **kwargs), gradients("reference", low, **kwargs)
+    assert_at_most_twice_as_far(eager, reference, truth)
+    assert_at_most_twice_as_far(reference, eager, truth)
+    for true, ours, theirs in zip(truth[:3], eager[:3], reference[:3], strict=True):
+        assert rms(theirs.double() - true) <= 1.2 * rms(ours.double() - true)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 33])
+def test_large_weights_equal_the_reference(batch):
+    """At B = 1 and 16 oneDNN multiplies them."""
+    onednn = batch <= 32 and torch.backends.mkldnn.is_available()
+    assert (Recurrence(torch.zeros(2048, 512), batch)._opaque is not None) == onednn
+    x, state, *weights = arguments(steps=2, batch=batch, hidden=512, dtype=torch.float32)
+    args = (x, state, *(weight * 0.05 for weight in weights))
+    kwargs = {"seed": 5, "weight_p": 0.3}
+    for ours, theirs in zip(
+        gradients("eager", args, **kwargs), gradients("reference", args, **kwargs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_half_precision_rounds_h_once_a_step_and_never_c(backend, chunk):
+    """A chunk hands over h in the input's dtype and c in float32: as the loop inside does."""
+    x, (h0, c0), *weights = arguments(steps=6, dtype=torch.bfloat16)
+    kwargs = {"weight_p": 0.3, "seed": 1, "backend": backend}
+    state = h0, c0.float()
+    whole, (h_n, c_n) = lstm(x, state, *weights, **kwargs)
+    outputs = []
+    for part in x.split(chunk):
+        output, state = lstm(part, state, *weights, **kwargs)
+        outputs.append(output)
+    assert_close([torch.cat(outputs), *state], [whole, h_n, c_n], tolerance=1e-6)
+    assert torch.any(c_n != c_n.bfloat16())
+    assert lstm(x, None, *weights, **kwargs)[1][1].dtype == torch.bfloat16
+
+
+def test_cell_state_may_be_wider_than_the_input():
+    x, (h0, c0), *weights = arguments(dtype=torch.bfloat16)
+    for backend in ("eager", "torch", "reference"):
+        output, (h, c) = lstm(x, (h0, c0.float()), *weights, backend=backend)
+        assert (output.dtype, h.dtype, c.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["eager", "torch", "reference"])
+def test_autocast_runs_in_its_dtype(backend):
+    x, (h0, c0), *weights = arguments(dtype=torch.float32, grad=True)
+    kwargs = {"weight_p": 0.2, "seed": 1, "backend": backend}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state = lstm(x, (h0, c0), *weights, **kwargs)
+    low, low_h0, *low_weights = (tensor.bfloat16() for tensor in (x, h0, *weights))
+    expected, expected_state = lstm(low, (low_h0, c0), *low_weights, **kwargs)
+    assert_close([output, *state], [expected, *expected_state], tolerance=0)
+    output.float().sum().backward()
+    assert weights[0].grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_operators_pass_opcheck(transposed, dtype):
+    x, (h0, c0), *weights = arguments(dtype=dtype, grad=True)
+
+    def strided(tensor):
+        with torch.no_grad():
+            leaf = tensor.t() if tensor.dim() == 2 else tensor.transpose(0, 1)
+            leaf = leaf.contiguous().transpose(0, 1) if transposed else tensor.clone()
+        return leaf.requires_grad_()
+
+    x, h0, c0, w_ih, w_hh = map(strided, (x, h0, c0, *weights[:2]))
+    seed, ps = torch.tensor(3), [0.3] * 4
+    check = torch.library.opcheck
+    scalars = (None, seed, ps, ps, False, 0, None, None)
+    check(operators.lstm_eager, (x, h0, c0, w_ih, w_hh, *weights[2:], *scalars))
+    check(operators.drop_weight, (w_hh, seed, ps, 0))
+    x, h0, c0, w_ih, w_hh = (tensor.detach() for tensor in (x, h0, c0, w_ih, w_hh))
+    out, h_n, c_n, gates, cells = operators.lstm_eager(x, h0, c0, w_ih, w_hh, None, None, *scalars)
+    saved = (x, h0, c0, w_ih, w_hh, *scalars, out, gates, cells)
+    for needs in ([True] * 6, [False, True] * 3):
+        check(operators._lstm_eager_backward, (out, h_n, c_n, *saved, needs))
+    dropped = strided(operators.drop_weight(w_hh, seed, ps, 0)).detach()
+    for weight in (w_hh, w_hh * 0):
+        args = (strided(w_hh).detach(), weight, seed, dropped, ps, 0)
+        check(operators._drop_weight_backward, args)

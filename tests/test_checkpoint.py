@@ -86,7 +86,7 @@ def test_round_trip_keeps_the_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_a_tokenizer_of_another_model_is_refused(directory: Path) -> None:
     other = Tokenizer.from_vocab(Vocab(["one", "two"]))
     (directory / "tokenizer.json").write_text(other.to_json())
-    with pytest.raises(ValueError, match="json has 11 words and config.json 500"):
+    with pytest.raises(ValueError, match=r"json has 11 words and config\.json 500"):
         load_model(directory)
 
 

@@ -127,6 +127,16 @@ def test_parameters_bear_the_names_and_the_initialisation_of_nn_lstm():
     assert [len(row) for row in ours.all_weights] == [len(row) for row in theirs.all_weights]
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_attributes_of_nn_lstm_that_others_read(bias):
+    ours, theirs = twins(5, 7, 2, bias, bidirectional=True)
+    for twin in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        for name in ("mode", "_all_weights", "_flat_weights_names"):
+            assert getattr(twin, name) == getattr(theirs, name)
+        for first, second in zip(twin._flat_weights, twin.parameters(), strict=True):
+            assert first is second
+
+
 def test_p_zero_equals_nn_lstm_bit_for_bit_in_training():
     torch.manual_seed(0)
     ours = uf.LSTM(5, 7, 2, backend="torch", weight_p=0.0)
@@ -192,6 +202,19 @@ def test_between_layer_dropout_acts_in_training_only():
         uf.LSTM(5, 7, dropout=0.5)
 
 
+@backends
+def test_other_devices_by_default_or_by_choice(backend):
+    kwargs = {"weight_p": 0.5, "gate_p": 0.0 if backend == "torch" else 0.2, "dropout": 0.3}
+    layer, x = uf.LSTM(4, 8, 2, **kwargs, backend=backend), torch.randn(5, 2, 4)
+    expected = layer(x, seed=3)[0]
+    with torch.device("meta"):
+        assert torch.equal(layer(x, seed=3)[0], expected)
+        assert layer(x)[0].device.type == "cpu"
+        if backend != "torch":
+            layer(x, lengths=torch.tensor([5, 3], device="cpu"))
+    assert layer.to("meta")(x.to("meta"))[0].shape == (5, 2, 8)
+
+
 def test_deepcopy_pickle_and_dtype_changes_after_a_training_forward():
     lstm = uf.LSTM(5, 7, weight_p=0.5)
     lstm(torch.randn(6, 4, 5))[0].sum().backward()
@@ -207,7 +230,8 @@ def test_deepcopy_pickle_and_dtype_changes_after_a_training_forward():
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiles_whole(backend, compiler):
     torch._dynamo.reset()
-    lstm = uf.LSTM(5, 7, 2, bidirectional=True, weight_p=0.3, gate_p=0.1, backend=backend)
+    dropouts = {"weight_p": 0.3, "gate_p": 0.1, "dropout": 0.2}
+    lstm = uf.LSTM(5, 7, 2, bidirectional=True, **dropouts, backend=backend)
     x = torch.randn(6, 4, 5)
     compiled = torch.compile(lstm, fullgraph=True, backend=compiler)
 
@@ -257,6 +281,42 @@ def test_bad_settings_are_refused_at_once(kwargs, message):
         uf.LSTM(**{"input_size": 4, "hidden_size": 8, **kwargs})
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"hidden_size": "7"},
+        {"hidden_size": 7.0},
+        {"input_size": None},
+        {"num_layers": True},
+        {"dropout": "0.1"},
+        {"weight_p": True},
+        {"gate_p": None},
+    ],
+    ids=str,
+)
+def test_settings_of_a_wrong_type_are_named(kwargs):
+    ((name, value),) = kwargs.items()
+    with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
+        uf.LSTM(**{"input_size": 4, "hidden_size": 8, **kwargs})
+
+
+@pytest.mark.parametrize("sorted_", [True, False], ids=["sorted", "unsorted"])
+def test_bad_arguments_beside_a_packed_sequence_are_named(sorted_):
+    lstm = uf.LSTM(5, 7)
+    x, lengths = torch.randn(6, 3, 5), torch.tensor([6, 5, 1] if sorted_ else [1, 6, 5])
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=sorted_)
+    good = torch.zeros(1, 3, 7)
+    for batch in (2, 4):
+        with pytest.raises(ValueError, match=rf"c_0 has shape \(1, {batch}, 7\), expected"):
+            lstm(packed, (good, torch.zeros(1, batch, 7)))
+    with pytest.raises(ValueError, match="h_0 is on meta"):
+        lstm(packed, (good.to("meta"), good))
+    with pytest.raises(TypeError, match=r"hx is a Tensor, expected two tensors, \(h_0, c_0\)"):
+        lstm(packed, good)
+    with pytest.raises(ValueError, match="input has 5 features, expected input_size = 4"):
+        uf.LSTM(4, 7)(packed)
+
+
 def test_bad_inputs_are_named():
     lstm = uf.LSTM(5, 7, 2)
     x = torch.randn(6, 4, 5)
@@ -267,6 +327,14 @@ def test_bad_inputs_are_named():
         lstm(torch.randn(5))
     with pytest.raises(ValueError, match=r"h_0 has shape \(2, 3, 7\), expected \(2, 4, 7\)"):
         lstm(x, (torch.zeros(2, 3, 7), good))
+    with pytest.raises(TypeError, match=r"hx is a Tensor"):
+        lstm(x, good)
+    with pytest.raises(TypeError, match="input is a list"):
+        lstm([1, 2])
+    with pytest.raises(TypeError, match=r"seed is 1\.5"):
+        lstm(x, seed=1.5)
+    with pytest.raises(TypeError, match=r"pass torch\.tensor"):
+        lstm(x, lengths=[6, 5, 5, 1])
     with pytest.raises(ValueError, match=r"lengths has shape \(3,\)"):
         lstm(x, lengths=torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match="which has its own"):

@@ -8,7 +8,8 @@
 | `reference` | the equations in plain autograd; double backward             | everywhere          |
 | `auto`      | the fastest of them that can run the call                    |                     |
 
-A backend asked for by name runs or raises; only `auto` chooses another one.
+A backend asked for by name runs or raises; only `auto` chooses another one. Under forward-mode
+differentiation and torch.func's grad, vjp, jacrev and hessian `reference` alone is right.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,13 +88,33 @@ def _why_not_triton() -> str:
     return "this version of ulmfit_fast has no Triton kernels yet"
 
 
-def _why_not_torch(*, has_gate_mask: bool, has_lengths: bool, mixed_state: bool) -> str | None:
+def _transforms() -> tuple[str, ...]:
+    """Return the names of torch.func's active transforms; an open dual level counts as Jvp."""
+    names = [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
+    if forward_ad._current_level >= 0:
+        names.append("Jvp")
+    return tuple(names)
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler. Dynamo
+# guards on the transforms itself, and compiles anew when they change.
+_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _why_reference(transforms: tuple[str, ...]) -> str | None:
+    """The other backends have neither forward derivatives nor rules for torch.func."""
+    if "Jvp" in transforms:
+        return "forward-mode differentiation needs plain autograd"
+    if "Grad" in transforms:
+        return "torch.func's grad, vjp, jacrev and hessian need plain autograd"
+    return None
+
+
+def _why_not_torch(*, has_gate_mask: bool, has_lengths: bool) -> str | None:
     if has_gate_mask:
         return "PyTorch's fused LSTM cannot mask gates"
     if has_lengths:
         return "PyTorch's fused LSTM takes no lengths here"
-    if mixed_state:
-        return "PyTorch's fused LSTM needs the state in the input's dtype"
     return None
 
 
@@ -117,7 +139,7 @@ def choose(
         hidden_size: H.
         has_gate_mask: gate dropout is on, or a gate mask was injected.
         has_lengths: rows have lengths of their own.
-        mixed_state: the state's dtype differs from the input's.
+        mixed_state: the state's dtype is wider than the input's.
 
     Returns:
         The backend's name and the reason for it.
@@ -126,17 +148,26 @@ def choose(
         RuntimeError: if a backend asked for by name cannot run the call.
     """
     name, who = _requested(backend)
-    why_not_torch = _why_not_torch(
-        has_gate_mask=has_gate_mask, has_lengths=has_lengths, mixed_state=mixed_state
-    )
+    transforms = _transforms()
+    why_reference = _why_reference(transforms)
+    why_not_torch = _why_not_torch(has_gate_mask=has_gate_mask, has_lengths=has_lengths)
+    if name not in ("auto", "reference") and why_reference:
+        raise RuntimeError(f'{name} was {who}, but {why_reference}; use "auto" or "reference"')
     if name == "triton":
         raise RuntimeError(f'triton was {who}, but {_why_not_triton()}; use "auto" or "eager"')
     if name == "torch" and why_not_torch:
         raise RuntimeError(f'torch was {who}, but {why_not_torch}; use "auto" or "eager"')
     if name != "auto":
         return Choice(name, who)
+    if why_reference:
+        return Choice("reference", why_reference)
     if why_not_torch:
         return Choice("eager", why_not_torch)
+    if "Vmap" in transforms:
+        return Choice("eager", "torch.func.vmap has no rule for PyTorch's fused LSTM")
+    # On CUDA the fused LSTM is worth the rounding of c at both ends; the Python loop is far slower.
+    if mixed_state and device.type != "cuda":
+        return Choice("eager", "PyTorch's fused LSTM would round the state to the input's dtype")
     if device.type == "cpu":
         return _choose_on_cpu(dtype)
     return Choice("torch", f"no gate dropout, and {_why_not_triton()}")
@@ -151,7 +182,13 @@ def _choose_on_cpu(dtype: torch.dtype) -> Choice:
     return Choice("torch", "no gate dropout, and PyTorch's fused LSTM is the fastest on the cpu")
 
 
-def explain(module: Any, x: Tensor) -> str:
+def explain(
+    module: Any,
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    lengths: Tensor | None = None,
+) -> str:
     """Say which backend a layer would run on an input, and why.
 
     Example:
@@ -162,19 +199,22 @@ def explain(module: Any, x: Tensor) -> str:
 
     Args:
         module: a `uf.LSTM`.
-        x: its input, as the forward takes it.
+        x: its input, as the forward takes it; so are hx and lengths.
+        hx: see x.
+        lengths: see x.
 
     Returns:
         "name: reason"; for a backend that was asked for and cannot run, "cannot run: reason".
 
     Raises:
         TypeError: if the module is not a `uf.LSTM`.
+        ValueError: if the input's shape does not fit.
     """
     request = getattr(module, "backend_request", None)
     if request is None:
         raise TypeError(f"module is a {type(module).__name__}, expected a uf.LSTM")
     try:
-        choice = choose(module.backend, **request(x))
+        choice = choose(module.backend, **request(x, hx, lengths))
     except RuntimeError as error:
         return f"cannot run: {error}"
     return f"{choice.name}: {choice.reason}"

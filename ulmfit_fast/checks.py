@@ -2,16 +2,140 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from ulmfit_fast.masks import DropoutMasks
+if TYPE_CHECKING:
+    from ulmfit_fast.masks import DropoutMasks
 
-__all__ = ["check_layer"]
+__all__ = [
+    "as_seed",
+    "check_hx",
+    "check_input",
+    "check_layer",
+    "check_lengths",
+    "check_pair",
+    "gate_probabilities",
+    "probability",
+    "size",
+]
 
 
 def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and value.dtype != torch.bool and not value.is_complex()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def probability(name: str, value: object) -> float:
+    """Return a probability as a float, given as a number of Python, NumPy or a 0-d tensor.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it lies outside [0, 1].
+    """
+    if not _is_number(value):
+        raise TypeError(f"{name} is {value!r}, expected a probability between 0 and 1")
+    p = float(value)  # type: ignore[arg-type]
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name} is {p}, expected a probability between 0 and 1")
+    return p
+
+
+def gate_probabilities(name: str, p: float | Sequence[float]) -> tuple[float, ...]:
+    """Expand a dropout probability to one value a gate, in the order i, f, g, o.
+
+    Example:
+        >>> gate_probabilities("gate_p", 0.25)
+        (0.25, 0.25, 0.25, 0.25)
+
+    Args:
+        name: the argument's name, for the error message.
+        p: one probability for all gates, or four of them.
+
+    Returns:
+        Four floats in [0, 1].
+
+    Raises:
+        ValueError: if there are not one or four values, or one lies outside [0, 1].
+        TypeError: if a value is not a number.
+    """
+    if _is_number(p):
+        return (probability(name, p),) * 4
+    wrong = f"{name} is {p!r}, expected one number or four (gates i, f, g, o)"
+    if isinstance(p, str):
+        raise TypeError(wrong)
+    try:
+        values = tuple(p)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(wrong) from None
+    if len(values) != 4:
+        raise ValueError(
+            f"{name} has {len(values)} values, expected one number or four (gates i, f, g, o)"
+        )
+    return tuple(probability(name, value) for value in values)
+
+
+def size(name: str, value: object) -> int:
+    """Return a size as an int.
+
+    Raises:
+        TypeError: if it is not a whole number.
+        ValueError: if it is not positive.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected a positive whole number")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, expected a positive whole number")
+    return int(value)
+
+
+def as_seed(seed: Tensor | int) -> Tensor:
+    """Return a seed as the 0-d int64 CPU tensor that the operators take.
+
+    Raises:
+        ValueError: for a value outside [0, 2**63), or a tensor of another kind.
+        TypeError: for anything but a whole number or a tensor.
+    """
+    if isinstance(seed, Tensor):
+        if seed.dim() != 0 or seed.dtype != torch.int64 or seed.device.type != "cpu":
+            raise ValueError(
+                f"seed is a {seed.dtype} tensor of shape {_shape(seed)} on {seed.device}, "
+                "expected a 0-d int64 CPU tensor or an int"
+            )
+        return seed
+    if not isinstance(seed, numbers.Integral):
+        raise TypeError(f"seed is {seed!r}, expected a whole number from 0 to 2**63 - 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}, expected a whole number from 0 to 2**63 - 1")
+    return torch.tensor(int(seed), dtype=torch.int64, device="cpu")
+
+
+def check_pair(name: str, pair: object, parts: str, *, optional: bool = False) -> None:
+    """Refuse what is not two tensors; each may be None if optional.
+
+    Raises:
+        TypeError: naming the argument and its two parts.
+    """
+    kinds = (Tensor, type(None)) if optional else Tensor
+    if not isinstance(pair, tuple | list):
+        found = f"a {type(pair).__name__}"
+    elif len(pair) != 2:
+        found = f"{len(pair)} values"
+    elif not all(isinstance(part, kinds) for part in pair):
+        found = f"({type(pair[0]).__name__}, {type(pair[1]).__name__})"
+    else:
+        return
+    tensors = "two tensors or Nones" if optional else "two tensors"
+    raise TypeError(f"{name} is {found}, expected {tensors}, {parts}")
 
 
 def check_layer(
@@ -22,7 +146,6 @@ def check_layer(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     lengths: Tensor | None,
-    seed: Tensor | int | None,
     masks: DropoutMasks | None,
 ) -> None:
     """Refuse arguments of `functional.lstm` that do not fit together.
@@ -50,16 +173,17 @@ def check_layer(
         _check_state(state, batch_size, hidden_size, x)
     if lengths is not None:
         check_lengths(lengths, batch_size, steps)
-    if isinstance(seed, Tensor):
-        if seed.dim() != 0 or seed.dtype != torch.int64 or seed.device.type != "cpu":
-            raise ValueError(
-                f"seed is a {seed.dtype} tensor of shape {_shape(seed)} on {seed.device}, "
-                "expected a 0-d int64 CPU tensor or an int"
-            )
-    elif seed is not None and not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}, expected a whole number from 0 to 2**63 - 1")
+        _check_device("lengths", lengths, x)
     if masks is not None:
-        _check_masks(masks, (steps, batch_size, hidden_size))
+        _check_masks(masks, hidden_size, x)
+
+
+def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(
+            f"{name} is on {tensor.device} and x on {x.device}, expected one device; "
+            f'move one with .to("{x.device}")'
+        )
 
 
 def _check_weight(name: str, weight: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
@@ -72,11 +196,7 @@ def _check_weight(name: str, weight: Tensor, shape: tuple[int, ...], x: Tensor) 
             f"{name} has dtype {weight.dtype} and x has {x.dtype}, expected one dtype; "
             f"convert one with .to({x.dtype})"
         )
-    if weight.device != x.device:
-        raise ValueError(
-            f"{name} is on {weight.device} and x on {x.device}, expected one device; "
-            f'move one with .to("{x.device}")'
-        )
+    _check_device(name, weight, x)
 
 
 def _check_state(
@@ -88,10 +208,7 @@ def _check_state(
                 f"{name} has shape {_shape(tensor)}, expected {(batch_size, hidden_size)} "
                 f"for x of shape {_shape(x)}"
             )
-        if tensor.device != x.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and x on {x.device}, expected one device"
-            )
+        _check_device(name, tensor, x)
     if state[0].dtype != x.dtype:
         raise TypeError(f"h0 has dtype {state[0].dtype}, expected {x.dtype} as x has")
     if torch.promote_types(state[1].dtype, x.dtype) != state[1].dtype:
@@ -103,8 +220,13 @@ def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
 
     Raises:
         ValueError: for a wrong shape, or a value outside [0, T].
-        TypeError: for a dtype other than int64.
+        TypeError: for a dtype other than int64, or anything but a tensor.
     """
+    if not isinstance(lengths, Tensor):
+        raise TypeError(
+            f"lengths is a {type(lengths).__name__}, expected an int64 tensor; "
+            "pass torch.tensor(lengths)"
+        )
     if tuple(lengths.shape) != (batch_size,):
         raise ValueError(f"lengths has shape {_shape(lengths)}, expected ({batch_size},)")
     if lengths.dtype != torch.int64:
@@ -118,17 +240,55 @@ def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
         )
 
 
-def _check_masks(masks: DropoutMasks, sizes: tuple[int, int, int]) -> None:
-    steps, batch_size, hidden_size = sizes
+def _check_masks(masks: DropoutMasks, hidden_size: int, x: Tensor) -> None:
+    steps, batch_size, _ = x.shape
     weight, gate = masks
+    for name, mask in (("masks.weight", weight), ("masks.gate", gate)):
+        if mask is None:
+            continue
+        if not mask.is_floating_point() and mask.dtype != torch.bool:
+            raise TypeError(f"{name} has dtype {mask.dtype}, expected a floating dtype or bool")
+        _check_device(name, mask, x)
     if weight is not None and tuple(weight.shape) != (4 * hidden_size, hidden_size):
         raise ValueError(
             f"masks.weight has shape {_shape(weight)}, expected {(4 * hidden_size, hidden_size)}"
         )
-    if gate is not None and (
-        gate.shape[0] not in (1, steps) or tuple(gate.shape[1:]) != (batch_size, 4 * hidden_size)
-    ):
+    shapes = [(n, batch_size, 4 * hidden_size) for n in (steps, 1)]
+    if gate is not None and tuple(gate.shape) not in shapes:
         raise ValueError(
             f"masks.gate has shape {_shape(gate)}, expected "
             f"({steps} or 1, {batch_size}, {4 * hidden_size})"
         )
+
+
+def check_input(x: Tensor, input_size: int) -> None:
+    """Refuse what is not `(T, B, E)`, `(B, T, E)` or `(T, E)`.
+
+    Raises:
+        TypeError: for anything but a tensor.
+        ValueError: for a wrong shape.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input is a {type(x).__name__}, expected a tensor or a PackedSequence")
+    if x.dim() not in (2, 3):
+        raise ValueError(f"input has shape {_shape(x)}, expected 3 dimensions, or 2 unbatched")
+    if x.shape[-1] != input_size:
+        raise ValueError(f"input has {x.shape[-1]} features, expected input_size = {input_size}")
+
+
+def check_hx(hx: tuple[Tensor, Tensor], shape: tuple[int, ...], x: Tensor) -> None:
+    """Refuse a state of all layers that does not fit the input.
+
+    Raises:
+        TypeError: for anything but two tensors.
+        ValueError: for a wrong shape or device.
+    """
+    check_pair("hx", hx, "(h_0, c_0)")
+    for name, tensor in zip(("h_0", "c_0"), hx, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {_shape(tensor)}, expected {shape}")
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and the input on {x.device}, expected one device; "
+                f'move one with .to("{x.device}")'
+            )

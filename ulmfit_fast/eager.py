@@ -76,15 +76,15 @@ def lstm_forward(
     steps, batch_size, input_size = x.shape
     hidden_size = w_hh.shape[1]
     compute = torch.promote_types(x.dtype, torch.float32)
-    weight = _dropped_weight(w_hh, seed, weight_p, stream, weight_mask).to(compute)
+    weight = _dropped_weight(w_hh.to(compute), seed, weight_p, stream, weight_mask)
     recurrence = Recurrence(weight, batch_size)
     mask = gate_mask_of(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
 
     flat = x.reshape(steps * batch_size, input_size).to(compute)
     gates = torch.mm(w_ih.to(compute), flat.t())
-    bias = _sum_of_biases(b_ih, b_hh)
+    bias = _sum_of_biases(b_ih, b_hh, compute)
     if bias is not None:
-        gates += bias.to(compute)[:, None]
+        gates += bias[:, None]
     gates = gates.view(4 * hidden_size, steps, batch_size)
     cells = gates.new_empty(hidden_size, steps, batch_size)
     hidden = torch.empty_like(cells)
@@ -106,7 +106,8 @@ def lstm_forward(
             active = t < lengths
             c_new = cells[:, t].copy_(torch.where(active, c_new, c))
             carried = torch.where(active, h_new, h)
-            h_new.mul_(active)
+            # Not a product: what is padded may be infinite or NaN.
+            h_new.masked_fill_(~active, 0.0)
             h_new = carried
         h, c = h_new, c_new
     output = hidden.permute(1, 2, 0).to(x.dtype, memory_format=torch.contiguous_format)
@@ -118,10 +119,9 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _sum_of_biases(b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor | None:
-    if b_ih is None or b_hh is None:
-        return b_ih if b_hh is None else b_hh
-    return b_ih + b_hh
+def _sum_of_biases(b_ih: Tensor | None, b_hh: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    biases = [bias.to(dtype) for bias in (b_ih, b_hh) if bias is not None]
+    return sum(biases[1:], biases[0]) if biases else None
 
 
 def lstm_backward(
@@ -174,17 +174,17 @@ def lstm_backward(
     Returns:
         Those six gradients, an empty tensor for each that is not wanted.
     """
-    steps, batch_size, _ = x.shape
+    steps, batch_size, input_size = x.shape
     hidden_size = w_hh.shape[1]
     compute = gates.dtype
     keep = None
-    weight = w_hh
+    weight = w_hh.to(compute)
     if weight_mask is not None:
-        weight = w_hh * weight_mask
+        weight = weight * weight_mask
     elif any(weight_p):
         keep = rng.weight_keep(seed, hidden_size, weight_p, stream=stream, device=w_hh.device)
-        weight = _apply_keep(w_hh, keep, weight_p)
-    recurrence = Recurrence(weight.to(compute).t(), batch_size)
+        weight = _apply_keep(weight, keep, weight_p)
+    recurrence = Recurrence(weight.t(), batch_size)
     mask = gate_mask_of(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
 
     grad_gates = torch.empty_like(gates)
@@ -217,9 +217,9 @@ def lstm_backward(
             grad_h, grad_c = recurrence.product(grad_gates[:, t]), grad_c_prev
         else:
             active = t < lengths
-            grad_act.mul_(active)
+            grad_act.masked_fill_(~active, 0.0)
             grad_c = torch.where(active, grad_c_prev, grad_c)
-            grad_h = recurrence.product(grad_gates[:, t]).add_(grad_h * ~active)
+            grad_h = recurrence.product(grad_gates[:, t]).add_(grad_h.masked_fill(active, 0.0))
 
     flat = grad_gates.view(4 * hidden_size, steps * batch_size)
     # A custom op may not return one tensor twice.
@@ -227,7 +227,7 @@ def lstm_backward(
     if needs[0]:
         grad_x = torch.mm(flat.t(), w_ih.to(compute)).view(x.shape).to(x.dtype)
     if needs[3]:
-        inputs = x.reshape(steps * batch_size, -1).to(compute)
+        inputs = x.reshape(steps * batch_size, input_size).to(compute)
         grad_w_ih = torch.mm(flat, inputs).to(w_ih.dtype)
     if needs[4]:
         grad_w_hh = _recurrent_weight_grad(grad_gates, output, h0, lengths, order)
@@ -265,11 +265,13 @@ def _recurrent_weight_grad(
     row's last one; there the output that follows in memory is zero, so the GEMM adds nothing.
     """
     rows, steps, batch_size = grad_gates.shape
-    before = output.to(grad_gates.dtype).reshape(steps, batch_size, -1)
+    before = output.to(grad_gates.dtype)
     forwards = order.step == 1
     later = grad_gates[:, 1:] if forwards else grad_gates[:, :-1]
     earlier = before[:-1] if forwards else before[1:]
-    grad = torch.mm(later.reshape(rows, -1), earlier.reshape(-1, before.shape[2]))
+    # Sizes in full, for a batch of none leaves nothing to infer one from.
+    pairs = (steps - 1) * batch_size
+    grad = torch.mm(later.reshape(rows, pairs), earlier.reshape(pairs, rows // 4))
     if forwards or lengths is None:
         first = grad_gates[:, order.start]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import reference, rng
-from ulmfit_fast.checks import check_layer
+from ulmfit_fast.checks import as_seed, check_layer, check_pair
 from ulmfit_fast.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.operators import drop_weight as _drop_weight
 from ulmfit_fast.operators import lstm_eager as _lstm_eager
@@ -20,15 +21,15 @@ __all__ = ["lstm"]
 def _lstm_torch(
     x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, biases: list[Tensor], stream: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's own fused LSTM on an already dropped weight."""
+    """PyTorch's own fused LSTM on an already dropped weight; it holds c in the dtype of x."""
     reverse = bool(stream & 1)
     inputs = x.flip(0) if reverse else x
-    state = [h0[None], c0[None]]
+    state = [h0[None], c0[None].to(x.dtype)]
     weights = [w_ih, w_hh, *biases]
     output, h_n, c_n = torch.lstm(
         inputs, state, weights, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, False
     )
-    return output.flip(0) if reverse else output, h_n[0], c_n[0]
+    return output.flip(0) if reverse else output, h_n[0], c_n[0].to(c0.dtype)
 
 
 def lstm(
@@ -66,7 +67,7 @@ def lstm(
     Args:
         x: `(T, B, E)` input; float32, float64, bfloat16 or float16.
         state: (h0, c0), each `(B, H)`, or None for zeros. c0 may be wider than x (float32 beside
-            bfloat16), and c_n comes back in its dtype.
+            bfloat16), and c_n comes back in its dtype; the torch backend rounds it to x's inside.
         w_ih: `(4H, E)` input weight, gate blocks i, f, g, o.
         w_hh: `(4H, H)` recurrent weight.
         b_ih: `(4H,)` or None.
@@ -77,12 +78,14 @@ def lstm(
         gate_mask: "step" for a new gate mask at each time step; "sequence" for one in all, which
             needs p = 0 for the forget gate.
         training: False applies no dropout.
-        lengths: `(B,)` int64; a row's state stops at its length, its later outputs are zeros.
+        lengths: `(B,)` int64; a row's state stops at its length, its later outputs are zeros, and
+            its later inputs do not matter, NaN included.
         reverse: run from the last step to the first.
         layer: index of the layer in its stack; separates the masks of layers under one seed.
         seed: whole number in [0, 2**63) that fixes the masks; None draws one from PyTorch's
             generator.
-        masks: masks to use instead of drawn ones (see `ulmfit_fast.dropout_masks`).
+        masks: masks to use instead of drawn ones, a pair (weight, gate) of any floating dtype (see
+            `ulmfit_fast.dropout_masks`); bool ones keep without scaling.
         backend: "auto", "torch", "eager", "reference" or "triton".
 
     Returns:
@@ -90,24 +93,35 @@ def lstm(
 
     Raises:
         ValueError: if a shape, device or probability does not fit.
-        TypeError: if a dtype does not fit.
+        TypeError: if a type or dtype does not fit.
         RuntimeError: if a backend asked for by name cannot run the call.
 
     Source:
         Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 2, for weight-drop; Semeniuta,
         Severyn & Barth 2016 (arXiv:1603.05118), equation 12, for dropout of the gate g.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x, w_ih, w_hh, b_ih, b_hh, state = _to_autocast(x, w_ih, w_hh, b_ih, b_hh, state)
-    check_layer(x, state, w_ih, w_hh, b_ih, b_hh, lengths, seed, masks)
+    if state is not None:
+        check_pair("state", state, "(h0, c0)")
+    if masks is not None:
+        check_pair("masks", masks, "(weight, gate)", optional=True)
+    if seed is not None:
+        seed = as_seed(seed)
+    autocast = autocast_dtype(x)
+    if autocast is not None:
+        x, w_ih, w_hh, b_ih, b_hh, state = _to_dtype(autocast, x, w_ih, w_hh, b_ih, b_hh, state)
+    check_layer(x, state, w_ih, w_hh, b_ih, b_hh, lengths, masks)
     batch_size, hidden_size = x.shape[1], w_hh.shape[1]
     weight_ps = rng.gate_probabilities("weight_p", weight_p)
     gate_ps = gate_probabilities(gate_p, gate_mask)
     if not training:
         masks, weight_ps, gate_ps = None, (0.0,) * 4, (0.0,) * 4
+    compute = torch.promote_types(x.dtype, torch.float32)
+    weight_mask, gate_masks = None, None
     if masks is not None:
         weight_ps = gate_ps = (0.0,) * 4
-    weight_mask, gate_masks = masks or DropoutMasks(None, None)
+        weight_mask, gate_masks = (None if mask is None else mask.to(compute) for mask in masks)
+    if lengths is not None:
+        x = _without_padding(x, lengths)
     if state is None:
         zeros = x.new_zeros(batch_size, hidden_size)
         state = (zeros, zeros)
@@ -123,12 +137,8 @@ def lstm(
         mixed_state=h0.dtype != x.dtype or c0.dtype != x.dtype,
     )
     stream = 2 * layer + int(reverse)
-    if not any(weight_ps) and not any(gate_ps):
-        seed = torch.zeros((), dtype=torch.int64)
-    elif seed is None:
-        seed = rng.draw_seed()
-    elif not isinstance(seed, Tensor):
-        seed = torch.tensor(seed, dtype=torch.int64)
+    if seed is None:
+        seed = rng.draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
 
     if choice.name == "eager":
         output, h_n, c_n, _, _ = _lstm_eager(
@@ -150,14 +160,14 @@ def lstm(
         )
     elif choice.name == "torch":
         if weight_mask is not None:
-            w_hh = w_hh * weight_mask
+            w_hh = (w_hh * weight_mask).to(w_hh.dtype)
         elif any(weight_ps):
             w_hh = _drop_weight(w_hh, seed, weight_ps, stream)
         biases = _both_biases(b_ih, b_hh)
         output, h_n, c_n = _lstm_torch(x, h0, c0, w_ih, w_hh, biases, stream)
     else:
         if masks is None:
-            masks = dropout_masks(
+            drawn = dropout_masks(
                 seed,
                 hidden_size=hidden_size,
                 batch_size=batch_size,
@@ -167,12 +177,17 @@ def lstm(
                 gate_mask=gate_mask,
                 layer=layer,
                 reverse=reverse,
-                dtype=x.dtype,
+                dtype=compute,
                 device=x.device,
             )
-        output, h_n, c_n = reference.lstm_layer(
-            x, h0, c0, w_ih, w_hh, b_ih, b_hh, masks, lengths, reverse=reverse
-        )
+        else:
+            drawn = DropoutMasks(weight_mask, gate_masks)
+        # All is cast already; autocast would take the products to half precision.
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+            output, h_n, c_n = reference.lstm_layer(
+                x, h0, c0, w_ih, w_hh, b_ih, b_hh, drawn, lengths, reverse=reverse
+            )
     return output, (h_n, c_n)
 
 
@@ -203,7 +218,43 @@ def _both_biases(b_ih: Tensor | None, b_hh: Tensor | None) -> list[Tensor]:
     return [zeros if b_ih is None else b_ih, zeros if b_hh is None else b_hh]
 
 
-def _to_autocast(
+def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """Set what lies past each row's length to zero, so that no NaN there reaches a product."""
+    steps = torch.arange(x.shape[0], device=x.device)
+    return x.masked_fill((steps[:, None] >= lengths)[:, :, None], 0.0)
+
+
+def drop_between_layers(x: Tensor, seed: Tensor, p: float, layer: int) -> Tensor:
+    """Drop elements of a layer's output before the next layer; the same seed drops the same.
+
+    Args:
+        x: `(T, B, D * H)`.
+        seed: 0-d int64 CPU tensor.
+        p: drop probability in [0, 1].
+        layer: index of the layer whose output x is.
+
+    Returns:
+        `(T, B, D * H)`, the dtype of x.
+    """
+    keep = rng.keep_mask(seed, x.numel(), p, kind=rng.KIND_LAYER, stream=2 * layer, device=x.device)
+    # In half precision the scale itself would be rounded, and the mean shifted.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * keep.view(x.shape) * rng.keep_scale(p)).to(x.dtype)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast runs a call on x in, or None where it does not act."""
+    device = x.device.type
+    if not x.is_floating_point() or x.dtype == torch.float64:
+        return None
+    # Asking whether autocast is on raises for a device without it, such as meta.
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _to_dtype(
+    dtype: torch.dtype,
     x: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
@@ -212,7 +263,6 @@ def _to_autocast(
     state: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
     """Cast as autocast would: h and the weights to its dtype, c left as it is."""
-    dtype = torch.get_autocast_dtype(x.device.type)
     biases = [None if bias is None else bias.to(dtype) for bias in (b_ih, b_hh)]
     if state is not None:
         state = (state[0].to(dtype), state[1])

@@ -172,8 +172,11 @@ def _lstm_eager_gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]
     )
     by_input = [grad if need else None for grad, need in zip(results, needs, strict=True)]
     grad_bias = by_input.pop()
-    biases = (grad_bias if wanted[5] else None, grad_bias if wanted[6] else None)
-    return (*by_input, *biases, *([None] * 8))
+    grad_b_ih, grad_b_hh = (grad_bias if want else None for want in wanted[5:7])
+    if grad_b_ih is not None and grad_b_hh is not None:
+        # Equal, but not one tensor: gradients are clipped and unscaled in place.
+        grad_b_hh = grad_b_hh.clone()
+    return (*by_input, grad_b_ih, grad_b_hh, *([None] * 8))
 
 
 def _no_double_backward(ctx: Any, *grads: Any) -> None:
@@ -194,17 +197,53 @@ def drop_weight(weight: Tensor, seed: Tensor, p: Sequence[float], stream: int) -
 
 @drop_weight.register_fake
 def _(weight: Tensor, seed: Tensor, p: Sequence[float], stream: int) -> Tensor:
-    return torch.empty_like(weight)
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
-def _save_seed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, seed, ctx.p, ctx.stream = inputs
-    ctx.save_for_backward(seed)
+def _save_dropped(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, seed, ctx.p, ctx.stream = inputs
+    # No memory of its own: whatever is computed from the dropped weight keeps it alive as well.
+    ctx.save_for_backward(weight, seed, output)
 
 
 def _drop_weight_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    (seed,) = ctx.saved_tensors
-    return drop_weight(grad, seed, ctx.p, ctx.stream), None, None, None
+    weight, seed, dropped = ctx.saved_tensors
+    return _drop_weight_backward(grad, weight, seed, dropped, ctx.p, ctx.stream), None, None, None
 
 
-drop_weight.register_autograd(_drop_weight_gradient, setup_context=_save_seed)
+@torch.library.custom_op("ulmfit_fast::drop_weight_backward", mutates_args=())
+def _drop_weight_backward(
+    grad: Tensor, weight: Tensor, seed: Tensor, dropped: Tensor, p: Sequence[float], stream: int
+) -> Tensor:
+    # A survivor that is not zero shows that it survived: one comparison instead of ten rounds of
+    # Philox. A weight that is zero itself shows nothing; then the mask is drawn again, as it is
+    # where the question whether there is one would wait for the device.
+    if weight.device.type != "cpu" or bool((weight == 0).any()):
+        return rng.drop_weight(grad, seed, p, stream=stream)
+    masked = grad.contiguous() * (dropped != 0)
+    for gate, value in zip(masked.chunk(4), p, strict=True):
+        gate.mul_(rng.keep_scale(value))
+    return masked
+
+
+@_drop_weight_backward.register_fake
+def _(
+    grad: Tensor, weight: Tensor, seed: Tensor, dropped: Tensor, p: Sequence[float], stream: int
+) -> Tensor:
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+def _save_mask_source(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, weight, seed, dropped, ctx.p, ctx.stream = inputs
+    ctx.save_for_backward(weight, seed, dropped)
+
+
+def _drop_weight_second_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Masking is linear and its own transpose.
+    return _drop_weight_backward(grad, *ctx.saved_tensors, ctx.p, ctx.stream), *([None] * 5)
+
+
+drop_weight.register_autograd(_drop_weight_gradient, setup_context=_save_dropped)
+_drop_weight_backward.register_autograd(
+    _drop_weight_second_gradient, setup_context=_save_mask_source
+)

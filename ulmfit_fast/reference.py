@@ -33,10 +33,12 @@ def lstm_layer(
         c_t = f c_{t-1} + i g
         h_t = o tanh(c_t)
 
+    Half precision is computed in float32; h alone is rounded to the dtype of x, once a step.
+
     Args:
         x: `(T, B, E)` input.
         h0: `(B, H)` hidden state before the first step.
-        c0: `(B, H)` cell state before the first step.
+        c0: `(B, H)` cell state before the first step, possibly of a wider dtype than x.
         w_ih: `(4H, E)` input weight W.
         w_hh: `(4H, H)` recurrent weight U.
         b_ih: `(4H,)` or None.
@@ -46,25 +48,28 @@ def lstm_layer(
         reverse: run from the last step to the first.
 
     Returns:
-        output `(T, B, H)`, h_n `(B, H)`, c_n `(B, H)`.
+        output `(T, B, H)`, h_n `(B, H)`, c_n `(B, H)` in the dtype of c0.
 
     Source:
         Hochreiter & Schmidhuber 1997; Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 2.
     """
-    steps = x.shape[0]
+    steps, dtype = x.shape[0], x.dtype
+    compute = torch.promote_types(dtype, torch.float32)
+    x, w_ih, w_hh = x.to(compute), w_ih.to(compute), w_hh.to(compute)
+    b_ih, b_hh = (None if bias is None else bias.to(compute) for bias in (b_ih, b_hh))
     if masks.weight is not None:
         w_hh = w_hh * masks.weight
-    h, c = h0, c0
+    h, c = h0, c0.to(torch.promote_types(compute, c0.dtype))
     outputs: list[Tensor] = [h] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        activations = F.linear(x[t], w_ih, b_ih) + F.linear(h, w_hh, b_hh)
+        activations = F.linear(x[t], w_ih, b_ih) + F.linear(h.to(compute), w_hh, b_hh)
         a_i, a_f, a_g, a_o = activations.chunk(4, dim=1)
         gates = torch.cat([a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()], dim=1)
         if masks.gate is not None:
             gates = gates * masks.gate[t if masks.gate.shape[0] > 1 else 0]
         gate_i, gate_f, gate_g, gate_o = gates.chunk(4, dim=1)
         c_new = gate_f * c + gate_i * gate_g
-        h_new = (gate_o * c_new.tanh()).to(x.dtype)
+        h_new = (gate_o * c_new.tanh()).to(dtype)
         if lengths is None:
             h, c = h_new, c_new
             outputs[t] = h
@@ -72,5 +77,5 @@ def lstm_layer(
             active = (t < lengths)[:, None]
             h, c = torch.where(active, h_new, h), torch.where(active, c_new, c)
             outputs[t] = torch.where(active, h_new, torch.zeros_like(h_new))
-    output = torch.stack(outputs) if steps else x.new_zeros(0, *h0.shape)
-    return output, h, c
+    output = torch.stack(outputs) if steps else h0.new_zeros(0, *h0.shape)
+    return output, h, c.to(c0.dtype)

@@ -9,6 +9,7 @@ words. Who owns which counter:
 | gate dropout | b * H + u       | t      | 2 * layer + reverse | KIND_GATE      | gates i,f,g,o  |
 | embedding    | token id        | 0      | 0                   | KIND_EMBEDDING | first one used |
 | locked       | flat index // 4 | 0      | stream              | KIND_LOCKED    | index % 4      |
+| layer output | flat index // 4 | 0      | 2 * layer           | KIND_LAYER     | index % 4      |
 
 An element is kept iff its word `r >= floor(p * 2**32)`, an integer comparison, so every device and
 every implementation of Philox gives the same bits.
@@ -21,9 +22,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ulmfit_fast.checks import gate_probabilities
+
 __all__ = [
     "KIND_EMBEDDING",
     "KIND_GATE",
+    "KIND_LAYER",
     "KIND_LOCKED",
     "KIND_WEIGHT",
     "draw_seed",
@@ -37,7 +41,7 @@ __all__ = [
     "weight_keep",
 ]
 
-KIND_WEIGHT, KIND_GATE, KIND_EMBEDDING, KIND_LOCKED = range(4)
+KIND_WEIGHT, KIND_GATE, KIND_EMBEDDING, KIND_LOCKED, KIND_LAYER = range(5)
 
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
@@ -62,35 +66,8 @@ def draw_seed(generator: torch.Generator | None = None) -> Tensor:
     Returns:
         A 0-d int64 CPU tensor in [0, 2**63 - 1).
     """
-    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=generator)
-
-
-def gate_probabilities(name: str, p: float | Sequence[float]) -> tuple[float, ...]:
-    """Expand a dropout probability to one value a gate, in the order i, f, g, o.
-
-    Example:
-        >>> gate_probabilities("gate_p", 0.25)
-        (0.25, 0.25, 0.25, 0.25)
-
-    Args:
-        name: the argument's name, for the error message.
-        p: one probability for all gates, or four of them.
-
-    Returns:
-        Four floats in [0, 1].
-
-    Raises:
-        ValueError: if there are not one or four values, or one lies outside [0, 1].
-    """
-    values = (float(p),) * 4 if isinstance(p, int | float) else tuple(float(value) for value in p)
-    if len(values) != 4:
-        raise ValueError(
-            f"{name} has {len(values)} values, expected one number or four (gates i, f, g, o)"
-        )
-    for value in values:
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} is {value}, expected a probability between 0 and 1")
-    return values
+    # On the CPU, whatever the default device is.
+    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu", generator=generator)
 
 
 def keep_scale(p: float) -> float:
@@ -213,7 +190,7 @@ def drop_weight(
     """
     hidden_size = weight.shape[1]
     source = weight.reshape(4, hidden_size * hidden_size)
-    dropped = torch.empty_like(source)
+    dropped = torch.empty_like(source, memory_format=torch.contiguous_format)
     thresholds = [_threshold(value) for value in p]
     for block, words in _weight_blocks(int(seed), hidden_size, stream, weight.device):
         for lane, word in enumerate(words):
@@ -284,7 +261,7 @@ def _embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
 
 @_embedding_keep.register_fake
 def _(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
-    return torch.empty_like(token_ids, dtype=torch.bool)
+    return torch.empty_like(token_ids, dtype=torch.bool, memory_format=torch.contiguous_format)
 
 
 def keep_mask(

@@ -77,10 +77,10 @@ QUICK = DemoSettings(
     held_out=400,
     label_counts=(300, 1000),
     seeds=1,
-    model={**_MODEL, "emb_size": 64, "hidden_size": 128, "max_vocab": 4000},
+    model={**_MODEL, "emb_size": 64, "hidden_size": 128, "max_vocab": 3000},
     pretrain=FULL.pretrain,
     fine_tune=FULL.fine_tune,
-    epochs=(4, 3),
+    epochs=(8, 4),
     plain=FULL.plain,
     schedule=FULL.schedule,
 )

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import functional, rng
-from ulmfit_fast.checks import check_lengths
+from ulmfit_fast.checks import as_seed, check_hx, check_input, check_lengths, probability, size
 from ulmfit_fast.masks import DropoutMasks
 
 __all__ = ["LSTM"]
@@ -57,6 +56,7 @@ class LSTM(nn.Module):
     Raises:
         ValueError: if a size is not positive, a probability lies outside [0, 1], or `proj_size`
             is not 0.
+        TypeError: if a size is not a whole number, or a probability not a number.
 
     Source:
         Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 2.
@@ -81,43 +81,33 @@ class LSTM(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        for name, size in (
-            ("input_size", input_size),
-            ("hidden_size", hidden_size),
-            ("num_layers", num_layers),
-        ):
-            if size < 1:
-                raise ValueError(f"{name} is {size}, expected a positive whole number")
+        self.input_size = size("input_size", input_size)
+        self.hidden_size = hidden_size = size("hidden_size", hidden_size)
+        self.num_layers = num_layers = size("num_layers", num_layers)
         if proj_size:
             raise ValueError(
                 f"proj_size is {proj_size}, expected 0: projections are not supported; "
                 "use torch.nn.LSTM, or a Linear after this layer"
             )
-        if not 0.0 <= dropout <= 1.0:
-            raise ValueError(f"dropout is {dropout}, expected a probability between 0 and 1")
+        dropout = probability("dropout", dropout)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} acts between layers and num_layers is 1, so it does nothing; "
                 "for dropout inside the layer use weight_p or gate_p",
                 stacklevel=2,
             )
-        rng.gate_probabilities("weight_p", weight_p)
-        functional.gate_probabilities(gate_p, gate_mask)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
-        self.dropout = float(dropout)
+        self.dropout = dropout
         self.bidirectional = bidirectional
         self.proj_size = 0
-        self.weight_p = weight_p
-        self.gate_p = gate_p
+        self.weight_p = _shortest(rng.gate_probabilities("weight_p", weight_p))
+        self.gate_p = _shortest(functional.gate_probabilities(gate_p, gate_mask))
         self.gate_mask = gate_mask
         self.backend = backends.check_name(backend)
         directions = 2 if bidirectional else 1
         for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size * directions
+            width = self.input_size if layer == 0 else hidden_size * directions
             for reverse in range(directions):
                 shapes: dict[str, tuple[int, ...]] = {"weight_ih": (4 * hidden_size, width)}
                 shapes["weight_hh"] = (4 * hidden_size, hidden_size)
@@ -142,14 +132,32 @@ class LSTM(nn.Module):
         """Do nothing; kept so that code written for nn.LSTM runs."""
 
     @property
-    def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction: w_ih, w_hh and, with bias, b_ih, b_hh."""
+    def mode(self) -> str:
+        """What nn.RNNBase calls its kind."""
+        return "LSTM"
+
+    @property
+    def _all_weights(self) -> list[list[str]]:
+        """The names of the parameters of each layer and direction, as nn.LSTM keeps them."""
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
         return [
-            [getattr(self, self._name(kind, layer, reverse)) for kind in kinds]
+            [self._name(kind, layer, reverse) for kind in kinds]
             for layer in range(self.num_layers)
             for reverse in range(2 if self.bidirectional else 1)
         ]
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction: w_ih, w_hh and, with bias, b_ih, b_hh."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [name for names in self._all_weights for name in names]
+
+    @property
+    def _flat_weights(self) -> list[nn.Parameter]:
+        return [weight for weights in self.all_weights for weight in weights]
 
     def extra_repr(self) -> str:
         """Show the sizes and whatever differs from its default."""
@@ -171,21 +179,29 @@ class LSTM(nn.Module):
                 parts.append(f"{name}={value!r}")
         return ", ".join(parts)
 
-    def backend_request(self, x: Tensor | PackedSequence) -> dict[str, Any]:
+    def backend_request(
+        self,
+        x: Tensor | PackedSequence,
+        hx: State | None = None,
+        lengths: Tensor | None = None,
+    ) -> dict[str, Any]:
         """Describe a forward call to `backend.choose`; used by `backend.explain`."""
         if isinstance(x, PackedSequence):
             data, batch_size = x.data, int(x.batch_sizes[0])
         else:
+            check_input(x, self.input_size)
             data = x
             batch_size = 1 if x.dim() == 2 else x.shape[0 if self.batch_first else 1]
+        dtype = functional.autocast_dtype(data) or data.dtype
         dropped = rng.gate_probabilities("gate_p", self.gate_p) if self.training else ()
         return {
             "device": data.device,
-            "dtype": data.dtype,
+            "dtype": dtype,
             "batch_size": batch_size,
             "hidden_size": self.hidden_size,
             "has_gate_mask": any(dropped),
-            "has_lengths": isinstance(x, PackedSequence),
+            "has_lengths": lengths is not None or isinstance(x, PackedSequence),
+            "mixed_state": hx is not None and hx[1].dtype != dtype,
         }
 
     def forward(
@@ -219,23 +235,19 @@ class LSTM(nn.Module):
             if lengths is not None:
                 raise ValueError("lengths given with a PackedSequence, which has its own")
             return self._forward_packed(input, hx, seed, masks)
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"input has shape {tuple(input.shape)}, expected 3 dimensions, or 2 unbatched"
-            )
-        if input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input has {input.shape[-1]} features, expected input_size = {self.input_size}"
-            )
+        check_input(input, self.input_size)
         batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
         x = input if batched else input.unsqueeze(batch_dim)
         if self.batch_first:
             x = x.transpose(0, 1)
-        state = self._layer_states(hx, x.shape[1], batched)
+        if hx is not None:
+            shape = self._state_shape(x.shape[1])
+            check_hx(hx, shape if batched else (shape[0], shape[2]), x)
+            hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
-        output, h_n, c_n = self._run(x, state, lengths, seed, masks)
+        output, h_n, c_n = self._run(x, hx, lengths, seed, masks)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not batched:
@@ -252,15 +264,13 @@ class LSTM(nn.Module):
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
         in_order = PackedSequence(packed.data, packed.batch_sizes)
         x, lengths = pad_packed_sequence(in_order)
-        if x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input has {x.shape[-1]} features, expected input_size = {self.input_size}"
-            )
-        if hx is not None and packed.sorted_indices is not None:
-            h_0, c_0 = (state.index_select(1, packed.sorted_indices) for state in hx)
-            hx = (h_0, c_0)
-        state = self._layer_states(hx, x.shape[1], True)
-        output, h_n, c_n = self._run(x, state, lengths.to(x.device), seed, masks)
+        check_input(x, self.input_size)
+        if hx is not None:
+            check_hx(hx, self._state_shape(x.shape[1]), x)
+            if packed.sorted_indices is not None:
+                h_0, c_0 = (state.index_select(1, packed.sorted_indices) for state in hx)
+                hx = (h_0, c_0)
+        output, h_n, c_n = self._run(x, hx, lengths.to(x.device), seed, masks)
         data = pack_padded_sequence(output, lengths).data
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)
@@ -270,35 +280,38 @@ class LSTM(nn.Module):
         )
         return result, (h_n, c_n)
 
-    def _layer_states(self, hx: State | None, batch_size: int, batched: bool) -> list[State | None]:
-        rows = self.num_layers * (2 if self.bidirectional else 1)
-        if hx is None:
-            return [None] * rows
-        expected = (rows, batch_size, self.hidden_size) if batched else (rows, self.hidden_size)
-        for name, tensor in zip(("h_0", "c_0"), hx, strict=True):
-            if tuple(tensor.shape) != expected:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
-        h_0, c_0 = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        return list(zip(h_0.unbind(0), c_0.unbind(0), strict=True))
+    def _state_shape(self, batch_size: int) -> tuple[int, int, int]:
+        return len(self._all_weights), batch_size, self.hidden_size
+
+    def _drops(self) -> bool:
+        """Say whether drawn masks of the recurrence have anything to drop."""
+        weight_p = rng.gate_probabilities("weight_p", self.weight_p)
+        return any(weight_p) or any(rng.gate_probabilities("gate_p", self.gate_p))
 
     def _run(
         self,
         x: Tensor,
-        states: list[State | None],
+        hx: State | None,
         lengths: Tensor | None,
         seed: Tensor | int | None,
         masks: Sequence[DropoutMasks] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         directions = 2 if self.bidirectional else 1
-        if masks is not None and len(masks) != len(states):
+        weights = self.all_weights
+        if masks is not None and len(masks) != len(weights):
             raise ValueError(
-                f"masks has {len(masks)} entries, expected {len(states)}: one for each layer "
+                f"masks has {len(masks)} entries, expected {len(weights)}: one for each layer "
                 "and direction"
             )
-        if seed is None and self.training and masks is None:
+        layer_p = self.dropout if self.training and self.num_layers > 1 else 0.0
+        if seed is not None:
+            seed = as_seed(seed)
+        elif layer_p > 0 or (self.training and masks is None and self._drops()):
             seed = rng.draw_seed()
+        states: list[State | None] = [None] * len(weights)
+        if hx is not None:
+            states = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
         finals: list[State] = []
-        weights = self.all_weights
         for layer in range(self.num_layers):
             outputs = []
             for reverse in range(directions):
@@ -321,7 +334,12 @@ class LSTM(nn.Module):
                 outputs.append(output)
                 finals.append(final)
             x = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)
-            if self.dropout > 0 and self.training and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout)
+            if seed is not None and layer_p > 0 and layer < self.num_layers - 1:
+                x = functional.drop_between_layers(x, seed, layer_p, layer)
         h_n, c_n = zip(*finals, strict=True)
         return x, torch.stack(h_n), torch.stack(c_n)
+
+
+def _shortest(p: tuple[float, ...]) -> float | tuple[float, ...]:
+    """Return four equal probabilities as one."""
+    return p[0] if len(set(p)) == 1 else p
