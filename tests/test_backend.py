@@ -327,8 +327,8 @@ def test_operators_pass_opcheck(transposed, dtype):
     check(operators.lstm_eager, (x, h0, c0, w_ih, w_hh, *weights[2:], *scalars))
     check(operators.drop_weight, (w_hh, seed, ps, 0))
     x, h0, c0, w_ih, w_hh = (tensor.detach() for tensor in (x, h0, c0, w_ih, w_hh))
-    out, h_n, c_n, gates, cells = operators.lstm_eager(x, h0, c0, w_ih, w_hh, None, None, *scalars)
-    saved = (x, h0, c0, w_ih, w_hh, *scalars, out, gates, cells)
+    out, h_n, c_n, *kept = operators.lstm_eager(x, h0, c0, w_ih, w_hh, None, None, *scalars)
+    saved = (x, h0, c0, w_ih, w_hh, *scalars, out, *kept)
     for needs in ([True] * 6, [False, True] * 3):
         check(operators._lstm_eager_backward, (out, h_n, c_n, *saved, needs))
     dropped = strided(operators.drop_weight(w_hh, seed, ps, 0)).detach()

@@ -49,7 +49,7 @@ def lstm_forward(
     stream: int,
     weight_mask: Tensor | None,
     gate_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run one layer in one direction and keep what the backward needs.
 
     Args:
@@ -71,7 +71,8 @@ def lstm_forward(
 
     Returns:
         output `(T, B, H)`, h_n `(B, H)`, c_n `(B, H)` in the dtype of c0; and for the backward the
-        activated, unmasked gates `(4H, T, B)` and the cell states `(H, T, B)`.
+        activated, unmasked gates `(4H, T, B)`, the cell states `(H, T, B)` and the dropped weight
+        `(4H, H)`, empty unless a mask was drawn for it.
     """
     steps, batch_size, input_size = x.shape
     hidden_size = w_hh.shape[1]
@@ -83,36 +84,36 @@ def lstm_forward(
     flat = x.reshape(steps * batch_size, input_size).to(compute)
     gates = torch.mm(w_ih.to(compute), flat.t())
     bias = _sum_of_biases(b_ih, b_hh, compute)
-    if bias is not None:
-        gates += bias[:, None]
     gates = gates.view(4 * hidden_size, steps, batch_size)
     cells = gates.new_empty(hidden_size, steps, batch_size)
-    hidden = torch.empty_like(cells)
+    output = x.new_empty(steps, batch_size, hidden_size)
 
     h, c = h0.to(compute).t(), c0.to(compute).t()
     shortest = steps if lengths is None else int(lengths.min()) if batch_size else 0
     for t in _time_order(steps, stream):
         recurrence.add_product(gates[:, t], h)
+        if bias is not None:
+            gates[:, t].add_(bias[:, None])
         step = gates[:, t].view(4, hidden_size, batch_size)
         step[:2].sigmoid_()
         step[2].tanh_()
         step[3].sigmoid_()
         gate_i, gate_f, gate_g, gate_o = step if mask is None else step * mask.at(t)
         c_new = torch.mul(gate_f, c, out=cells[:, t]).addcmul_(gate_i, gate_g)
-        h_new = torch.mul(c_new.tanh(), gate_o, out=hidden[:, t])
+        h_new = c_new.tanh().mul_(gate_o)
+        output[t] = h_new.t()
         if compute != x.dtype:
-            h_new.copy_(h_new.to(x.dtype))
+            h_new = h_new.to(x.dtype).to(compute)
         if lengths is not None and t >= shortest:
             active = t < lengths
             c_new = cells[:, t].copy_(torch.where(active, c_new, c))
-            carried = torch.where(active, h_new, h)
+            h_new = torch.where(active, h_new, h)
             # Not a product: what is padded may be infinite or NaN.
-            h_new.masked_fill_(~active, 0.0)
-            h_new = carried
+            output[t].masked_fill_(~active[:, None], 0.0)
         h, c = h_new, c_new
-    output = hidden.permute(1, 2, 0).to(x.dtype, memory_format=torch.contiguous_format)
-    h_n = _copy(h.t(), x.dtype)
-    return output.contiguous(), h_n, _copy(c.t(), c0.dtype), gates, cells
+    drawn = weight_mask is None and any(weight_p)
+    dropped = weight if drawn else weight.new_empty(0)
+    return output, _copy(h.t(), x.dtype), _copy(c.t(), c0.dtype), gates, cells, dropped
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -144,9 +145,10 @@ def lstm_backward(
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
+    dropped: Tensor,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Differentiate `lstm_forward`; the masks are drawn again from the seed.
+    """Differentiate `lstm_forward`; the gates' masks are drawn again from the seed.
 
     Args:
         grad_output: `(T, B, H)`.
@@ -169,6 +171,7 @@ def lstm_backward(
         output: `(T, B, H)` from the forward.
         gates: `(4H, T, B)` from the forward.
         cells: `(H, T, B)` from the forward.
+        dropped: `(4H, H)` from the forward, or empty.
         needs: which of grad_x, grad_h0, grad_c0, grad_w_ih, grad_w_hh, grad_bias are wanted.
 
     Returns:
@@ -177,18 +180,15 @@ def lstm_backward(
     steps, batch_size, input_size = x.shape
     hidden_size = w_hh.shape[1]
     compute = gates.dtype
-    keep = None
-    weight = w_hh.to(compute)
+    weight = dropped if dropped.numel() else w_hh.to(compute)
     if weight_mask is not None:
         weight = weight * weight_mask
-    elif any(weight_p):
-        keep = rng.weight_keep(seed, hidden_size, weight_p, stream=stream, device=w_hh.device)
-        weight = _apply_keep(weight, keep, weight_p)
-    recurrence = Recurrence(weight.t(), batch_size)
+    # Transposed once, for a product that is formed at every step.
+    recurrence = Recurrence(weight.t().contiguous(), batch_size)
     mask = gate_mask_of(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
 
     grad_gates = torch.empty_like(gates)
-    grad_out = grad_output.to(compute).permute(2, 0, 1).contiguous()
+    grad_out = grad_output.to(compute)
     grad_h = grad_h_n.to(compute).t()
     grad_c = grad_c_n.to(compute).t().contiguous()
     first = c0.to(compute).t()
@@ -201,7 +201,7 @@ def lstm_backward(
         grad_act = grad_gates[:, t].view(4, hidden_size, batch_size)
         gate_i, gate_f, gate_g, gate_o = act if mask is None else act * mask.at(t)
         tanh_c = cells[:, t].tanh()
-        grad_h_t = grad_out[:, t] + grad_h
+        grad_h_t = grad_h + grad_out[t].t()
         grad_c_t = torch.ops.aten.tanh_backward(grad_h_t * gate_o, tanh_c).add_(grad_c)
         torch.mul(grad_c_t, gate_g, out=grad_act[0])
         torch.mul(grad_c_t, c_prev, out=grad_act[1])
@@ -233,8 +233,8 @@ def lstm_backward(
         grad_w_hh = _recurrent_weight_grad(grad_gates, output, h0, lengths, order)
         if weight_mask is not None:
             grad_w_hh *= weight_mask
-        elif keep is not None:
-            grad_w_hh = _apply_keep(grad_w_hh, keep, weight_p)
+        elif dropped.numel():
+            grad_w_hh = rng.mask_gradient(grad_w_hh, w_hh, dropped, seed, weight_p, stream=stream)
         grad_w_hh = grad_w_hh.to(w_hh.dtype)
     if needs[5]:
         grad_bias = flat.sum(1).to(w_ih.dtype)
@@ -247,13 +247,6 @@ def lstm_backward(
 
 def _sigmoid_backward_(grad: Tensor, activated: Tensor) -> None:
     torch.ops.aten.sigmoid_backward.grad_input(grad, activated, grad_input=grad)
-
-
-def _apply_keep(weight: Tensor, keep: Tensor, p: Sequence[float]) -> Tensor:
-    dropped = weight * keep
-    for gate, value in zip(dropped.chunk(4), p, strict=True):
-        gate.mul_(rng.keep_scale(value))
-    return dropped
 
 
 def _recurrent_weight_grad(

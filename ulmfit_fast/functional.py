@@ -141,7 +141,7 @@ def lstm(
         seed = rng.draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
 
     if choice.name == "eager":
-        output, h_n, c_n, _, _ = _lstm_eager(
+        output, h_n, c_n, *_ = _lstm_eager(
             x,
             h0,
             c0,

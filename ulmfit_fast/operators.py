@@ -33,7 +33,7 @@ def lstm_eager(
     stream: int,
     weight_mask: Tensor | None,
     gate_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run one layer in one direction; arguments and returns as `eager.lstm_forward`."""
     # The caller has cast already; autocast would take the loop's GEMMs to half precision.
     with torch.autocast(x.device.type, enabled=False):
@@ -59,7 +59,8 @@ def lstm_eager(
 @lstm_eager.register_fake
 def _(
     x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weight_p, weight_mask = rest[4], rest[8]
     steps, batch_size, _ = x.shape
     rows, hidden_size = w_hh.shape
     compute = torch.promote_types(x.dtype, torch.float32)
@@ -69,6 +70,7 @@ def _(
         c0.new_empty(batch_size, hidden_size),
         x.new_empty(rows, steps, batch_size, dtype=compute),
         x.new_empty(hidden_size, steps, batch_size, dtype=compute),
+        w_hh.new_empty(w_hh.shape if any(weight_p) and weight_mask is None else 0, dtype=compute),
     )
 
 
@@ -93,6 +95,7 @@ def _lstm_eager_backward(
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
+    dropped: Tensor,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
@@ -116,6 +119,7 @@ def _lstm_eager_backward(
             output,
             gates,
             cells,
+            dropped,
             needs,
         )
 
@@ -143,20 +147,27 @@ def _(
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h0, c0, w_ih, w_hh, _, _, lengths, seed, *scalars, weight_mask, gate_mask = inputs
-    out, _, _, gates, cells = output
+    out, _, _, gates, cells, dropped = output
     ctx.save_for_backward(
-        x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, out, gates, cells
+        x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, out, gates, cells, dropped
     )
     ctx.scalars = scalars
-    ctx.mark_non_differentiable(gates, cells)
+    ctx.mark_non_differentiable(gates, cells, dropped)
+    # Or zeros would be made for the gates, the largest tensor of all.
+    ctx.set_materialize_grads(False)
 
 
-def _lstm_eager_gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+def _lstm_eager_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, *kept = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     needs = [*wanted[:5], wanted[5] or wanted[6]]
+    likes = (kept[0], h0, c0)
+    grads = tuple(
+        torch.zeros_like(like) if grad is None else grad
+        for grad, like in zip(grads[:3], likes, strict=True)
+    )
     results = _lstm_eager_backward(
-        *grads[:3],
+        *grads,
         x,
         h0,
         c0,
@@ -215,15 +226,7 @@ def _drop_weight_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, N
 def _drop_weight_backward(
     grad: Tensor, weight: Tensor, seed: Tensor, dropped: Tensor, p: Sequence[float], stream: int
 ) -> Tensor:
-    # A survivor that is not zero shows that it survived: one comparison instead of ten rounds of
-    # Philox. A weight that is zero itself shows nothing; then the mask is drawn again, as it is
-    # where the question whether there is one would wait for the device.
-    if weight.device.type != "cpu" or bool((weight == 0).any()):
-        return rng.drop_weight(grad, seed, p, stream=stream)
-    masked = grad.contiguous() * (dropped != 0)
-    for gate, value in zip(masked.chunk(4), p, strict=True):
-        gate.mul_(rng.keep_scale(value))
-    return masked
+    return rng.mask_gradient(grad, weight, dropped, seed, p, stream=stream)
 
 
 @_drop_weight_backward.register_fake

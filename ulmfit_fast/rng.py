@@ -37,6 +37,7 @@ __all__ = [
     "gate_probabilities",
     "keep_mask",
     "keep_scale",
+    "mask_gradient",
     "philox",
     "weight_keep",
 ]
@@ -197,6 +198,40 @@ def drop_weight(
             kept = torch.mul(source[lane, block], word >= thresholds[lane])
             torch.mul(kept, keep_scale(p[lane]), out=dropped[lane, block])
     return dropped.view_as(weight)
+
+
+def mask_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    dropped: Tensor,
+    seed: Tensor | int,
+    p: Sequence[float],
+    *,
+    stream: int = 0,
+) -> Tensor:
+    """Apply to a gradient the mask that made `dropped` of `weight`.
+
+    On a CPU a survivor that is not zero shows that it survived: one comparison instead of ten
+    rounds of Philox. A weight that is zero itself shows nothing; then the mask is drawn again, as
+    it is where the question whether there is one would wait for the device.
+
+    Args:
+        grad: `(4H, H)` gradient of `dropped`.
+        weight: `(4H, H)` recurrent weight.
+        dropped: `(4H, H)` what `drop_weight` made of it.
+        seed: the seed that it was dropped with.
+        p: four drop probabilities.
+        stream: 2 * layer + reverse.
+
+    Returns:
+        `(4H, H)` a new tensor, the gradient of `weight`.
+    """
+    if weight.device.type != "cpu" or bool((weight == 0).any()):
+        return drop_weight(grad, seed, p, stream=stream)
+    masked = grad.contiguous() * (dropped != 0)
+    for gate, value in zip(masked.chunk(4), p, strict=True):
+        gate.mul_(keep_scale(value))
+    return masked
 
 
 def gate_keep(
