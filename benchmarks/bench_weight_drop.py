@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--half-repeats", type=int, default=3)
+    parser.add_argument("--half-repeats", type=int, default=1)
     parser.add_argument("--backends", nargs="+", default=["eager", "torch"])
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 64])
