@@ -253,6 +253,14 @@ def test_classifier_starts_from_a_copy_of_the_encoder() -> None:
     assert not same(list(model.encoder.parameters()), list(source.encoder.parameters()))
 
 
+def test_double_precision_is_carried_over() -> None:
+    model = LanguageModel(CONFIG).double()
+    vocab = Vocab([f"word{n}" for n in range(CONFIG.vocab_size - 9)])
+    carried = with_vocabulary(model, vocab, vocab)
+    encoder = build_classifier(carried, CONFIG, 2, SETTINGS).encoder
+    assert same(list(encoder.parameters()), list(model.encoder.parameters()))
+
+
 def test_classifier_without_a_language_model_starts_anew() -> None:
     source = LanguageModel(CONFIG)
     model = build_classifier(None, CONFIG, 2, SETTINGS)

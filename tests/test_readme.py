@@ -4,9 +4,13 @@ import json
 import re
 from pathlib import Path
 
-from ulmfit_fast.report import format_table
+import pytest
+
+from benchmarks import bench_weight_drop
+from ulmfit_fast.report import format_table, scores
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
@@ -29,8 +33,29 @@ def test_the_api_fits_into_thirty_lines():
     assert len(lines) <= 30
 
 
-def test_the_demo_table_is_the_committed_one():
-    path = ROOT / "benchmarks" / "results" / "demo_metrics.json"
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def metrics():
+    return json.loads((RESULTS / "demo_metrics.json").read_text(encoding="utf-8"))
+
+
+def test_the_demo_table_is_the_committed_one(metrics):
     assert not metrics["quick"]
     assert format_table(metrics).strip() in TEXT
+
+
+def test_in_the_committed_run_each_stage_adds_to_the_one_before(metrics):
+    table = scores(metrics["accuracy"])
+    stages = ["from scratch", "pre-trained", "+ LM fine-tuned", "+ ULMFiT schedule"]
+    for labels in (300, 1000, 3000):
+        means = [table[stage][labels]["mean"] for stage in stages]
+        assert means == sorted(means), (labels, means)
+    for labels, wanted in ((300, 8), (1000, 12)):
+        scratch, tuned = (table[stage][labels] for stage in (stages[0], stages[2]))
+        margin = tuned["mean"] - scratch["mean"]
+        assert margin >= wanted and margin > tuned["spread"] + scratch["spread"]
+
+
+def test_the_speed_table_is_the_committed_one():
+    rows = bench_weight_drop.read_rows(RESULTS / "weight_drop_cpu.csv")
+    assert {row.batch_size for row in rows} == {16, 64}
+    assert bench_weight_drop.format_table(rows) in TEXT

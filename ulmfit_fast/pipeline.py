@@ -233,7 +233,8 @@ def with_vocabulary(model: LanguageModel, old: Vocab, new: Vocab) -> LanguageMod
         Howard & Ruder 2018 and the code that accompanies it: new words start from the mean row.
     """
     config = replace(model.config, vocab_size=len(new))
-    result = LanguageModel(config)
+    weight = next(model.parameters())
+    result = LanguageModel(config).to(weight.device, weight.dtype)
     index = new.transfer(old)
     state = model.state_dict()
     shaped = result.state_dict()
@@ -243,7 +244,7 @@ def with_vocabulary(model: LanguageModel, old: Vocab, new: Vocab) -> LanguageMod
         else:
             shaped[name] = value
     result.load_state_dict(shaped)
-    return result.to(next(model.parameters()).device)
+    return result
 
 
 _VOCABULARY_TENSORS = {"encoder.encoder.weight", "decoder.weight", "decoder.bias"}
@@ -265,6 +266,7 @@ def build_classifier(
     """
     encoder = AWDLSTM(config)
     if language_model is not None:
+        encoder.to(next(language_model.parameters()).dtype)
         encoder.load_state_dict(copy.deepcopy(language_model.encoder.state_dict()))
     return TextClassifier(
         encoder,
