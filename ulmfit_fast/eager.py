@@ -3,6 +3,8 @@
 Everything is kept feature-major, `(4H, T, B)`: a step's recurrent product is `(4H, H) @ (H, B)`,
 which a CPU runs faster at small B than `(B, H) @ (H, 4H)`, and the weight gradients are single
 GEMMs over the same buffers, without a copy.
+The dropped weight is kept for the backward, which costs less than to draw its mask again; the gate
+masks are drawn again.
 Half precision is computed in float32 and rounded to the input's dtype once a step, as h is
 exchanged in the compute dtype while c stays in float32.
 """
