@@ -18,7 +18,7 @@ FLOORS = [
     {"optim", "data", "progress"},
     {"training", "checkpoint", "report", "report_charts", "report_html", "report_template"},
     {"pipeline"},
-    {"estimator"},
+    {"estimator", "estimator_checks"},
     {"demo"},
     {"cli", "__main__"},
 ]

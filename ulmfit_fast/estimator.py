@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,13 @@ from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.data.vocab import check_vocabulary_limits
+from ulmfit_fast.estimator_checks import (
+    Label,
+    checked_device,
+    checked_seed,
+    plain_labels,
+    training_settings,
+)
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.training import History, predict_logits
@@ -25,7 +31,6 @@ __all__ = ["ULMFiT"]
 
 Path = str | os.PathLike[str]
 Texts = Iterable[str] | Path | Sequence[Path]
-Label = str | int
 
 _DROPOUTS = ("input_p", "hidden_p", "embed_p", "weight_p", "gate_p", "output_p")
 
@@ -101,8 +106,8 @@ class ULMFiT:
         if tokenizer not in ("word", "subword"):
             raise ValueError(f'tokenizer is {tokenizer!r}, expected "word" or "subword"')
         check_vocabulary_limits(max_vocab, min_freq, name="max_vocab")
-        self.device = _checked_device(device)
-        self.seed = _checked_seed(seed)
+        self.device = checked_device(device)
+        self.seed = checked_seed(seed)
         self.checkpoint_dir = checkpoint_dir
         self.progress = progress
         self.tokenizer: Tokenizer | None = None
@@ -159,7 +164,7 @@ class ULMFiT:
         Raises:
             ValueError: if the corpus is empty or too small, or a setting does not fit.
         """
-        training = _settings(epochs=epochs, lr=lr, **{"factor": 1.0, **settings})
+        training = training_settings(epochs=epochs, lr=lr, **{"factor": 1.0, **settings})
         corpus = list(read_texts(texts, text_column=text_column))
         torch.manual_seed(self.seed)
         tokenizer = self._train_tokenizer(corpus)
@@ -195,7 +200,7 @@ class ULMFiT:
             ValueError: if there is no language model yet, the corpus is empty or too small, or a
                 setting does not fit.
         """
-        training = _settings(epochs=epochs, lr=lr, **settings)
+        training = training_settings(epochs=epochs, lr=lr, **settings)
         self._require_language_model()
         corpus = list(read_texts(texts, text_column=text_column))
         torch.manual_seed(self.seed + 1)
@@ -306,14 +311,14 @@ class ULMFiT:
             ValueError: if labels do not match the texts, there are fewer than two classes, or a
                 setting does not fit.
         """
-        training = _settings(
+        training = training_settings(
             epochs=epochs, lr=lr, gradual_unfreezing=gradual_unfreezing, **settings
         )
         if labels is None:
             corpus, found = read_labelled(texts, text_column=text_column, label_column=label_column)
             own: list[Label] = list(found)
         else:
-            corpus, own = list(read_texts(texts, text_column=text_column)), _plain_labels(labels)
+            corpus, own = list(read_texts(texts, text_column=text_column)), plain_labels(labels)
         if len(corpus) != len(own):
             raise ValueError(
                 f"there are {len(own)} labels for {len(corpus)} texts, expected one for each text"
@@ -466,57 +471,3 @@ class ULMFiT:
                 raise AttributeError(f"ULMFiT has no attribute {name!r}")
             setattr(twin, name, value)
         return twin
-
-
-def _checked_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed!r}, expected a whole number from 0 to 2**63 - 1")
-    return int(seed)
-
-
-def _checked_device(device: str | None) -> str:
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device is {device!r}, expected cpu, or cuda where there is a GPU ({reason})"
-        ) from error
-    return device
-
-
-def _plain_labels(labels: Iterable[Any]) -> list[Label]:
-    """Return labels as values that JSON holds; arrays and tensors have scalars of their own."""
-    if isinstance(labels, str):
-        raise TypeError(
-            f"labels is the string {labels!r:.60}, expected a label for each text; "
-            "name a column of the files with label_column"
-        )
-    plain: list[Label] = []
-    for position, label in enumerate(labels):
-        is_scalar = isinstance(label, (np.generic, torch.Tensor)) and label.ndim == 0
-        value = label.item() if is_scalar else label
-        if not isinstance(value, (str, int)):
-            raise TypeError(
-                f"labels[{position}] is {value!r:.60} ({type(value).__name__}), expected a str or "
-                "an int; fill it in or convert it"
-            )
-        plain.append(value)
-    kinds = {str(value): type(value) for value in plain}
-    for position, value in enumerate(plain):
-        if type(value) is not kinds[str(value)]:
-            raise ValueError(
-                f"labels[{position}] is the {type(value).__name__} {value!r}, which also occurs as "
-                f"a {kinds[str(value)].__name__}; write each class in one way"
-            )
-    return plain
-
-
-def _settings(**values: Any) -> TrainingSettings:
-    try:
-        return replace(TrainingSettings(), **values)
-    except TypeError as error:
-        known = ", ".join(TrainingSettings.__dataclass_fields__)
-        raise ValueError(f"{error}; the settings are {known}") from error
