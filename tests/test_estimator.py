@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ulmfit_fast import ULMFiT, pipeline
-from ulmfit_fast.training import predict_logits
+from ulmfit_fast.training import EpochResult, predict_logits
 
 FILLERS = "the a of and it was film story with some very long music night".split()
 LM = {"epochs": 2, "batch_size": 8, "bptt": 10}
@@ -98,6 +98,21 @@ def test_another_seed_gives_another_model(fitted: ULMFiT) -> None:
     twin = fitted.copy(seed=4).fit_classifier(TEXTS, LABELS, **FIT)
     again = fitted.copy().fit_classifier(TEXTS, LABELS, **FIT)
     assert same(weights(again), weights(fitted)) and not same(weights(twin), weights(fitted))
+
+
+def test_the_seed_decides_the_order_of_the_labelled_texts(fitted: ULMFiT, monkeypatch) -> None:
+    orders = []
+
+    def record(model, batches, *args, **kwargs):
+        orders.append([batch.positions.tolist() for batch in batches])
+        return EpochResult(0.0, 1, 1.0)
+
+    monkeypatch.setattr(pipeline, "train_classifier_epoch", record)
+    for seed in (0, 0, 1):
+        fitted.copy(seed=seed).fit_classifier(TEXTS, ["a", "b"] * 20, epochs=2, batch_size=8)
+    first, second, *_, other, _ = orders
+    assert orders[2:4] == [first, second]
+    assert first not in (second, other)
 
 
 def test_vocabulary_is_carried_over_by_name() -> None:
