@@ -281,3 +281,12 @@ def test_real_interruption(folder: Path) -> None:
     assert (process.returncode, output, error.count("\n")) == (130, "", 1), error
     assert error.startswith("interrupted; ")
     assert ULMFiT.load(out).perplexity(TEXTS) > 1
+
+
+def test_a_backend_that_cannot_run_is_one_line(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ULMFIT_FAST_BACKEND", "triton")
+    result = run(*PRETRAIN.format(folder).split())
+    assert result.exit_code == 2, result.output
+    assert (
+        result.stderr.startswith("error: triton was asked for") and result.stderr.count("\n") == 1
+    )

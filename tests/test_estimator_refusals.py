@@ -89,3 +89,12 @@ def test_a_refused_call_leaves_the_model_as_it_was(tokenizer: str) -> None:
             model.fine_tune_lm(texts)
     assert np.array_equal(model.predict_proba(TEXTS), before[0])
     assert model.perplexity(TEXTS) == before[1]
+
+
+@pytest.mark.parametrize("texts", ["abc", []], ids=["string", "empty"])
+def test_a_vocabulary_comes_from_texts_alone(texts) -> None:
+    model = new().pretrain(TEXTS, epochs=1, batch_size=8)
+    words = model.tokenizer.vocab.words
+    with pytest.raises(ValueError, match=r"pass a list of texts|is empty"):
+        model.use_vocabulary_of(texts)
+    assert model.tokenizer.vocab.words == words
