@@ -1,0 +1,148 @@
+"""How kernels are launched: arguments of the masks, refused launches, and the barrier's error flag."""
+
+import os
+from typing import NamedTuple
+
+import torch
+
+__all__ = [
+    "DropArguments",
+    "LaunchRefused",
+    "LayerCall",
+    "cdiv",
+    "interpreted",
+    "launch",
+    "raise_failed",
+    "watch",
+]
+
+_WORDS = 1 << 32
+# Launches whose error flag has not been seen yet: (event, flag on the host).
+_pending = []
+
+
+class LaunchRefused(RuntimeError):
+    """The device cannot run this launch; nothing has run."""
+
+
+class DropArguments(NamedTuple):
+    """Four probabilities as a kernel takes them.
+
+    Attributes:
+        active: whether anything is dropped.
+        arguments: four thresholds floor(p 2^32) as signed 32-bit numbers, four scales 1/(1-p).
+    """
+
+    active: bool
+    arguments: tuple
+
+    @classmethod
+    def of(cls, p):
+        """Build them from four probabilities."""
+        thresholds, scales = [], []
+        for value in p:
+            # p = 1 has no 32-bit threshold: its scale of 0 drops what the largest one keeps.
+            threshold = min(int(value * 2.0**32), _WORDS - 1)
+            thresholds.append(threshold - _WORDS if threshold >= _WORDS // 2 else threshold)
+            scales.append(0.0 if value >= 1.0 else 1.0 / (1.0 - value))
+        return cls(any(p), (*thresholds, *scales))
+
+
+class LayerCall(NamedTuple):
+    """What both directions of one layer's call have in common.
+
+    Attributes:
+        weight_drop: mask of the recurrent weight.
+        gate_drop: mask of the activated gates.
+        gate_mask: 0 for none, 1 for a new mask each step, 2 for one for the sequence.
+        reverse: from the last step to the first.
+        mask_stream: 2 * layer + reverse.
+        precision: of float32 products, "tf32" or "ieee".
+        keep_gates: whether the forward leaves the activated gates for the backward.
+        keep_cells: whether it leaves the cell states.
+    """
+
+    weight_drop: DropArguments
+    gate_drop: DropArguments
+    gate_mask: int
+    reverse: bool
+    mask_stream: int
+    precision: str
+    keep_gates: bool = True
+    keep_cells: bool = True
+
+
+def cdiv(a, b):
+    """Divide and round up."""
+    return -(-a // b)
+
+
+def interpreted():
+    """Say whether Triton runs in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def launch(kernel, grid, args, constants, options):
+    """Launch a kernel.
+
+    Raises:
+        LaunchRefused: if the blocks cannot be on the device together, or ask for too much of it.
+    """
+    try:
+        kernel[grid](*args, **constants, **options)
+    except Exception as error:
+        if _is_refusal(error):
+            raise LaunchRefused(f"{kernel.__name__} on a grid of {grid}: {error}") from error
+        raise
+
+
+def _is_refusal(error):
+    if type(error).__name__ == "OutOfResources":
+        return True
+    text = str(error).lower()
+    return "cooperative" in text or "too many blocks" in text
+
+
+def watch(error, what):
+    """Have a later `raise_failed` report the barrier's error flag, without waiting for it now."""
+    if error.device.type != "cuda":
+        if int(error):
+            raise RuntimeError(_message(what))
+        return
+    if torch.cuda.is_current_stream_capturing():
+        # A replay cannot raise; a barrier that gave up shows as NaN in the outputs.
+        return
+    flag = torch.empty(1, dtype=torch.int32, pin_memory=True)
+    flag.copy_(error, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    _pending.append((event, flag, what))
+
+
+def raise_failed(wait=False):
+    """Raise for a launch that has ended with its error flag set.
+
+    Args:
+        wait: wait for all launches to end first.
+
+    Raises:
+        RuntimeError: if a grid barrier gave up; the outputs of that launch are NaN.
+    """
+    if not _pending or torch.cuda.is_current_stream_capturing():
+        return
+    while _pending:
+        event, flag, what = _pending[0]
+        if wait:
+            event.synchronize()
+        elif not event.query():
+            return
+        _pending.pop(0)
+        if int(flag):
+            raise RuntimeError(_message(what))
+
+
+def _message(what):
+    return (
+        f"the grid barrier of {what} gave up waiting: its blocks were not all running, and its "
+        'outputs are NaN; use backend="triton-stepwise", which needs no barrier'
+    )

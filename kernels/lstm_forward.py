@@ -1,0 +1,420 @@
+"""The recurrence forwards: one launch a step, or one launch for all of them.
+
+Buffers, time-major and contiguous:
+
+- gates `(T, B, 4H)` interleaved: on entry x W_ih^T + b, on return the activated gates, unmasked;
+- states `(T + 1, B, H)` in the compute dtype and cells `(T + 1, B, H)` in float32: each step writes
+  a slot of its own. Forwards, step t reads slot t and writes slot t + 1, and slot 0 is the initial
+  state; in the reverse direction it reads slot t + 1 and writes slot t, and slot T is initial.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ulmfit_fast.kernels.cell import activate, cell_forward, split_gates
+from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, arrive, wait
+from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
+from ulmfit_fast.kernels.philox import gate_scales, interleave_columns, weight_scales
+
+__all__ = ["run_persistent", "run_stepwise"]
+
+# Some 0.2 s of polls: far beyond any step, far below a watchdog.
+MAX_SPINS = 200_000
+
+
+@triton.jit
+def finish_step(
+    acc,
+    c,
+    columns,
+    rows,
+    units,
+    t,
+    seed,
+    mask_stream,
+    gate_drop,
+    HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    GATE_MASK: tl.constexpr,
+):
+    """Pre-activations (ROWS, 4 UNITS) and the old c to the activated gates, h and c.
+
+    GATE_MASK is 0 for none, 1 for a new mask each step, 2 for one mask for the sequence.
+    """
+    act = activate(acc, columns)
+    i, f, g, o = split_gates(act, ROWS, UNITS)
+    if GATE_MASK != 0:
+        time = t if GATE_MASK == 1 else 0
+        z_i, z_f, z_g, z_o = gate_scales(
+            seed, rows[:, None], units[None, :], time, mask_stream, gate_drop, HIDDEN
+        )
+        i, f, g, o = i * z_i, f * z_f, g * z_g, o * z_o
+    h, c = cell_forward(i, f, g, o, c)
+    return act, h, c
+
+
+@triton.jit(do_not_specialize=["t", "steps", "batch_size", "mask_stream"])
+def forward_step_kernel(
+    gates,
+    weight,
+    states,
+    cells,
+    lengths,
+    seed,
+    t,
+    steps,
+    batch_size,
+    mask_stream,
+    gate_drop,
+    HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GATE_MASK: tl.constexpr,
+    REVERSE: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    KEEP_GATES: tl.constexpr,
+    KEEP_CELLS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Step t of the recurrence. Weight is dropped already, (4H, H) interleaved."""
+    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)
+    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    ks = tl.arange(0, BLOCK_K)
+    row_in = rows[:, None] < batch_size
+    unit_in = row_in & (units[None, :] < HIDDEN)
+    gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
+    plane = (batch_size * HIDDEN).to(tl.int64)
+    if REVERSE:
+        slot_in = t + 1
+        slot_out = t
+    else:
+        slot_in = t
+        slot_out = t + 1
+
+    h_rows = states + slot_in * plane + rows[:, None] * HIDDEN
+    if HAS_LENGTHS:
+        length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
+        active = (t < length)[:, None]
+        if REVERSE:
+            # A row's first step is its last one in time; what follows in memory is padding.
+            slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
+            h_rows = states + slots * plane + rows[:, None] * HIDDEN
+
+    acc = tl.zeros((ROWS, 4 * UNITS), tl.float32)
+    for k in range(0, HIDDEN, BLOCK_K):
+        if HIDDEN % BLOCK_K == 0:
+            h = tl.load(h_rows + (k + ks)[None, :], mask=row_in, other=0.0)
+            w = tl.load(
+                weight + columns[None, :] * HIDDEN + (k + ks)[:, None],
+                mask=columns[None, :] < 4 * HIDDEN,
+                other=0.0,
+            )
+        else:
+            k_in = k + ks < HIDDEN
+            h = tl.load(h_rows + (k + ks)[None, :], mask=row_in & k_in[None, :], other=0.0)
+            w = tl.load(
+                weight + columns[None, :] * HIDDEN + (k + ks)[:, None],
+                mask=(columns[None, :] < 4 * HIDDEN) & k_in[:, None],
+                other=0.0,
+            )
+        acc = tl.dot(h, w, acc, input_precision=PRECISION)
+
+    gate_at = gates + t * 4 * plane + rows[:, None] * (4 * HIDDEN) + columns[None, :]
+    unit_at = rows[:, None] * HIDDEN + units[None, :]
+    c_old = tl.load(cells + slot_in * plane * KEEP_CELLS + unit_at, mask=unit_in, other=0.0)
+    acc += tl.load(gate_at, mask=gate_in, other=0.0).to(tl.float32)
+    act, h, c = finish_step(
+        acc,
+        c_old,
+        columns,
+        rows,
+        units,
+        t,
+        tl.load(seed),
+        mask_stream,
+        gate_drop,
+        HIDDEN,
+        ROWS,
+        UNITS,
+        GATE_MASK,
+    )
+    if HAS_LENGTHS:
+        c = tl.where(active, c, c_old)
+        h = tl.where(active, h, 0.0)
+        act = tl.where(active, act, 0.0)
+    tl.store(states + slot_out * plane + unit_at, h.to(states.dtype.element_ty), mask=unit_in)
+    tl.store(cells + slot_out * plane * KEEP_CELLS + unit_at, c, mask=unit_in)
+    if KEEP_GATES:
+        tl.store(gate_at, act.to(gates.dtype.element_ty), mask=gate_in)
+
+
+@triton.jit(do_not_specialize=["start", "stop", "steps", "batch_size", "first_row", "mask_stream"])
+def forward_kernel(
+    gates,
+    weight,
+    streamed,
+    states,
+    cells,
+    lengths,
+    seed,
+    counters,
+    error,
+    start,
+    stop,
+    steps,
+    batch_size,
+    first_row,
+    mask_stream,
+    weight_drop,
+    gate_drop,
+    HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    IN_FLIGHT: tl.constexpr,
+    WEIGHT_DROP: tl.constexpr,
+    GATE_MASK: tl.constexpr,
+    REVERSE: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    KEEP_GATES: tl.constexpr,
+    KEEP_CELLS: tl.constexpr,
+    FULL_TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPINS: tl.constexpr,
+    INLINE_POLL: tl.constexpr,
+):
+    """Steps start to stop in one launch; block (p, q) has units p UNITS.. of rows q ROWS...
+
+    The first RESIDENT K-tiles of the block's weights are loaded once from weight, (4H, H) in
+    PyTorch's order, and masked as they are; the others stream at each step from streamed, dropped
+    already and interleaved. IN_FLIGHT tiles of h are loaded ahead of their products.
+    """
+    K_TILES: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
+    blocks = tl.num_programs(0)
+    # Rows do not depend on one another: each group of rows has a counter of its own.
+    counter = counters + tl.program_id(1) * COUNTER_STRIDE
+    local = tl.arange(0, 4 * UNITS)
+    columns = tl.program_id(0) * (4 * UNITS) + local
+    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    ks = tl.arange(0, BLOCK_K)
+    seed_value = tl.load(seed)
+    column_in = columns[None, :] < 4 * HIDDEN
+
+    tiles = ()
+    for tile in tl.static_range(RESIDENT):
+        k = tile * BLOCK_K + ks
+        source_row = (columns % 4) * HIDDEN + columns // 4
+        w = tl.load(
+            weight + source_row[None, :] * HIDDEN + k[:, None],
+            mask=column_in & (k[:, None] < HIDDEN),
+            other=0.0,
+        )
+        if WEIGHT_DROP:
+            z_i, z_f, z_g, z_o = weight_scales(
+                seed_value, units[None, :], k[:, None], mask_stream, weight_drop, HIDDEN
+            )
+            scales = interleave_columns(z_i, z_f, z_g, z_o, BLOCK_K, UNITS)
+            w = tl.where(scales > 0.0, w.to(tl.float32) * scales, 0.0)
+        tiles = tiles + (w.to(states.dtype.element_ty),)
+
+    row_in = rows[:, None] < batch_size
+    unit_in = row_in & (units[None, :] < HIDDEN)
+    gate_in = row_in & column_in
+    if FULL_TILES:
+        # The masks fold away, and their registers with them.
+        row_in = tl.full((ROWS, 1), 1, tl.int1)
+        unit_in = tl.full((ROWS, UNITS), 1, tl.int1)
+        gate_in = tl.full((ROWS, 4 * UNITS), 1, tl.int1)
+    plane = (batch_size * HIDDEN).to(tl.int64)
+    gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
+    unit_at = rows[:, None] * HIDDEN + units[None, :]
+    if HAS_LENGTHS:
+        length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
+
+    first = steps - 1 - start if REVERSE else start
+    first_slot = first + 1 if REVERSE else first
+    c = tl.load(cells + first_slot * plane * KEEP_CELLS + unit_at, mask=unit_in, other=0.0)
+    next_gates = tl.load(gates + first * 4 * plane + gate_at, mask=gate_in, other=0.0)
+    alive = 1
+    poison = 0.0
+    for s in range(start, stop):
+        if REVERSE:
+            t = steps - 1 - s
+            slot_in = t + 1
+            slot_out = t
+            t_next = t - 1
+        else:
+            t = s
+            slot_in = t
+            slot_out = t + 1
+            t_next = t + 1
+        h_rows = states + slot_in * plane + rows[:, None] * HIDDEN
+        if HAS_LENGTHS:
+            active = (t < length)[:, None]
+            if REVERSE:
+                # A row's first step is its last one in time; what follows in memory is padding.
+                slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
+                h_rows = states + slots * plane + rows[:, None] * HIDDEN
+        h_tile = h_rows + ks[None, :]
+        acc = next_gates.to(tl.float32) + poison
+        for group in tl.static_range(0, K_TILES, IN_FLIGHT):
+            hs = ()
+            for j in tl.static_range(IN_FLIGHT):
+                if group + j < K_TILES:
+                    # Other blocks wrote this in the same launch: L1 must not serve it.
+                    if (group + j + 1) * BLOCK_K <= HIDDEN:
+                        h_mask = row_in
+                    else:
+                        h_mask = row_in & ((group + j) * BLOCK_K + ks < HIDDEN)[None, :]
+                    h_part = tl.load(
+                        h_tile + (group + j) * BLOCK_K,
+                        mask=h_mask,
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                    hs = hs + (h_part,)
+            for j in tl.static_range(IN_FLIGHT):
+                if group + j < RESIDENT:
+                    acc = tl.dot(hs[j], tiles[group + j], acc, input_precision=PRECISION)
+                elif group + j < K_TILES:
+                    k = (group + j) * BLOCK_K + ks
+                    w = tl.load(
+                        streamed + columns[None, :] * HIDDEN + k[:, None],
+                        mask=column_in & (k[:, None] < HIDDEN),
+                        other=0.0,
+                    )
+                    acc = tl.dot(hs[j], w, acc, input_precision=PRECISION)
+        c_old = c
+        act, h, c = finish_step(
+            acc,
+            c_old,
+            local,
+            rows,
+            units,
+            t,
+            seed_value,
+            mask_stream,
+            gate_drop,
+            HIDDEN,
+            ROWS,
+            UNITS,
+            GATE_MASK,
+        )
+        if HAS_LENGTHS:
+            c = tl.where(active, c, c_old)
+            h = tl.where(active, h, 0.0)
+            act = tl.where(active, act, 0.0)
+        tl.store(states + slot_out * plane + unit_at, h.to(states.dtype.element_ty), mask=unit_in)
+        if s + 1 < stop:
+            arrive(counter)
+        # What no other block reads is stored, and the next input fetched, while the others arrive.
+        if KEEP_CELLS:
+            tl.store(cells + slot_out * plane + unit_at, c, mask=unit_in)
+        if KEEP_GATES:
+            gates_now = gates + t * 4 * plane + gate_at
+            tl.store(gates_now, act.to(gates.dtype.element_ty), mask=gate_in)
+        if s + 1 < stop:
+            gates_next = gates + t_next * 4 * plane + gate_at
+            next_gates = tl.load(gates_next, mask=gate_in, other=0.0)
+            target = (s + 1 - start) * blocks
+            alive = wait(counter, error, target, alive, SPINS, INLINE_POLL)
+            poison = tl.where(alive > 0, 0.0, float("nan"))
+    if not KEEP_CELLS:
+        tl.store(cells + unit_at, c, mask=unit_in)
+
+
+def run_stepwise(gates, dropped, states, cells, lengths, seed, call, tile):
+    """Launch every step.
+
+    Args:
+        gates: `(T, B, 4H)`, see the head of this file; so are states and cells.
+        dropped: `(4H, H)` dropped weight, interleaved.
+        states: see gates.
+        cells: `(T + 1, B, H)` float32, or `(1, B, H)` when the cell states are not kept.
+        lengths: `(B,)` int32 or None.
+        seed: 0-d int64 on the device.
+        call: `LayerCall`.
+        tile: `StepTile`.
+    """
+    steps, batch_size, width = gates.shape
+    hidden = width // 4
+    grid = (cdiv(hidden, tile.units), cdiv(batch_size, tile.rows))
+    constants = {
+        "HIDDEN": hidden,
+        "ROWS": tile.rows,
+        "UNITS": tile.units,
+        "BLOCK_K": tile.block_k,
+        "GATE_MASK": call.gate_mask,
+        "REVERSE": call.reverse,
+        "HAS_LENGTHS": lengths is not None,
+        "KEEP_GATES": call.keep_gates,
+        "KEEP_CELLS": call.keep_cells,
+        "PRECISION": call.precision,
+    }
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    for t in reversed(range(steps)) if call.reverse else range(steps):
+        args = (gates, dropped, states, cells, lengths, seed)
+        scalars = (t, steps, batch_size, call.mask_stream, call.gate_drop.arguments)
+        launch(forward_step_kernel, grid, (*args, *scalars), constants, options)
+
+
+def run_persistent(gates, weight, dropped, states, cells, lengths, seed, call, tile):
+    """Launch the whole recurrence, once for each set of rows that fits on the device.
+
+    Args:
+        gates: as in `run_stepwise`; so are states, cells, lengths, seed and call.
+        weight: `(4H, H)` in PyTorch's order, undropped.
+        dropped: `(4H, H)` as in `run_stepwise`, or None when all tiles are resident.
+        states: see gates.
+        cells: see gates.
+        lengths: see gates.
+        seed: see gates.
+        call: see gates.
+        tile: `PersistentTile`.
+
+    Raises:
+        LaunchRefused: if the blocks cannot be on the device together.
+    """
+    steps, batch_size, width = gates.shape
+    hidden = width // 4
+    slices = cdiv(hidden, tile.units)
+    constants = {
+        "HIDDEN": hidden,
+        "ROWS": tile.rows,
+        "UNITS": tile.units,
+        "BLOCK_K": tile.block_k,
+        "RESIDENT": tile.resident,
+        "IN_FLIGHT": tile.in_flight,
+        "WEIGHT_DROP": call.weight_drop.active,
+        "GATE_MASK": call.gate_mask,
+        "REVERSE": call.reverse,
+        "HAS_LENGTHS": lengths is not None,
+        "KEEP_GATES": call.keep_gates,
+        "KEEP_CELLS": call.keep_cells,
+        "FULL_TILES": batch_size % tile.rows == 0 and hidden % tile.units == 0,
+        "PRECISION": call.precision,
+        "SPINS": MAX_SPINS,
+        "INLINE_POLL": not interpreted(),
+    }
+    options = {"num_warps": tile.warps, "num_stages": 1, "launch_cooperative_grid": True}
+    groups = cdiv(batch_size, tile.rows)
+    launches = cdiv(groups, tile.groups)
+    # Zeroed for this call and never shared with another stream; a captured graph zeroes it again.
+    shape = (launches, tile.groups * COUNTER_STRIDE.value)
+    counters = torch.zeros(shape, dtype=torch.int32, device=gates.device)
+    error = torch.zeros(1, dtype=torch.int32, device=gates.device)
+    buffers = (gates, weight, weight if dropped is None else dropped, states, cells, lengths, seed)
+    drops = (call.weight_drop.arguments, call.gate_drop.arguments)
+    for index in range(launches):
+        grid = (slices, min(tile.groups, groups - index * tile.groups))
+        first_row = index * tile.groups * tile.rows
+        scalars = (0, steps, steps, batch_size, first_row, call.mask_stream)
+        args = (*buffers, counters[index], error, *scalars, *drops)
+        launch(forward_kernel, grid, args, constants, options)
+    watch(error, "the forward LSTM kernel")

@@ -1,0 +1,353 @@
+"""The LSTM layer as operators of PyTorch: products by torch, the recurrence by the kernels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ulmfit_fast.kernels import lstm_backward, lstm_forward, recompute, tiles, weight_drop
+from ulmfit_fast.kernels.launch import DropArguments, LaunchRefused, LayerCall, raise_failed
+
+__all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton", "matmul_precision"]
+
+# What a forward leaves for the backward; without the gates, the backward computes them again.
+KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = range(3)
+
+
+def matmul_precision(device):
+    """Return "tf32" or "ieee" for float32 products, as torch's own switch for nn.LSTM says."""
+    if device.type != "cuda":
+        return "ieee"
+    rnn = getattr(torch.backends.cudnn, "rnn", None)
+    if rnn is not None and hasattr(rnn, "fp32_precision"):
+        return "ieee" if rnn.fp32_precision == "ieee" else "tf32"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def _plan(x, hidden_size, form):
+    plan = tiles.choose(
+        tiles.describe_device(x.device),
+        batch_size=x.shape[1],
+        hidden_size=hidden_size,
+        dtype=x.dtype,
+        precision=matmul_precision(x.device),
+        form=None if form == "auto" else form,
+    )
+    if plan.form is None:
+        raise RuntimeError(f"the Triton LSTM cannot run this call: {plan.reason}")
+    return plan
+
+
+def _call(x, weight_p, gate_p, sequence, stream, keep):
+    gate_drop = DropArguments.of(gate_p)
+    return LayerCall(
+        DropArguments.of(weight_p),
+        gate_drop,
+        (2 if sequence else 1) if gate_drop.active else 0,
+        bool(stream & 1),
+        stream,
+        matmul_precision(x.device),
+        keep == KEEP_GATES,
+        keep != KEEP_NOTHING,
+    )
+
+
+def _interleaved_bias(b_ih, b_hh):
+    biases = [bias for bias in (b_ih, b_hh) if bias is not None]
+    if not biases:
+        return None
+    # Added in float32, as one rounding is less than two.
+    bias = biases[0] if len(biases) == 1 else (biases[0].float() + biases[1].float())
+    return weight_drop.interleave(bias.to(biases[0].dtype))
+
+
+def _input_gates(x, w_ih, b_ih, b_hh):
+    """Return x W_ih^T + b, `(T, B, 4H)` interleaved."""
+    flat = x.reshape(-1, x.shape[2])
+    weight = weight_drop.interleave(w_ih)
+    bias = _interleaved_bias(b_ih, b_hh)
+    gates = torch.mm(flat, weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
+    return gates.view(x.shape[0], x.shape[1], -1)
+
+
+def _slots(states, reverse):
+    """Return the steps' own slots of `(T + 1, B, H)`, and the initial one."""
+    return (states[:-1], states[-1]) if reverse else (states[1:], states[0])
+
+
+@torch.library.custom_op("ulmfit_fast::lstm_triton", mutates_args=())
+def lstm_triton(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor,
+    weight_p: Sequence[float],
+    gate_p: Sequence[float],
+    sequence: bool,
+    stream: int,
+    form: str,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run one layer in one direction.
+
+    Args:
+        x: `(T, B, E)`.
+        h0: `(B, H)`.
+        c0: `(B, H)`, possibly of a wider dtype than x.
+        w_ih: `(4H, E)`.
+        w_hh: `(4H, H)`, undropped.
+        b_ih: `(4H,)` or None.
+        b_hh: `(4H,)` or None.
+        lengths: `(B,)` int64 or None.
+        seed: 0-d int64.
+        weight_p: four probabilities of weight-drop.
+        gate_p: four probabilities of gate dropout.
+        sequence: one gate mask for all steps instead of one a step.
+        stream: 2 * layer + reverse.
+        form: "persistent", "stepwise" or "auto".
+        keep: what is left for the backward, one of the `KEEP_` constants.
+
+    Returns:
+        output `(T, B, H)`, h_n `(B, H)`, c_n `(B, H)` in the dtype of c0; and for the backward the
+        activated gates `(T, B, 4H)` interleaved and the cell states `(T + 1, B, H)` float32, each
+        empty when not kept.
+
+    Raises:
+        RuntimeError: if this form cannot run here.
+    """
+    raise_failed()
+    steps, batch_size, _ = x.shape
+    hidden = w_hh.shape[1]
+    reverse = bool(stream & 1)
+    states = x.new_empty(steps + 1, batch_size, hidden)
+    output, first = _slots(states, reverse)
+    first.copy_(h0)
+    cells = x.new_empty(steps + 1 if keep else 1, batch_size, hidden, dtype=torch.float32)
+    cells[-1 if reverse else 0].copy_(c0)
+    nothing = x.new_empty(0)
+    if steps == 0 or batch_size == 0:
+        kept = x.new_empty(steps, batch_size, 4 * hidden) if keep == KEEP_GATES else nothing
+        kept_cells = cells if keep else x.new_empty(0, dtype=torch.float32)
+        return output, first.clone(), _copy(c0, c0.dtype), kept, kept_cells
+    plan = _plan(x, hidden, form)
+    call = _call(x, weight_p, gate_p, sequence, stream, keep)
+    # The products are torch's; autocast has had its say before this operator.
+    with torch.autocast(x.device.type, enabled=False):
+        gates = _input_gates(x, w_ih, b_ih, b_hh)
+    seed = seed.to(x.device)
+    rows = None if lengths is None else lengths.to(x.device, torch.int32)
+    _recurrence_forward(plan, form, w_hh, gates, states, cells, rows, seed, call)
+    if lengths is None:
+        h_n = output[0 if reverse else -1].clone()
+    else:
+        slot = torch.where(rows > 0, 0, steps) if reverse else rows
+        h_n = states[slot.long(), torch.arange(batch_size, device=x.device)]
+    c_n = _copy(cells[0 if reverse or not keep else -1], c0.dtype)
+    return (
+        output,
+        h_n,
+        c_n,
+        gates if keep == KEEP_GATES else nothing,
+        cells if keep else nothing.float(),
+    )
+
+
+def _copy(tensor, dtype):
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _recurrence_forward(plan, form, w_hh, gates, states, cells, lengths, seed, call):
+    weight = w_hh.contiguous()
+    if plan.form == "persistent":
+        tile = plan.forward
+        partly = tile.resident * tile.block_k < weight.shape[1]
+        dropped = _dropped(weight, seed, call) if partly else None
+        try:
+            lstm_forward.run_persistent(
+                gates, weight, dropped, states, cells, lengths, seed, call, tile
+            )
+            return
+        except LaunchRefused:
+            if form == "persistent":
+                raise
+    dropped = _dropped(weight, seed, call)
+    lstm_forward.run_stepwise(
+        gates, dropped, states, cells, lengths, seed, call, plan.forward_step
+    )
+
+
+def _dropped(weight, seed, call):
+    return weight_drop.drop_weight(weight, call.weight_drop, seed, call.mask_stream)
+
+
+@lstm_triton.register_fake
+def _(x, h0, c0, w_ih, w_hh, *rest):
+    stream, keep = rest[7], rest[9]
+    steps, batch_size, _ = x.shape
+    hidden = w_hh.shape[1]
+    output, first = _slots(x.new_empty(steps + 1, batch_size, hidden), bool(stream & 1))
+    cells = x.new_empty(steps + 1, batch_size, hidden, dtype=torch.float32)
+    return (
+        output,
+        torch.empty_like(first),
+        c0.new_empty(batch_size, hidden),
+        x.new_empty(steps, batch_size, 4 * hidden) if keep == KEEP_GATES else x.new_empty(0),
+        cells if keep else x.new_empty(0, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("ulmfit_fast::lstm_triton_backward", mutates_args=())
+def _lstm_triton_backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    grad_c_n: Tensor,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor,
+    weight_p: Sequence[float],
+    gate_p: Sequence[float],
+    sequence: bool,
+    stream: int,
+    form: str,
+    keep: int,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    raise_failed()
+    steps, batch_size, _ = x.shape
+    grad_h = _copy(grad_h_n, torch.float32)
+    grad_c = _copy(grad_c_n, torch.float32)
+    if steps == 0 or batch_size == 0:
+        zeros = [torch.zeros_like(like) for like in (x, h0, c0, w_ih, w_hh, w_hh[:, 0])]
+        zeros[1], zeros[2] = grad_h.to(h0.dtype), grad_c.to(c0.dtype)
+        return [
+            grad.contiguous() if need else x.new_empty(0)
+            for grad, need in zip(zeros, needs, strict=True)
+        ]
+    plan = _plan(x, w_hh.shape[1], form)
+    call = _call(x, weight_p, gate_p, sequence, stream, keep)
+    seed = seed.to(x.device)
+    rows = None if lengths is None else lengths.to(x.device, torch.int32)
+    with torch.autocast(x.device.type, enabled=False):
+        before = None
+        if needs[4] or keep != KEEP_GATES:
+            before = recompute.previous_states(output, h0, lengths, call.reverse)
+        if keep != KEEP_GATES:
+            gates = _input_gates(x, w_ih, b_ih, b_hh)
+            flat = gates.view(-1, gates.shape[2])
+            dropped = _dropped(w_hh.contiguous(), seed, call)
+            flat.addmm_(before.view(-1, before.shape[2]), dropped.t())
+            recompute.activate_gates(gates)
+        grad_gates, grad_first = _recurrence_backward(
+            plan, form, w_hh, grad_output, gates, cells, grad_h, grad_c, rows, seed, call
+        )
+        return _gradients(
+            x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, seed, call, needs
+        )
+
+
+def _recurrence_backward(
+    plan, form, w_hh, grad_output, gates, cells, grad_h, grad_c, lengths, seed, call
+):
+    weight, grad_output = w_hh.contiguous(), grad_output.contiguous()
+    if plan.form == "persistent":
+        tile = plan.backward
+        depth = 4 * -(-weight.shape[1] // tile.columns) * tile.columns // tile.k_parts
+        partly = tile.resident * tile.block_k < depth
+        dropped = _dropped(weight, seed, call) if partly else None
+        buffers = (grad_output, gates, cells, weight, dropped, grad_h, grad_c)
+        try:
+            return lstm_backward.run_persistent(*buffers, lengths, seed, call, tile)
+        except LaunchRefused:
+            if form == "persistent":
+                raise
+    dropped = _dropped(weight, seed, call)
+    buffers = (grad_output, gates, cells, dropped, grad_h, grad_c)
+    return lstm_backward.run_stepwise(*buffers, lengths, seed, call, plan.backward_step)
+
+
+def _gradients(
+    x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, seed, call, needs
+):
+    """Return the six gradients that `needs` asks for: each weight's is one product."""
+    flat = grad_gates.view(-1, grad_gates.shape[2])
+    # A custom op may not return one tensor twice.
+    grads = [x.new_empty(0) for _ in needs]
+    if needs[0]:
+        grads[0] = torch.mm(flat, weight_drop.interleave(w_ih)).view(x.shape)
+    if needs[1]:
+        grads[1] = grad_first.to(h0.dtype)
+    if needs[2]:
+        grads[2] = grad_c.to(c0.dtype)
+    if needs[3]:
+        mixed = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
+        grads[3] = weight_drop.uninterleave(mixed)
+    if needs[4]:
+        mixed = torch.mm(flat.t(), before.view(-1, before.shape[2]))
+        grads[4] = weight_drop.unmix_gradient(mixed, call.weight_drop, seed, call.mask_stream)
+    if needs[5]:
+        grads[5] = weight_drop.uninterleave(flat.sum(0)).contiguous()
+    return grads
+
+
+@_lstm_triton_backward.register_fake
+def _(grad_output, grad_h_n, grad_c_n, x, h0, c0, w_ih, w_hh, *rest):
+    likes = (x, h0, c0, w_ih, w_hh, w_hh.new_empty(w_hh.shape[0]))
+    return [
+        torch.empty_like(like, memory_format=torch.contiguous_format) if need else x.new_empty(0)
+        for like, need in zip(likes, rest[-1], strict=True)
+    ]
+
+
+def _save_for_backward(ctx, inputs, output):
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, seed, *ctx.scalars = inputs
+    out, _, _, gates, cells = output
+    keep = ctx.scalars[-1]
+    # Biases serve to compute the gates again, and for nothing else.
+    biases = (None, None) if keep == KEEP_GATES else (b_ih, b_hh)
+    ctx.save_for_backward(x, h0, c0, w_ih, w_hh, *biases, lengths, seed, out, gates, cells)
+    ctx.mark_non_differentiable(gates, cells)
+    ctx.set_materialize_grads(False)
+
+
+def _lstm_triton_gradients(ctx, *grads):
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, seed, *kept = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    needs = [*wanted[:5], wanted[5] or wanted[6]]
+    likes = (kept[0], h0, c0)
+    grads = tuple(
+        torch.zeros_like(like) if grad is None else grad
+        for grad, like in zip(grads[:3], likes, strict=True)
+    )
+    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, seed)
+    results = _lstm_triton_backward(*grads, *inputs, *ctx.scalars, *kept, needs)
+    by_input = [grad if need else None for grad, need in zip(results, needs, strict=True)]
+    grad_bias = by_input.pop()
+    grad_b_ih, grad_b_hh = (grad_bias if want else None for want in wanted[5:7])
+    if grad_b_ih is not None and grad_b_hh is not None:
+        # Equal, but not one tensor: gradients are clipped and unscaled in place.
+        grad_b_hh = grad_b_hh.clone()
+    return (*by_input, grad_b_ih, grad_b_hh, *([None] * 8))
+
+
+def _no_double_backward(ctx, *grads):
+    raise NotImplementedError(
+        'the Triton LSTM has no double backward; use backend="reference" for second derivatives'
+    )
+
+
+lstm_triton.register_autograd(_lstm_triton_gradients, setup_context=_save_for_backward)
+_lstm_triton_backward.register_autograd(_no_double_backward)

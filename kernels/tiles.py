@@ -1,0 +1,318 @@
+"""Which form of the kernels runs a layer, with which tiles, or why none can.
+
+Plain arithmetic on sizes and on what a device has: nothing here runs on the device.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+__all__ = [
+    "BackwardTile",
+    "Device",
+    "PersistentTile",
+    "Plan",
+    "StepTile",
+    "choose",
+    "describe_device",
+]
+
+# Shared memory that a block may ask for, in bytes, by compute capability.
+_SHARED_MEMORY = {
+    (8, 0): 166_912,
+    (8, 6): 101_376,
+    (8, 7): 166_912,
+    (8, 9): 101_376,
+    (9, 0): 232_448,
+    (10, 0): 232_448,
+    (10, 3): 232_448,
+    (12, 0): 101_376,
+}
+_HALF = (torch.bfloat16, torch.float16)
+# Beside the tiles a kernel keeps some scratch for reductions and layout changes.
+_SCRATCH = 2048
+# A block of the forward has 16 units, 64 columns with their gates; of the backward 16 units in a
+# piece of the weight that is 128 columns wide.
+_UNITS, _COLUMNS, _K_PARTS = 16, 128, 8
+
+
+class Device(NamedTuple):
+    """What the choice depends on.
+
+    Attributes:
+        kind: "cuda", "hip", or "interpreter".
+        capability: compute capability, (9, 0) for sm_90.
+        multiprocessors: how many; a block of the persistent form takes one for itself.
+        shared_memory: bytes that one block may ask for.
+    """
+
+    kind: str
+    capability: tuple
+    multiprocessors: int
+    shared_memory: int
+
+
+class StepTile(NamedTuple):
+    """Tiles of a stepwise kernel: rows of the batch, hidden units, depth of a product's step."""
+
+    rows: int
+    units: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+class PersistentTile(NamedTuple):
+    """Tiles of the persistent forward.
+
+    Attributes:
+        rows: rows of the batch in a block.
+        units: hidden units in a block, four columns each.
+        block_k: depth of a K-tile.
+        resident: K-tiles of the weight that stay on chip; the others stream at each step.
+        in_flight: K-tiles of h loaded ahead of their products.
+        warps: warps of a block.
+        groups: groups of rows in one launch.
+    """
+
+    rows: int
+    units: int
+    block_k: int
+    resident: int
+    in_flight: int
+    warps: int
+    groups: int
+
+
+class BackwardTile(NamedTuple):
+    """Tiles of the persistent backward.
+
+    Attributes:
+        rows: rows of the batch in a block.
+        k_parts: ranges into which the 4H gate columns fall.
+        columns: width of a range of the H columns.
+        block_k: depth of a K-tile.
+        resident: K-tiles of the weight that stay on chip; the others stream at each step.
+        in_flight: K-tiles of the gates' gradients loaded ahead of their products.
+        grouped: whether a block waits for those alone that it depends on.
+        warps: warps of a block.
+        groups: groups of rows in one launch.
+    """
+
+    rows: int
+    k_parts: int
+    columns: int
+    block_k: int
+    resident: int
+    in_flight: int
+    grouped: bool
+    warps: int
+    groups: int
+
+
+class Plan(NamedTuple):
+    """How a layer's call runs.
+
+    Attributes:
+        form: "persistent" or "stepwise"; None when neither can.
+        reason: why this form; why not, when form is None.
+        forward: `PersistentTile` or None; so is backward.
+        backward: `BackwardTile` or None.
+        forward_step: `StepTile`; so is backward_step.
+        backward_step: see forward_step.
+    """
+
+    form: str | None
+    reason: str
+    forward: PersistentTile | None = None
+    backward: BackwardTile | None = None
+    forward_step: StepTile | None = None
+    backward_step: StepTile | None = None
+
+
+def describe_device(device):
+    """Return the `Device` of a torch.device.
+
+    Args:
+        device: a cuda device (AMD's as well); any other one is the interpreter.
+    """
+    if device.type != "cuda":
+        return Device("interpreter", (0, 0), 1, 1 << 30)
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return Device("hip", (0, 0), properties.multi_processor_count, 65_536)
+    capability = (properties.major, properties.minor)
+    shared = getattr(properties, "shared_memory_per_block_optin", None)
+    return Device(
+        "cuda",
+        capability,
+        properties.multi_processor_count,
+        shared or _SHARED_MEMORY.get(capability, 49_152),
+    )
+
+
+def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=None):
+    """Choose form and tiles.
+
+    Args:
+        device: `Device`.
+        batch_size: B.
+        hidden_size: H.
+        dtype: compute dtype of the layer.
+        precision: of float32 products, "tf32" or "ieee".
+        form: "persistent", "stepwise", or None for the better one that can run.
+
+    Returns:
+        A `Plan`; its form is None when none, or not the one asked for, can run.
+    """
+    why = _why_none(device, batch_size, hidden_size, dtype)
+    if why:
+        return Plan(None, why)
+    size = dtype.itemsize
+    steps = _step_tiles(device, batch_size, hidden_size, size)
+    if form == "stepwise":
+        return Plan("stepwise", "asked for by name", None, None, *steps)
+    why = _why_not_persistent(device, batch_size, hidden_size, dtype, precision)
+    if why is None:
+        if device.kind == "interpreter":
+            forward, backward = _interpreter_tiles(batch_size, hidden_size)
+        else:
+            forward = _forward_tile(device, batch_size, hidden_size, size)
+            backward = _backward_tile(device, batch_size, hidden_size, size)
+        if not (forward.resident and backward.resident and forward.in_flight):
+            why = (
+                f"{device.shared_memory} bytes of shared memory a block hold no tile of the weight"
+            )
+    if why is None and (form or device.kind != "interpreter"):
+        kept = f"{forward.resident} of {-(-hidden_size // forward.block_k)} weight tiles on chip"
+        return Plan("persistent", kept, forward, backward, *steps)
+    if form == "persistent":
+        return Plan(None, why)
+    why = why or "the interpreter's default"
+    return Plan("stepwise", why, None, None, *steps)
+
+
+def _why_none(device, batch_size, hidden_size, dtype):
+    if dtype not in (*_HALF, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        return f"the kernels take float32, bfloat16 and float16, not {name}"
+    if device.kind == "cuda" and device.capability < (7, 5):
+        return "the kernels need compute capability 7.5, this device has {}.{}".format(
+            *device.capability
+        )
+    if dtype == torch.bfloat16 and device.kind == "cuda" and device.capability < (8, 0):
+        return "bfloat16 needs compute capability 8.0, this device has {}.{}".format(
+            *device.capability
+        )
+    if 4 * hidden_size * max(batch_size, hidden_size) >= 2**31:
+        return (
+            f"B = {batch_size} and H = {hidden_size} put a step's gates, or the weight, past 2**31 "
+            "elements, more than the kernels index"
+        )
+    return None
+
+
+def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
+    if device.kind == "hip":
+        return "a grid barrier is not safe on this kind of device"
+    if device.kind == "interpreter":
+        # One program after the other: a barrier among several would wait for ever.
+        return None if hidden_size <= 128 else "the interpreter runs one block, of at most 128 units"
+    if device.capability < (8, 0):
+        return "the persistent form needs compute capability 8.0"
+    if dtype == torch.float32 and precision == "ieee":
+        return "float32 without tf32 has no tensor cores"
+    needed = max(-(-hidden_size // _UNITS), _K_PARTS * -(-hidden_size // _COLUMNS))
+    if needed > device.multiprocessors:
+        return (
+            f"H = {hidden_size} needs {needed} blocks at once, the device has "
+            f"{device.multiprocessors} multiprocessors"
+        )
+    return None
+
+
+def _step_tiles(device, batch_size, hidden_size, size):
+    rows = _rows(batch_size, 64)
+    # Two to four stages of both operands, whatever a block may hold.
+    stages = 4 if size == 2 and device.shared_memory >= 100_000 else 2
+    depth = 64 if size == 2 else 32
+    if device.kind == "interpreter":
+        stages = 1
+    forward = StepTile(rows, _UNITS, depth, 4, stages)
+    backward = StepTile(rows, _UNITS, 2 * depth, 4, stages)
+    return forward, backward
+
+
+def _rows(batch_size, most):
+    rows = 16
+    while rows < batch_size and rows < most:
+        rows *= 2
+    return rows
+
+
+def _row_groups(batch_size, slices, multiprocessors):
+    """Return rows of a block and groups of a launch: the fewest rows that run all groups at once."""
+    for rows in (16, 32, 64, 128):
+        groups = -(-batch_size // rows)
+        if groups * slices <= multiprocessors:
+            return rows, groups
+    return 128, max(1, multiprocessors // slices)
+
+
+def _residency(shared_memory, weight_tile, input_tile, k_tiles, most_in_flight):
+    """Return how many weight tiles stay on chip, and how many input tiles fit beside them."""
+    room = shared_memory - _SCRATCH
+    resident = min(k_tiles, max(0, room - 2 * input_tile) // weight_tile)
+    if resident < k_tiles:
+        # The streamed tiles pass through shared memory as well, one ahead of its product.
+        resident = max(0, room - 2 * input_tile - 2 * weight_tile) // weight_tile
+        room -= 2 * weight_tile
+    left = room - resident * weight_tile
+    return resident, max(0, min(most_in_flight, k_tiles, left // input_tile))
+
+
+def _forward_tile(device, batch_size, hidden_size, size):
+    slices = -(-hidden_size // _UNITS)
+    rows, groups = _row_groups(batch_size, slices, device.multiprocessors)
+    depth = 64 if size == 2 else 32
+    resident, in_flight = _residency(
+        device.shared_memory,
+        depth * 4 * _UNITS * size,
+        rows * depth * size,
+        -(-hidden_size // depth),
+        6,
+    )
+    # Sixteen rows a warp: with more warps two of them would compute the same rows.
+    warps = max(4, rows // 16)
+    return PersistentTile(rows, _UNITS, depth, resident, in_flight, warps, groups)
+
+
+def _backward_tile(device, batch_size, hidden_size, size):
+    slices = -(-hidden_size // _COLUMNS)
+    rows, groups = _row_groups(batch_size, slices * _K_PARTS, device.multiprocessors)
+    depth = 64 if size == 2 else 32
+    resident, in_flight = _residency(
+        device.shared_memory,
+        depth * _COLUMNS * size,
+        rows * depth * size,
+        4 * slices * _COLUMNS // _K_PARTS // depth,
+        3,
+    )
+    warps = max(4, rows // 16)
+    return BackwardTile(
+        rows, _K_PARTS, _COLUMNS, depth, resident, in_flight, False, warps, groups
+    )
+
+
+def _interpreter_tiles(batch_size, hidden_size):
+    """One block of all units, and several K-tiles; groups of rows run one after the other."""
+    units = _rows(hidden_size, 128)
+    groups = -(-batch_size // 16)
+    depth = 16
+    forward_tiles = -(-hidden_size // depth)
+    backward_tiles = 4 * units // depth
+    forward = PersistentTile(16, units, depth, max(1, forward_tiles - 1), 2, 4, groups)
+    backward = BackwardTile(
+        16, 1, units, depth, max(1, backward_tiles - 1), 3, False, 4, groups
+    )
+    return forward, backward

@@ -1,0 +1,93 @@
+"""Weight-drop as kernels of their own: the dropped weight, and its gradient.
+
+The interleaved order has row 4 unit + gate, where PyTorch has gate H + unit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ulmfit_fast.kernels.launch import cdiv, launch
+from ulmfit_fast.kernels.philox import weight_scales
+
+__all__ = ["drop_weight", "interleave", "uninterleave", "unmix_gradient"]
+
+
+@triton.jit(do_not_specialize=["mask_stream"])
+def weight_drop_kernel(
+    source,
+    target,
+    seed,
+    mask_stream,
+    drop,
+    HIDDEN: tl.constexpr,
+    UNITS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DROP: tl.constexpr,
+    SOURCE_INTERLEAVED: tl.constexpr,
+    TARGET_INTERLEAVED: tl.constexpr,
+):
+    """Multiply a (4H, H) matrix by the weight mask and change the order of its rows."""
+    unit = (tl.program_id(0) * UNITS + tl.arange(0, UNITS))[:, None]
+    k = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    inside = (unit < HIDDEN) & (k < HIDDEN)
+    if DROP:
+        scales = weight_scales(tl.load(seed), unit, k, mask_stream, drop, HIDDEN)
+    for gate in tl.static_range(4):
+        row_in = 4 * unit + gate if SOURCE_INTERLEAVED else gate * HIDDEN + unit
+        row_out = 4 * unit + gate if TARGET_INTERLEAVED else gate * HIDDEN + unit
+        value = tl.load(source + row_in * HIDDEN + k, mask=inside, other=0.0).to(tl.float32)
+        if DROP:
+            # Not a product: what is dropped is 0, were it infinite before.
+            value = tl.where(scales[gate] > 0.0, value * scales[gate], 0.0)
+        tl.store(target + row_out * HIDDEN + k, value.to(target.dtype.element_ty), mask=inside)
+
+
+def _run(source, drop, seed, mask_stream, *, source_interleaved, target_interleaved):
+    hidden = source.shape[1]
+    target = torch.empty_like(source, memory_format=torch.contiguous_format)
+    units, columns = 16, 64
+    launch(
+        weight_drop_kernel,
+        (cdiv(hidden, units), cdiv(hidden, columns)),
+        (source.contiguous(), target, seed, mask_stream, drop.arguments),
+        {
+            "HIDDEN": hidden,
+            "UNITS": units,
+            "COLUMNS": columns,
+            "DROP": drop.active,
+            "SOURCE_INTERLEAVED": source_interleaved,
+            "TARGET_INTERLEAVED": target_interleaved,
+        },
+        {"num_warps": 4},
+    )
+    return target
+
+
+def drop_weight(weight, drop, seed, mask_stream):
+    """Return the dropped recurrent weight `(4H, H)` in interleaved order.
+
+    Args:
+        weight: `(4H, H)` in PyTorch's order.
+        drop: `DropArguments` of weight_p.
+        seed: 0-d int64 on the device.
+        mask_stream: 2 * layer + reverse.
+    """
+    return _run(
+        weight, drop, seed, mask_stream, source_interleaved=False, target_interleaved=True
+    )
+
+
+def unmix_gradient(grad, drop, seed, mask_stream):
+    """Return an interleaved gradient `(4H, H)` masked, in PyTorch's order; see `drop_weight`."""
+    return _run(grad, drop, seed, mask_stream, source_interleaved=True, target_interleaved=False)
+
+
+def interleave(matrix):
+    """Reorder the rows of a `(4H, ...)` weight or bias, so that a unit's gates are adjacent."""
+    return matrix.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def uninterleave(matrix):
+    """Undo `interleave`."""
+    return matrix.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,185 @@
+"""The grid barriers of the persistent LSTM kernels: every read right under random schedules.
+
+The model (`barrier_model.py`) mirrors `arrive` and `wait` of `kernels/grid_barrier.py`,
+`forward_kernel` of `kernels/lstm_forward.py` and `backward_kernel` of `kernels/lstm_backward.py`.
+It is worth what it finds, so every way to get the protocol wrong that we know is planted in it.
+"""
+
+import random
+
+import pytest
+from barrier_model import run_backward, run_forward
+
+SPLITS = [(1, 1), (2, 2), (2, 3), (4, 2)]  # KB, NB
+FAULT_SCHEDULES = 60
+
+FORWARD_FAULTS = [
+    "arrive before the store",
+    "relaxed arrive",
+    "one arrival too few",
+    "no wait",
+    "counter reset",
+    "one slot",
+    "two slots through L1",
+    "groups share a counter",
+]
+BACKWARD_FAULTS = [
+    "arrive (1) before the store",
+    "arrive (2) before the store",
+    "relaxed arrive (1)",
+    "relaxed arrive (2)",
+    "one arrival too few (1)",
+    "one arrival too few (2)",
+    "no wait (1)",
+    "no wait (2)",
+    "counter reset",
+    "partial sums through L1",
+]
+GROUPED_FAULTS = [
+    "one counter for both parities",
+    "one partial-sum buffer",
+    "waits for its own columns",
+]
+
+grouped_or_not = pytest.mark.parametrize("grouped", [False, True], ids=["whole-grid", "grouped"])
+
+
+def forward_launch(seed, fault="", **options):
+    """Return a launch of a drawn shape that is large enough for every fault to show."""
+    rng = random.Random(seed)
+    n, steps, groups = rng.choice((2, 3, 5)), rng.choice((3, 5)), rng.choice((1, 2))
+    if fault == "groups share a counter":
+        groups = 2
+    return run_forward(seed, n, steps, groups, fault, **options)
+
+
+def backward_launch(seed, grouped, fault="", **options):
+    rng = random.Random(seed)
+    KB, NB = rng.choice(SPLITS[1:])
+    return run_backward(seed, KB, NB, grouped, rng.choice((3, 5)), fault, **options)
+
+
+def found(launches):
+    """Count the launches in which the fault shows."""
+    return sum(grid.faulty for grid in launches)
+
+
+@pytest.mark.parametrize("groups", [1, 2], ids="groups{}".format)
+@pytest.mark.parametrize("steps", [1, 2, 5], ids="T{}".format)
+@pytest.mark.parametrize("n", [1, 2, 3, 5], ids="n{}".format)
+def test_forward_reads_and_leaves_what_it_should(n, steps, groups):
+    for seed in range(80):
+        grid = run_forward(seed, n, steps, groups)
+        assert not grid.faulty, (seed, grid.err, grid.wrong)
+        for group in range(groups):
+            assert grid.counters[group] == n * (steps - 1)
+            for p in range(n):
+                assert grid.memory["gates", group, steps - 1, p] == (steps - 1, p)
+                assert all(grid.memory["h", group, t, p] == (t, p) for t in range(steps + 1))
+
+
+@grouped_or_not
+@pytest.mark.parametrize("steps", [1, 2, 5], ids="T{}".format)
+@pytest.mark.parametrize("split", SPLITS, ids="{0[0]}x{0[1]}".format)
+def test_backward_reads_and_leaves_what_it_should(split, steps, grouped):
+    KB, NB = split
+    for seed in range(80):
+        grid = run_backward(seed, KB, NB, grouped, steps)
+        assert not grid.faulty, (seed, grid.err, grid.wrong)
+        for unit in range(KB * NB):
+            assert all(grid.memory["dg", s, unit] == (s, unit) for s in range(steps))
+            for k in range(KB):
+                assert grid.memory["part", (steps - 1) % 2, k, unit] == (steps - 1, k)
+
+
+@grouped_or_not
+def test_a_block_is_ahead_by_one_step_if_grouped_and_by_none_if_not(grouped):
+    leads = {run_backward(seed, 2, 2, grouped, 5).lead for seed in range(100)}
+    assert max(leads) == int(grouped)
+
+
+@pytest.mark.parametrize("fault", FORWARD_FAULTS)
+def test_a_forward_fault_is_found(fault):
+    assert found(forward_launch(seed, fault) for seed in range(FAULT_SCHEDULES)) > 1
+
+
+@grouped_or_not
+@pytest.mark.parametrize("fault", BACKWARD_FAULTS)
+def test_a_backward_fault_is_found(fault, grouped):
+    assert found(backward_launch(seed, grouped, fault) for seed in range(FAULT_SCHEDULES)) > 1
+
+
+@pytest.mark.parametrize("fault", GROUPED_FAULTS)
+def test_a_fault_of_the_grouped_barriers_is_found(fault):
+    assert found(backward_launch(seed, True, fault) for seed in range(FAULT_SCHEDULES)) > 1
+
+
+@pytest.mark.parametrize("fault", ["one counter for both parities", "one partial-sum buffer"])
+def test_over_the_whole_grid_one_set_is_enough(fault):
+    """So it is the step that a group may be ahead which needs the second set."""
+    assert not found(backward_launch(seed, False, fault) for seed in range(FAULT_SCHEDULES))
+
+
+def test_two_slots_of_h_are_enough_if_read_through_l2():
+    """So it is L1 that the fault of the same slots shows."""
+    assert not found(forward_launch(seed, "two slots") for seed in range(FAULT_SCHEDULES))
+
+
+def test_counters_left_by_an_earlier_launch_are_found():
+    shapes = [lambda **kw: run_forward(n=3, steps=5, **kw)] + [
+        lambda grouped=grouped, **kw: run_backward(KB=2, NB=2, grouped=grouped, steps=5, **kw)
+        for grouped in (False, True)
+    ]
+    for run in shapes:
+        left = run(seed=0).counters
+        assert found(run(seed=seed, counters=left) for seed in range(FAULT_SCHEDULES)) > 1
+
+
+def test_a_forward_block_that_is_not_resident_ends_in_err():
+    for seed in range(FAULT_SCHEDULES):
+        grid = run_forward(seed, 3, 5, missing=1)
+        assert grid.err
+        assert all(block.code.gi_frame is None for block in grid.blocks)
+
+
+@grouped_or_not
+def test_a_backward_block_that_is_not_resident_ends_in_err(grouped):
+    for seed in range(FAULT_SCHEDULES):
+        grid = run_backward(seed, 2, 3, grouped, 5, missing=1)
+        assert grid.err
+        assert all(block.code.gi_frame is None for block in grid.blocks)
+
+
+def hurried_launches(fault=""):
+    """Return launches whose blocks give up early, anywhere and in any number."""
+    options = {"patient": False, "fault": fault}
+    for seed in range(FAULT_SCHEDULES):
+        cap = seed % 4 * 3
+        yield forward_launch(seed, cap=cap, **options)
+        yield backward_launch(seed, grouped=seed % 2 == 1, cap=cap, **options)
+
+
+def owns_up(grid):
+    """Whether each block that gave up set err, and nothing was wrong without it."""
+    gave_up = [block for block in grid.blocks if not block.alive]
+    return grid.err == bool(gave_up) and (grid.err or not grid.wrong)
+
+
+def stays_calm(grid):
+    """Whether no block spun after it gave up."""
+    return all(b.spins == b.spins_at_give_up for b in grid.blocks if not b.alive)
+
+
+def test_a_block_that_gives_up_sets_err_and_never_spins_again():
+    grids = list(hurried_launches())
+    assert all(owns_up(grid) and stays_calm(grid) for grid in grids)
+    assert any(grid.wrong for grid in grids)  # giving up does cost right values
+    assert any(not grid.err for grid in grids)
+
+
+def test_a_block_that_spins_again_is_found():
+    assert not all(stays_calm(grid) for grid in hurried_launches("spins again"))
+
+
+def test_a_block_that_gives_up_in_silence_is_found():
+    assert not all(owns_up(grid) for grid in hurried_launches("gives up in silence"))
