@@ -196,6 +196,8 @@ def _why_none(device, batch_size, hidden_size, dtype):
     if dtype not in (*_HALF, torch.float32):
         name = str(dtype).removeprefix("torch.")
         return f"the kernels take float32, bfloat16 and float16, not {name}"
+    if device.kind == "interpreter" and dtype == torch.bfloat16:
+        return "Triton's interpreter forms no products of bfloat16; use float16 or float32 there"
     if device.kind == "cuda" and device.capability < (7, 5):
         return "the kernels need compute capability 7.5, this device has {}.{}".format(
             *device.capability
