@@ -7,19 +7,36 @@ PY := .venv/bin/python
 READY := .venv/.installed
 endif
 
-.PHONY: demo test check bench help
+.PHONY: demo test check bench compile-gate test-gpu sanitize help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
 	@echo "make check   lint and type-check"
 	@echo "make bench   run the benchmarks"
+	@echo "make compile-gate  compile the kernels for GPUs that need not be here, and inspect the code"
+	@echo "make test-gpu      run the tests that need a CUDA device"
+	@echo "make sanitize      run some of them under compute-sanitizer"
 
 demo: $(READY)
 	$(PY) -m ulmfit_fast demo --out demo-out
 
 test: $(READY)
 	$(PY) -m pytest
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/interpreter tests/gpu
+
+compile-gate: $(READY)
+	$(PY) -m benchmarks.compile_gate
+
+test-gpu: $(READY)
+	$(PY) -m pytest -m gpu tests/gpu
+
+# PyTorch's caching allocator would hide what runs past the end of a tensor.
+sanitize: $(READY)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+		$(PY) -m pytest -m gpu tests/gpu -k sanitize
+	compute-sanitizer --tool racecheck --error-exitcode 1 \
+		$(PY) -m pytest -m gpu tests/gpu -k sanitize
 
 check: $(READY)
 	$(PY) -m ruff check .

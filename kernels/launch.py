@@ -1,4 +1,4 @@
-"""How kernels are launched: arguments of the masks, refused launches, and the barrier's error flag."""
+"""Launching kernels: arguments of the masks, refused launches, the barrier's error flag."""
 
 import os
 from typing import NamedTuple
@@ -12,6 +12,7 @@ __all__ = [
     "cdiv",
     "interpreted",
     "launch",
+    "matmul_precision",
     "raise_failed",
     "watch",
 ]
@@ -80,6 +81,16 @@ def cdiv(a, b):
 def interpreted():
     """Say whether Triton runs in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def matmul_precision(device):
+    """Return "tf32" or "ieee" for float32 products, as torch's own switch for nn.LSTM says."""
+    if device.type != "cuda":
+        return "ieee"
+    rnn = getattr(torch.backends.cudnn, "rnn", None)
+    if rnn is not None and hasattr(rnn, "fp32_precision"):
+        return "ieee" if rnn.fp32_precision == "ieee" else "tf32"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def launch(kernel, grid, args, constants, options):

@@ -6,22 +6,18 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.kernels import lstm_backward, lstm_forward, recompute, tiles, weight_drop
-from ulmfit_fast.kernels.launch import DropArguments, LaunchRefused, LayerCall, raise_failed
+from ulmfit_fast.kernels.launch import (
+    DropArguments,
+    LaunchRefused,
+    LayerCall,
+    matmul_precision,
+    raise_failed,
+)
 
-__all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton", "matmul_precision"]
+__all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton"]
 
 # What a forward leaves for the backward; without the gates, the backward computes them again.
 KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = range(3)
-
-
-def matmul_precision(device):
-    """Return "tf32" or "ieee" for float32 products, as torch's own switch for nn.LSTM says."""
-    if device.type != "cuda":
-        return "ieee"
-    rnn = getattr(torch.backends.cudnn, "rnn", None)
-    if rnn is not None and hasattr(rnn, "fp32_precision"):
-        return "ieee" if rnn.fp32_precision == "ieee" else "tf32"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def _plan(x, hidden_size, form):
@@ -176,9 +172,7 @@ def _recurrence_forward(plan, form, w_hh, gates, states, cells, lengths, seed, c
             if form == "persistent":
                 raise
     dropped = _dropped(weight, seed, call)
-    lstm_forward.run_stepwise(
-        gates, dropped, states, cells, lengths, seed, call, plan.forward_step
-    )
+    lstm_forward.run_stepwise(gates, dropped, states, cells, lengths, seed, call, plan.forward_step)
 
 
 def _dropped(weight, seed, call):
@@ -279,9 +273,7 @@ def _recurrence_backward(
     return lstm_backward.run_stepwise(*buffers, lengths, seed, call, plan.backward_step)
 
 
-def _gradients(
-    x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, seed, call, needs
-):
+def _gradients(x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, seed, call, needs):
     """Return the six gradients that `needs` asks for: each weight's is one product."""
     flat = grad_gates.view(-1, grad_gates.shape[2])
     # A custom op may not return one tensor twice.

@@ -3,14 +3,17 @@
 The interleaved order has row 4 unit + gate, where PyTorch has gate H + unit.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ulmfit_fast.kernels.launch import cdiv, launch
+from ulmfit_fast.kernels.launch import DropArguments, cdiv, launch
 from ulmfit_fast.kernels.philox import weight_scales
 
-__all__ = ["drop_weight", "interleave", "uninterleave", "unmix_gradient"]
+__all__ = ["drop_weight", "drop_weight_triton", "interleave", "uninterleave", "unmix_gradient"]
 
 
 @triton.jit(do_not_specialize=["mask_stream"])
@@ -73,9 +76,7 @@ def drop_weight(weight, drop, seed, mask_stream):
         seed: 0-d int64 on the device.
         mask_stream: 2 * layer + reverse.
     """
-    return _run(
-        weight, drop, seed, mask_stream, source_interleaved=False, target_interleaved=True
-    )
+    return _run(weight, drop, seed, mask_stream, source_interleaved=False, target_interleaved=True)
 
 
 def unmix_gradient(grad, drop, seed, mask_stream):
@@ -91,3 +92,39 @@ def interleave(matrix):
 def uninterleave(matrix):
     """Undo `interleave`."""
     return matrix.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+
+
+@torch.library.custom_op("ulmfit_fast::drop_weight_triton", mutates_args=())
+def drop_weight_triton(weight: Tensor, seed: Tensor, p: Sequence[float], stream: int) -> Tensor:
+    """Apply weight-drop to a `(4H, H)` weight in PyTorch's order, for PyTorch's own LSTM.
+
+    Args:
+        weight: `(4H, H)`, or a gradient of it.
+        seed: 0-d int64.
+        p: four drop probabilities.
+        stream: 2 * layer + reverse.
+
+    Returns:
+        `(4H, H)`, the dtype of weight.
+    """
+    drop, seed = DropArguments.of(p), seed.to(weight.device)
+    return _run(weight, drop, seed, stream, source_interleaved=False, target_interleaved=False)
+
+
+@drop_weight_triton.register_fake
+def _(weight, seed, p, stream):
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def _save_seed(ctx, inputs, output):
+    _, seed, ctx.p, ctx.stream = inputs
+    ctx.save_for_backward(seed)
+
+
+def _mask_gradient(ctx, grad):
+    # Masking is linear and its own transpose.
+    (seed,) = ctx.saved_tensors
+    return drop_weight_triton(grad, seed, ctx.p, ctx.stream), None, None, None
+
+
+drop_weight_triton.register_autograd(_mask_gradient, setup_context=_save_seed)

@@ -44,12 +44,14 @@ def test_the_explained_backend_is_the_one_that_runs(monkeypatch, settings, expec
     assert ran == [expected]
 
 
-def test_triton_asked_for_by_name_raises_with_reason_and_mend():
-    lstm = uf.LSTM(4, 8, backend="triton")
+@pytest.mark.parametrize("name", ["triton", "triton-stepwise", "triton-persistent"])
+def test_triton_asked_for_by_name_raises_with_reason_and_mend(name):
+    lstm = uf.LSTM(4, 8, backend=name)
     x = torch.randn(5, 2, 4)
-    with pytest.raises(RuntimeError, match=r'no Triton kernels yet; use "auto" or "eager"'):
+    mend = r'need a CUDA device, and the input is on cpu; use "auto" or "eager"'
+    with pytest.raises(RuntimeError, match=mend):
         lstm(x)
-    assert uf.backend.explain(lstm, x).startswith("cannot run: triton was asked for")
+    assert uf.backend.explain(lstm, x).startswith(f"cannot run: {name} was asked for")
 
 
 def test_torch_asked_for_by_name_does_not_fall_back():

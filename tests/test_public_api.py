@@ -40,7 +40,7 @@ def test_lstm_takes_what_nn_lstm_takes_and_keywords_of_its_own():
     parameters = inspect.signature(uf.LSTM).parameters
     names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"]
     names += ["bidirectional", "proj_size", "device", "dtype"]
-    own = ["weight_p", "gate_p", "gate_mask", "backend"]
+    own = ["weight_p", "gate_p", "gate_mask", "recompute_gates", "backend"]
     assert list(parameters) == names + own
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in own)
     theirs = inspect.signature(torch.nn.RNNBase).parameters

@@ -1,12 +1,15 @@
 """Which implementation runs an LSTM layer: choose it, force it, explain it.
 
-| name        | what it is                                                   | where it runs       |
-|-------------|--------------------------------------------------------------|---------------------|
-| `triton`    | fused kernels, both dropouts inside                          | not in this version |
-| `torch`     | PyTorch's own fused LSTM, given the dropped recurrent weight | no gate dropout     |
-| `eager`     | hand-written forward and backward in torch operations        | everywhere          |
-| `reference` | the equations in plain autograd; double backward             | everywhere          |
-| `auto`      | the fastest of them that can run the call                    |                     |
+| name        | what it is                                                   | where it runs     |
+|-------------|--------------------------------------------------------------|-------------------|
+| `triton`    | fused kernels, both dropouts inside                          | CUDA, interpreter |
+| `torch`     | PyTorch's own fused LSTM, given the dropped recurrent weight | no gate dropout   |
+| `eager`     | hand-written forward and backward in torch operations        | everywhere        |
+| `reference` | the equations in plain autograd; double backward             | everywhere        |
+| `auto`      | the fastest of them that can run the call                    |                   |
+
+`triton` chooses between two forms, which have names of their own: `triton-persistent`, one launch
+for all time steps with the weight on chip, and `triton-stepwise`, one launch a step.
 
 A backend asked for by name runs or raises; only `auto` chooses another one. Under forward-mode
 differentiation and torch.func's grad, vjp, jacrev and hessian `reference` alone is right.
@@ -15,7 +18,7 @@ differentiation and torch.func's grad, vjp, jacrev and hessian `reference` alone
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,16 +30,51 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "Choice", "choose", "explain", "use"]
 
-BACKENDS = ("auto", "triton", "torch", "eager", "reference")
+BACKENDS = (
+    "auto",
+    "triton",
+    "triton-persistent",
+    "triton-stepwise",
+    "torch",
+    "eager",
+    "reference",
+)
+# Up to this H cuDNN has a persistent algorithm of its own (`get_algo` in PyTorch's cudnn/RNN.cpp:
+# LSTM forwards up to 192, backwards up to 128).
+_CUDNN_PERSISTENT_HIDDEN = 192
 _ENVIRONMENT_VARIABLE = "ULMFIT_FAST_BACKEND"
 _forced: str | None = None
 
 
 class Choice(NamedTuple):
-    """The backend that runs a call, and why."""
+    """The backend that runs a call, and why.
+
+    Attributes:
+        name: one of `BACKENDS`, but neither "auto" nor one of the two forms' names.
+        reason: why.
+        form: for "triton": "persistent", "stepwise", or "auto", which may still fall back from the
+            first to the second when the device refuses the launch.
+    """
 
     name: str
     reason: str
+    form: str = "auto"
+
+
+class KernelPlan(NamedTuple):
+    """What the kernels say about a call.
+
+    Attributes:
+        form: "persistent" or "stepwise", or None when they cannot run it.
+        reason: why this form, or why not.
+    """
+
+    form: str | None
+    reason: str
+
+
+def _no_kernels(form: str | None) -> KernelPlan:
+    return KernelPlan(None, "nothing is known of the kernels here")
 
 
 def check_name(name: str, source: str = "backend") -> str:
@@ -84,10 +122,6 @@ def _requested(backend: str) -> tuple[str, str]:
     return from_environment, f"asked for by {_ENVIRONMENT_VARIABLE}={from_environment}"
 
 
-def _why_not_triton() -> str:
-    return "this version of ulmfit_fast has no Triton kernels yet"
-
-
 def _transforms() -> tuple[str, ...]:
     """Return the names of torch.func's active transforms; an open dual level counts as Jvp."""
     names = [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
@@ -128,6 +162,7 @@ def choose(
     has_gate_mask: bool,
     has_lengths: bool = False,
     mixed_state: bool = False,
+    kernels: Callable[[str | None], KernelPlan] = _no_kernels,
 ) -> Choice:
     """Choose the implementation of one layer's call.
 
@@ -140,6 +175,7 @@ def choose(
         has_gate_mask: gate dropout is on, or a gate mask was injected.
         has_lengths: rows have lengths of their own.
         mixed_state: the state's dtype is wider than the input's.
+        kernels: says whether the Triton kernels can run the call in a form, None for any.
 
     Returns:
         The backend's name and the reason for it.
@@ -153,24 +189,48 @@ def choose(
     why_not_torch = _why_not_torch(has_gate_mask=has_gate_mask, has_lengths=has_lengths)
     if name not in ("auto", "reference") and why_reference:
         raise RuntimeError(f'{name} was {who}, but {why_reference}; use "auto" or "reference"')
-    if name == "triton":
-        raise RuntimeError(f'triton was {who}, but {_why_not_triton()}; use "auto" or "eager"')
+    if name.startswith("triton"):
+        form = name.removeprefix("triton").removeprefix("-") or None
+        plan = kernels(form)
+        if plan.form is None:
+            raise RuntimeError(f'{name} was {who}, but {plan.reason}; use "auto" or "eager"')
+        return Choice("triton", f"{plan.form} form, {who}; {plan.reason}", form or "auto")
     if name == "torch" and why_not_torch:
         raise RuntimeError(f'torch was {who}, but {why_not_torch}; use "auto" or "eager"')
     if name != "auto":
         return Choice(name, who)
     if why_reference:
         return Choice("reference", why_reference)
+    if "Vmap" in transforms:
+        return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
+    if device.type == "cuda":
+        return _choose_on_cuda(kernels(None), hidden_size, why_not_torch)
     if why_not_torch:
         return Choice("eager", why_not_torch)
-    if "Vmap" in transforms:
-        return Choice("eager", "torch.func.vmap has no rule for PyTorch's fused LSTM")
-    # On CUDA the fused LSTM is worth the rounding of c at both ends; the Python loop is far slower.
-    if mixed_state and device.type != "cuda":
+    if mixed_state:
         return Choice("eager", "PyTorch's fused LSTM would round the state to the input's dtype")
     if device.type == "cpu":
         return _choose_on_cpu(dtype)
-    return Choice("torch", f"no gate dropout, and {_why_not_triton()}")
+    return Choice("torch", "no gate dropout")
+
+
+def _choose_on_cuda(plan: KernelPlan, hidden_size: int, why_not_torch: str | None) -> Choice:
+    """Choose by what is known of cuDNN's algorithms; no measurement of ours stands behind it yet.
+
+    Above a small H, and in bfloat16 and float32 altogether, cuDNN launches two or more kernels a
+    step, where the persistent form launches one in all. The stepwise form launches one a step from
+    Python, which a launch-bound cuDNN does from C++: it serves what cuDNN cannot do.
+    """
+    if plan.form == "persistent" and (hidden_size > _CUDNN_PERSISTENT_HIDDEN or why_not_torch):
+        return Choice("triton", f"persistent form, {plan.reason}")
+    if plan.form is not None and (why_not_torch or torch.compiler.is_compiling()):
+        why = why_not_torch or "torch.compile takes this operator whole"
+        return Choice("triton", f"{plan.form} form, {plan.reason}; {why}")
+    if why_not_torch:
+        return Choice("eager", f"{why_not_torch}, and the kernels cannot run: {plan.reason}")
+    if plan.form == "persistent":
+        return Choice("torch", f"H = {hidden_size}: cuDNN has a persistent algorithm of its own")
+    return Choice("torch", f"no gate dropout, and no persistent form: {plan.reason}")
 
 
 def _choose_on_cpu(dtype: torch.dtype) -> Choice:

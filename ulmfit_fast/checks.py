@@ -99,17 +99,17 @@ def size(name: str, value: object) -> int:
 
 
 def as_seed(seed: Tensor | int) -> Tensor:
-    """Return a seed as the 0-d int64 CPU tensor that the operators take.
+    """Return a seed as the 0-d int64 tensor that the operators take; a number goes to the CPU.
 
     Raises:
         ValueError: for a value outside [0, 2**63), or a tensor of another kind.
         TypeError: for anything but a whole number or a tensor.
     """
     if isinstance(seed, Tensor):
-        if seed.dim() != 0 or seed.dtype != torch.int64 or seed.device.type != "cpu":
+        if seed.dim() != 0 or seed.dtype != torch.int64:
             raise ValueError(
                 f"seed is a {seed.dtype} tensor of shape {_shape(seed)} on {seed.device}, "
-                "expected a 0-d int64 CPU tensor or an int"
+                "expected a 0-d int64 tensor or an int"
             )
         return seed
     if not isinstance(seed, numbers.Integral):

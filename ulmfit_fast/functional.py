@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
+import os
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +35,48 @@ def _lstm_torch(
     return output.flip(0) if reverse else output, h_n[0], c_n[0].to(c0.dtype)
 
 
+def kernel_plan(
+    form: str | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    hidden_size: int,
+    injected_gate_mask: bool,
+) -> backends.KernelPlan:
+    """Ask the kernels whether, and in which form, they can run a layer's call.
+
+    Args:
+        form: "persistent", "stepwise", or None for the better one that can run.
+        device: device of the tensors.
+        dtype: compute dtype.
+        hidden_size: H.
+        injected_gate_mask: a gate mask was given as a tensor.
+    """
+    if injected_gate_mask:
+        return backends.KernelPlan(None, "the Triton kernels draw gate masks, they take none")
+    if device.type != "cuda":
+        if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+            why = f"the Triton kernels need a CUDA device, and the input is on {device}"
+            return backends.KernelPlan(None, why)
+    if importlib.util.find_spec("triton") is None:
+        return backends.KernelPlan(None, "the package triton is not installed")
+    from ulmfit_fast.kernels import launch, tiles
+
+    plan = tiles.choose(
+        tiles.describe_device(device),
+        batch_size=1,
+        hidden_size=hidden_size,
+        dtype=dtype,
+        precision=launch.matmul_precision(device),
+        form=form,
+    )
+    return backends.KernelPlan(plan.form, plan.reason)
+
+
+# Constant for Dynamo: it depends on the device, not on a tensor's values.
+kernel_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def lstm(
     x: Tensor,
     state: tuple[Tensor, Tensor] | None,
@@ -49,6 +94,7 @@ def lstm(
     layer: int = 0,
     seed: Tensor | int | None = None,
     masks: DropoutMasks | None = None,
+    recompute_gates: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Run one LSTM layer in one direction, with weight-drop and gate dropout.
@@ -82,11 +128,14 @@ def lstm(
             its later inputs do not matter, NaN included.
         reverse: run from the last step to the first.
         layer: index of the layer in its stack; separates the masks of layers under one seed.
-        seed: whole number in [0, 2**63) that fixes the masks; None draws one from PyTorch's
-            generator.
+        seed: whole number in [0, 2**63) that fixes the masks, or a 0-d int64 tensor; None draws
+            one from PyTorch's generator. A captured CUDA graph replays with what a tensor on its
+            device then holds.
         masks: masks to use instead of drawn ones, a pair (weight, gate) of any floating dtype (see
             `ulmfit_fast.dropout_masks`); bool ones keep without scaling.
-        backend: "auto", "torch", "eager", "reference" or "triton".
+        recompute_gates: on the Triton kernels, keep the cell states but not the activated gates,
+            `(T, B, 4H)`, and compute these again in the backward; the other backends keep them.
+        backend: one of `ulmfit_fast.backend.BACKENDS`.
 
     Returns:
         output `(T, B, H)` and the state (h_n, c_n), each `(B, H)`.
@@ -135,12 +184,25 @@ def lstm(
         has_gate_mask=gate_masks is not None or any(gate_ps),
         has_lengths=lengths is not None,
         mixed_state=h0.dtype != x.dtype or c0.dtype != x.dtype,
+        kernels=functools.partial(
+            kernel_plan,
+            device=x.device,
+            dtype=x.dtype,
+            hidden_size=hidden_size,
+            injected_gate_mask=gate_masks is not None,
+        ),
     )
     stream = 2 * layer + int(reverse)
     if seed is None:
         seed = rng.draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
 
-    if choice.name == "eager":
+    if weight_mask is not None and choice.name in ("torch", "triton"):
+        w_hh = (w_hh * weight_mask).to(w_hh.dtype)
+    if choice.name == "triton":
+        inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
+        drops = (lengths, seed, weight_ps, gate_ps, gate_mask == "sequence", stream)
+        output, h_n, c_n = _lstm_triton(inputs, drops, choice.form, recompute_gates)
+    elif choice.name == "eager":
         output, h_n, c_n, *_ = _lstm_eager(
             x,
             h0,
@@ -159,10 +221,8 @@ def lstm(
             gate_masks,
         )
     elif choice.name == "torch":
-        if weight_mask is not None:
-            w_hh = (w_hh * weight_mask).to(w_hh.dtype)
-        elif any(weight_ps):
-            w_hh = _drop_weight(w_hh, seed, weight_ps, stream)
+        if any(weight_ps):
+            w_hh = _dropped(w_hh, seed, weight_ps, stream)
         biases = _both_biases(b_ih, b_hh)
         output, h_n, c_n = _lstm_torch(x, h0, c0, w_ih, w_hh, biases, stream)
     else:
@@ -189,6 +249,37 @@ def lstm(
                 x, h0, c0, w_ih, w_hh, b_ih, b_hh, drawn, lengths, reverse=reverse
             )
     return output, (h_n, c_n)
+
+
+def _lstm_triton(
+    inputs: tuple[Tensor | None, ...], drops: tuple[object, ...], form: str, recompute_gates: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ulmfit_fast.kernels import lstm_operator
+
+    keep = lstm_operator.KEEP_NOTHING
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        keep = lstm_operator.KEEP_CELLS if recompute_gates else lstm_operator.KEEP_GATES
+    output, h_n, c_n, *_ = lstm_operator.lstm_triton(*inputs, *drops, form, keep)
+    return output, h_n, c_n
+
+
+def _dropped(w_hh: Tensor, seed: Tensor, weight_ps: Sequence[float], stream: int) -> Tensor:
+    """Apply weight-drop for PyTorch's own LSTM: one kernel on CUDA, torch operations elsewhere."""
+    if w_hh.device.type == "cuda":
+        plan = kernel_plan(
+            "stepwise",
+            device=w_hh.device,
+            dtype=w_hh.dtype,
+            hidden_size=w_hh.shape[1],
+            injected_gate_mask=False,
+        )
+        if plan.form is not None:
+            from ulmfit_fast.kernels import weight_drop
+
+            kernel: Tensor = weight_drop.drop_weight_triton(w_hh, seed, weight_ps, stream)
+            return kernel
+    dropped: Tensor = _drop_weight(w_hh, seed, weight_ps, stream)
+    return dropped
 
 
 def gate_probabilities(gate_p: float | Sequence[float], gate_mask: str) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -51,7 +52,9 @@ class LSTM(nn.Module):
             for the gates i, f, g, o. Each layer and direction has its own mask.
         gate_p: probability of dropping an activated gate; one or four.
         gate_mask: "step" for a new gate mask at each time step; "sequence" for one in all.
-        backend: "auto", "torch", "eager", "reference" or "triton"; see `ulmfit_fast.backend`.
+        recompute_gates: on the Triton kernels, compute the activated gates again in the backward
+            instead of keeping them; see `ulmfit_fast.functional.lstm`.
+        backend: one of `ulmfit_fast.backend.BACKENDS`; see that module.
 
     Raises:
         ValueError: if a size is not positive, a probability lies outside [0, 1], or `proj_size`
@@ -78,6 +81,7 @@ class LSTM(nn.Module):
         weight_p: float | Sequence[float] = 0.0,
         gate_p: float | Sequence[float] = 0.0,
         gate_mask: str = "step",
+        recompute_gates: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -104,6 +108,7 @@ class LSTM(nn.Module):
         self.weight_p = _shortest(rng.gate_probabilities("weight_p", weight_p))
         self.gate_p = _shortest(functional.gate_probabilities(gate_p, gate_mask))
         self.gate_mask = gate_mask
+        self.recompute_gates = recompute_gates
         self.backend = backends.check_name(backend)
         directions = 2 if bidirectional else 1
         for layer in range(num_layers):
@@ -171,6 +176,7 @@ class LSTM(nn.Module):
             "weight_p": 0.0,
             "gate_p": 0.0,
             "gate_mask": "step",
+            "recompute_gates": False,
             "backend": "auto",
         }
         for name, default in defaults.items():
@@ -202,6 +208,13 @@ class LSTM(nn.Module):
             "has_gate_mask": any(dropped),
             "has_lengths": lengths is not None or isinstance(x, PackedSequence),
             "mixed_state": hx is not None and hx[1].dtype != dtype,
+            "kernels": functools.partial(
+                functional.kernel_plan,
+                device=data.device,
+                dtype=dtype,
+                hidden_size=self.hidden_size,
+                injected_gate_mask=False,
+            ),
         }
 
     def forward(
@@ -329,6 +342,7 @@ class LSTM(nn.Module):
                     layer=layer,
                     seed=seed,
                     masks=None if masks is None else masks[row],
+                    recompute_gates=self.recompute_gates,
                     backend=self.backend,
                 )
                 outputs.append(output)
