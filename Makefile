@@ -7,7 +7,7 @@ PY := .venv/bin/python
 READY := .venv/.installed
 endif
 
-.PHONY: demo test check bench compile-gate test-gpu sanitize help
+.PHONY: demo test check bench bench-gpu compile-gate test-gpu sanitize help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench   run the benchmarks"
 	@echo "make compile-gate  compile the kernels for GPUs that need not be here, and inspect the code"
 	@echo "make test-gpu      run the tests that need a CUDA device"
+	@echo "make bench-gpu     time a layer beside nn.LSTM on a CUDA device"
 	@echo "make sanitize      run some of them under compute-sanitizer"
 
 demo: $(READY)
@@ -30,6 +31,9 @@ compile-gate: $(READY)
 
 test-gpu: $(READY)
 	$(PY) -m pytest -m gpu tests/gpu
+
+bench-gpu: $(READY)
+	$(PY) -m benchmarks.bench_lstm_gpu --out benchmarks/results/lstm_gpu.csv
 
 # PyTorch's caching allocator would hide what runs past the end of a tensor.
 sanitize: $(READY)

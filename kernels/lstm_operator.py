@@ -149,7 +149,7 @@ def lstm_triton(
         h_n,
         c_n,
         gates if keep == KEEP_GATES else nothing,
-        cells if keep else nothing.float(),
+        cells if keep else x.new_empty(0, dtype=torch.float32),
     )
 
 
