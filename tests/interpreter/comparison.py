@@ -1,0 +1,68 @@
+"""Runs one layer on the kernels, on the reference in float64, and on eager in the same dtype."""
+
+import torch
+
+from ulmfit_fast import functional
+
+NAMES = ["output", "h_n", "c_n", "x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh"]
+
+
+def tensors(steps, batch_size, input_size, hidden_size, dtype, seed=0):
+    """Return x, h0, c0, w_ih, w_hh, b_ih and b_hh."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [
+        (steps, batch_size, input_size),
+        (batch_size, hidden_size),
+        (batch_size, hidden_size),
+        (4 * hidden_size, input_size),
+        (4 * hidden_size, hidden_size),
+        (4 * hidden_size,),
+        (4 * hidden_size,),
+    ]
+    scales = [1.0, 0.5, 0.5, 0.3, hidden_size**-0.5, 0.1, 0.1]
+    return [
+        (torch.randn(shape, generator=generator) * scale).to(dtype)
+        for shape, scale in zip(shapes, scales, strict=True)
+    ]
+
+
+def run(backend, inputs, *, wide=False, keep=None, **settings):
+    """Return outputs and gradients of a layer.
+
+    Args:
+        backend: any backend; "triton-stepwise" and "triton-persistent" call the kernels.
+        inputs: what `tensors` returned.
+        wide: compute in float64 from the same values.
+        keep: what the forward keeps, see `lstm_operator`.
+        settings: of `functional.lstm`.
+    """
+    leaves = [(t.double() if wide else t).clone().requires_grad_() for t in inputs]
+    x, h0, c0, *weights = leaves
+    output, (h_n, c_n) = functional.lstm(
+        x, (h0, c0), *weights, backend=backend, recompute_gates=keep == "cells", **settings
+    )
+    loss = 0.0
+    for number, part in enumerate((output, h_n, c_n)):
+        generator = torch.Generator().manual_seed(100 + number)
+        loss = loss + (part.double() * torch.randn(part.shape, generator=generator).double()).sum()
+    loss.backward()
+    return [output.detach(), h_n.detach(), c_n.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def errors(got, truth):
+    """Return the relative error of each tensor, in the norm over all its elements."""
+    return [
+        float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12))
+        for a, b in zip(got, truth, strict=True)
+    ]
+
+
+def assert_as_near_as_eager(backend, inputs, **settings):
+    """Assert that no result is more than twice as far from float64 as eager's, or near at all."""
+    keep = settings.pop("keep", None)
+    truth = run("reference", inputs, wide=True, **settings)
+    ours = errors(run(backend, inputs, keep=keep, **settings), truth)
+    theirs = errors(run("eager", inputs, **settings), truth)
+    floor = 4 * torch.finfo(inputs[0].dtype).eps
+    for name, our, their in zip(NAMES, ours, theirs, strict=True):
+        assert our <= max(2 * their, floor), f"{name}: {our:.2e}, eager {their:.2e}"

@@ -1,0 +1,122 @@
+"""The kernels' masks, bit for bit those of `rng.py`; their activations near 0 and far from it."""
+
+import os
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+from ulmfit_fast import rng
+from ulmfit_fast.kernels import cell, philox, weight_drop
+from ulmfit_fast.kernels.launch import DropArguments
+
+SEEDS = [0, 1, 2**31, 2**32 - 1, 2**32, 2**62 + 12345, 2**63 - 1]
+seeds = pytest.mark.parametrize("seed", SEEDS)
+PROBABILITIES = [(0.5, 0.5, 0.5, 0.5), (0.2, 0.0, 1.0, 0.9), (1e-9, 0.7, 0.25, 1.0)]
+
+
+# NumPy's, under the interpreter; the value that overflows is the one that is not selected.
+overflows = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
+
+def scales(p):
+    return torch.tensor([rng.keep_scale(value) for value in p])
+
+
+@seeds
+@pytest.mark.parametrize("p", PROBABILITIES, ids=str)
+@pytest.mark.parametrize(("hidden_size", "stream"), [(16, 0), (17, 5), (100, 2)])
+def test_weight_masks_are_those_of_rng(seed, p, hidden_size, stream):
+    keep = rng.weight_keep(seed, hidden_size, p, stream=stream)
+    expected = keep * scales(p).repeat_interleave(hidden_size)[:, None]
+    ones, drop = torch.ones(4 * hidden_size, hidden_size), DropArguments.of(p)
+    mixed = weight_drop.drop_weight(ones, drop, torch.tensor(seed), stream)
+    assert torch.equal(weight_drop.uninterleave(mixed), expected)
+    grad = weight_drop.unmix_gradient(
+        weight_drop.interleave(ones).contiguous(), drop, torch.tensor(seed), stream
+    )
+    assert torch.equal(grad, expected)
+    assert torch.equal(
+        weight_drop.drop_weight_triton(ones, torch.tensor(seed), p, stream), expected
+    )
+
+
+@triton.jit
+def gate_mask_kernel(
+    out, seed, t, stream, drop, HIDDEN: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr
+):
+    rows, units = tl.arange(0, ROWS)[:, None], tl.arange(0, UNITS)[None, :]
+    z_i, z_f, z_g, z_o = philox.gate_scales(tl.load(seed), rows, units, t, stream, drop, HIDDEN)
+    mixed = philox.interleave_columns(z_i, z_f, z_g, z_o, ROWS, UNITS)
+    columns = tl.arange(0, 4 * UNITS)[None, :]
+    tl.store(out + rows * (4 * HIDDEN) + columns, mixed, mask=columns < 4 * HIDDEN)
+
+
+@seeds
+@pytest.mark.parametrize(("hidden_size", "t", "stream"), [(16, 0, 0), (17, 69, 5), (9, 1 << 20, 2)])
+def test_gate_masks_are_those_of_rng(seed, hidden_size, t, stream):
+    p = (0.2, 0.0, 0.5, 1.0)
+    keep = rng.gate_keep(seed, range(t, t + 1), 8, hidden_size, p, stream=stream)[0]
+    expected = keep.view(8, 4, hidden_size) * scales(p)[:, None]
+    out = torch.full((8, 4 * hidden_size), float("nan"))
+    arguments = DropArguments.of(p).arguments
+    gate_mask_kernel[(1,)](out, torch.tensor(seed), t, stream, arguments, hidden_size, 8, 32)
+    assert torch.equal(out.view(8, hidden_size, 4).transpose(1, 2), expected)
+
+
+@overflows
+def test_an_infinite_weight_that_is_dropped_is_zero():
+    weight = torch.full((64, 16), float("inf"))
+    drop = DropArguments.of((1.0, 0.5, 1.0, 0.5))
+    dropped = weight_drop.uninterleave(weight_drop.drop_weight(weight, drop, torch.tensor(3), 0))
+    assert not dropped.isnan().any()
+    assert (dropped[:16] == 0).all() and (dropped[32:48] == 0).all()
+
+
+@triton.jit
+def activation_kernel(x, gates, tanhs, N: tl.constexpr):
+    at = tl.arange(0, N)
+    value = tl.load(x + at)
+    tl.store(tanhs + at, cell.tanh(value))
+    columns = tl.arange(0, 4)
+    tile = tl.reshape(
+        cell.activate(value[:, None] + tl.zeros((N, 4), tl.float32), columns), (4 * N,)
+    )
+    tl.store(gates + tl.arange(0, 4 * N), tile)
+
+
+def activated(values):
+    x = torch.zeros(64)
+    x[: len(values)] = values
+    gates, tanhs = torch.empty(64, 4), torch.empty(64)
+    activation_kernel[(1,)](x, gates, tanhs, 64)
+    return gates[: len(values)], tanhs[: len(values)]
+
+
+def test_activations_are_accurate_near_zero_and_where_the_formula_changes():
+    magnitudes = torch.cat([torch.logspace(-8, 0, 28), torch.tensor([0.39999, 0.4, 0.40001, 3.0])])
+    x = torch.cat([magnitudes, -magnitudes])
+    gates, tanhs = activated(x)
+    sigmoid, tanh = x.double().sigmoid(), x.double().tanh()
+    for got, truth in (
+        (tanhs, tanh),
+        (gates[:, 2], tanh),
+        *((gates[:, k], sigmoid) for k in (0, 1, 3)),
+    ):
+        assert ((got.double() - truth) / truth).abs().max() < 6e-7
+
+
+@overflows
+def test_activations_saturate_cleanly():
+    inf = float("inf")
+    gates, tanhs = activated(torch.tensor([20.0, -20.0, 1e4, -1e4, inf, -inf, float("nan"), 0.0]))
+    assert tanhs[:6].tolist() == [1.0, -1.0] * 3
+    assert gates[:6, 2].tolist() == [1.0, -1.0] * 3
+    assert gates[2:6, 0].tolist() == [1.0, 0.0] * 2
+    assert tanhs[6].isnan() and gates[6].isnan().all()
+    assert tanhs[7] == 0 and gates[7].tolist() == [0.5, 0.5, 0.0, 0.5]

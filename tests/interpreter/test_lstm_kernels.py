@@ -1,0 +1,161 @@
+"""Both forms and both directions of the kernels against the float64 reference, masks on."""
+
+import os
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
+
+from comparison import assert_as_near_as_eager, errors, run, tensors
+
+from ulmfit_fast import functional
+
+forms = pytest.mark.parametrize("form", ["triton-stepwise", "triton-persistent"])
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
+MIXED_WEIGHT, MIXED_GATE = (0.2, 0.5, 0.0, 1.0), (0.0, 0.3, 0.5, 0.1)
+
+
+@forms
+@directions
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "hidden_size"),
+    [(1, 1, 16), (2, 3, 17), (7, 1, 17), (2, 17, 48), (7, 3, 16), (2, 3, 100)],
+)
+def test_sizes(form, reverse, steps, batch_size, hidden_size):
+    inputs = tensors(steps, batch_size, 5, hidden_size, torch.float32)
+    settings = {"weight_p": MIXED_WEIGHT, "gate_p": MIXED_GATE, "seed": 2**62 + 12345}
+    assert_as_near_as_eager(form, inputs, reverse=reverse, layer=1, **settings)
+
+
+@forms
+@directions
+@pytest.mark.parametrize("gate_p", [0.0, 0.2, 0.5, 1.0, MIXED_GATE], ids=str)
+@pytest.mark.parametrize("weight_p", [0.0, 0.2, 1.0, MIXED_WEIGHT], ids=str)
+def test_probabilities(form, reverse, weight_p, gate_p):
+    inputs = tensors(2, 3, 5, 17, torch.float32)
+    settings = {"weight_p": weight_p, "gate_p": gate_p, "seed": 3, "reverse": reverse}
+    assert_as_near_as_eager(form, inputs, **settings)
+
+
+@forms
+@directions
+def test_one_gate_mask_for_the_sequence(form, reverse):
+    inputs = tensors(3, 3, 5, 17, torch.float32)
+    settings = {"gate_p": (0.2, 0.0, 0.5, 0.1), "gate_mask": "sequence", "weight_p": 0.5}
+    assert_as_near_as_eager(form, inputs, seed=8, reverse=reverse, **settings)
+
+
+@forms
+@directions
+@pytest.mark.parametrize("hidden_size", [17, 48])
+def test_half_precision(form, reverse, hidden_size):
+    inputs = tensors(4, 3, 5, hidden_size, torch.float16)
+    settings = {"weight_p": 0.5, "gate_p": 0.1, "seed": 4, "reverse": reverse}
+    truth = run("reference", inputs, wide=True, **settings)
+    # Eager computes in float32; what rounds h and the gates to half precision is torch's own LSTM.
+    assert max(errors(run(form, inputs, **settings), truth)) < 4e-3
+    plain = {"weight_p": 0.5, "seed": 4, "reverse": reverse}
+    truth = run("reference", inputs, wide=True, **plain)
+    ours, theirs = (errors(run(name, inputs, **plain), truth) for name in (form, "torch"))
+    assert all(our <= 2 * their + 5e-4 for our, their in zip(ours, theirs, strict=True))
+
+
+@forms
+@directions
+@pytest.mark.parametrize("lengths", [(5, 1, 3), (0, 5, 2), (2, 2, 2), (5, 5, 5)], ids=str)
+def test_rows_of_their_own_length(form, reverse, lengths):
+    inputs = tensors(5, 3, 5, 17, torch.float32)
+    for row, length in enumerate(lengths):
+        inputs[0][length:, row] = float("nan")
+    settings = {"weight_p": 0.5, "gate_p": 0.2, "seed": 6, "reverse": reverse}
+    assert_as_near_as_eager(form, inputs, lengths=torch.tensor(lengths), **settings)
+
+
+@forms
+@directions
+def test_gates_computed_again(form, reverse):
+    inputs = tensors(4, 3, 5, 17, torch.float32)
+    settings = {"weight_p": 0.5, "gate_p": 0.2, "seed": 6, "reverse": reverse, "keep": "cells"}
+    assert_as_near_as_eager(form, inputs, **settings)
+    assert_as_near_as_eager(form, inputs, lengths=torch.tensor([4, 0, 2]), **settings)
+
+
+@forms
+def test_without_biases(form):
+    *inputs, _, _ = tensors(3, 2, 5, 17, torch.float32)
+    x, h0, c0, w_ih, w_hh = inputs
+    results = [
+        functional.lstm(x, (h0, c0), w_ih, w_hh, weight_p=0.5, seed=1, backend=name)[0]
+        for name in (form, "eager")
+    ]
+    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)
+
+
+@forms
+def test_inputs_that_are_not_contiguous(form):
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh = tensors(4, 3, 5, 17, torch.float32)
+    plain = [x, h0, c0, w_ih, w_hh, b_ih, b_hh]
+    wide = torch.zeros(68, 40)
+    wide[:, 3:37:2] = w_hh
+    strided = [
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        h0.t().contiguous().t(),
+        c0.t().contiguous().t(),
+        w_ih.t().contiguous().t(),
+        wide[:, 3:37:2],
+        torch.stack([b_ih, b_ih], 1)[:, 0],
+        b_hh,
+    ]
+    results = []
+    for values in (plain, strided):
+        leaves = [value.detach().requires_grad_() for value in values]
+        output, _ = functional.lstm(
+            leaves[0], tuple(leaves[1:3]), *leaves[3:], weight_p=0.5, seed=2, backend=form
+        )
+        # An expanded gradient: all its strides are 0.
+        grads = torch.autograd.grad(output.sum(), leaves)
+        results.append([output, *grads])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+@forms
+def test_an_empty_batch(form):
+    inputs = tensors(4, 0, 5, 17, torch.float32)
+    got = run(form, inputs, weight_p=0.5, seed=1)
+    expected = run("eager", inputs, weight_p=0.5, seed=1)
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        assert torch.equal(a, b)
+
+
+@forms
+@directions
+def test_no_element_is_read_that_was_not_written(form, reverse, monkeypatch):
+    """Every workspace is full of NaN before it is used."""
+    inputs = tensors(3, 3, 5, 17, torch.float32)
+    settings = {"weight_p": 0.5, "gate_p": 0.2, "seed": 6, "reverse": reverse}
+    settings["lengths"] = torch.tensor([3, 1, 2])
+    expected = run(form, inputs, **settings)
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
+
+    def poisoned(make):
+        def call(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return call
+
+    monkeypatch.setattr(torch, "empty", poisoned(empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(new_empty))
+    for a, b in zip(run(form, inputs, **settings), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bfloat16_is_refused_by_the_interpreter():
+    inputs = tensors(2, 2, 5, 16, torch.bfloat16)
+    with pytest.raises(RuntimeError, match="no products of bfloat16; use float16 or float32"):
+        run("triton", inputs)

@@ -1,0 +1,102 @@
+"""`lstm_triton` as an operator of PyTorch."""
+
+import os
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
+
+from comparison import tensors
+
+from ulmfit_fast.kernels import lstm_operator, weight_drop
+from ulmfit_fast.kernels.lstm_operator import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, lstm_triton
+
+
+def arguments(
+    *, grad=True, lengths=None, stream=0, bias=True, steps=3, keep=KEEP_GATES, form="auto"
+):
+    inputs = [t.requires_grad_(grad) for t in tensors(steps, 2, 5, 16, torch.float32)]
+    if not bias:
+        inputs[5:] = [None, None]
+    drops = ([0.5] * 4, [0.1, 0.0, 0.2, 0.0], False, stream)
+    return (*inputs, lengths, torch.tensor(7), *drops, form, keep)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stream": 1, "lengths": torch.tensor([3, 1])},
+        {"bias": False, "keep": KEEP_CELLS, "form": "persistent"},
+        {"grad": False, "keep": KEEP_NOTHING},
+        {"steps": 0},
+        {"steps": 0, "stream": 3, "grad": False, "keep": KEEP_NOTHING},
+    ],
+    ids=str,
+)
+def test_opcheck(settings):
+    torch.library.opcheck(lstm_triton, arguments(**settings))
+
+
+def test_opcheck_of_the_dropped_weight():
+    weight = torch.randn(64, 16, requires_grad=True)
+    torch.library.opcheck(
+        weight_drop.drop_weight_triton, (weight, torch.tensor(3), [0.5, 0.0, 1.0, 0.2], 1)
+    )
+
+
+@pytest.mark.parametrize("form", ["stepwise", "persistent"])
+@pytest.mark.parametrize("stream", [0, 1])
+def test_what_is_kept_does_not_change_what_comes_out(form, stream):
+    lengths = torch.tensor([3, 2])
+    results = [
+        lstm_triton(*arguments(grad=False, keep=keep, form=form, stream=stream, lengths=lengths))
+        for keep in (KEEP_NOTHING, KEEP_CELLS, KEEP_GATES)
+    ]
+    for other in results[:2]:
+        for a, b in zip(other[:3], results[2][:3], strict=True):
+            assert torch.equal(a, b)
+    nothing, cells, gates = ([part.numel() for part in result[3:]] for result in results)
+    assert nothing == [0, 0]
+    assert cells == [0, 4 * 2 * 16]
+    assert gates == [3 * 2 * 64, 4 * 2 * 16]
+
+
+def test_no_mask_and_no_dropped_weight_is_saved():
+    args = arguments()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        lstm_triton(*args)
+    own = {t.data_ptr() for t in args if isinstance(t, torch.Tensor)}
+    shapes = [tuple(t.shape) for t in saved if t.data_ptr() not in own]
+    assert sorted(shapes) == sorted([(3, 2, 16), (3, 2, 64), (4, 2, 16)])
+
+
+def test_the_operator_refuses_what_it_cannot_run():
+    wide = [t.double() for t in tensors(3, 2, 5, 16, torch.float32)]
+    with pytest.raises(RuntimeError, match=r"cannot run this call: .* not float64"):
+        lstm_triton(*wide, *arguments()[7:])
+
+
+def test_a_refused_launch_goes_to_the_stepwise_form_unless_persistent_was_named(monkeypatch):
+    def refuse(*args):
+        raise lstm_operator.LaunchRefused("too many blocks")
+
+    plan = lstm_operator.tiles.choose
+
+    def persistent(*args, **settings):
+        return plan(*args, **{**settings, "form": "persistent"})
+
+    expected = lstm_triton(*arguments(form="stepwise"))
+    monkeypatch.setattr(lstm_operator.tiles, "choose", persistent)
+    monkeypatch.setattr(lstm_operator.lstm_forward, "run_persistent", refuse)
+    monkeypatch.setattr(lstm_operator.lstm_backward, "run_persistent", refuse)
+    args = arguments(form="auto")
+    result = lstm_triton(*args)
+    assert torch.equal(result[0], expected[0])
+    result[0].sum().backward()
+    assert args[4].grad.abs().sum() > 0
+    with pytest.raises(lstm_operator.LaunchRefused, match="too many blocks"):
+        lstm_triton(*arguments(form="persistent"))
