@@ -193,8 +193,8 @@ def backward_kernel(
     """Steps start to stop from the end in one launch, the weight split both ways.
 
     The 4H gate columns fall into K_PARTS ranges, the H columns into ranges of COLUMNS. Block (part,
-    slice) keeps one piece of the weight, and owns COLUMNS / K_PARTS units of its K range for what is
-    done unit by unit. Two meetings a step: gate gradients, (1), partial sums, (2).
+    piece) keeps one piece of the weight, and owns COLUMNS / K_PARTS units of its K range for what
+    is done unit by unit. Two meetings a step: gate gradients, (1), partial sums, (2).
 
     With GROUPED a block waits only for those that it depends on: (1) among the blocks of its K
     range, (2) among those of one column range. One range may then run a step, never two, ahead of

@@ -11,9 +11,7 @@ __all__ = ["activate_gates", "previous_states"]
 
 
 @triton.jit(do_not_specialize=["rows"])
-def activate_kernel(
-    gates, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def activate_kernel(gates, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Activate (rows, WIDTH) interleaved pre-activations in place."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

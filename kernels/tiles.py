@@ -219,7 +219,9 @@ def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
         return "a grid barrier is not safe on this kind of device"
     if device.kind == "interpreter":
         # One program after the other: a barrier among several would wait for ever.
-        return None if hidden_size <= 128 else "the interpreter runs one block, of at most 128 units"
+        return (
+            None if hidden_size <= 128 else "the interpreter runs one block, of at most 128 units"
+        )
     if device.capability < (8, 0):
         return "the persistent form needs compute capability 8.0"
     if dtype == torch.float32 and precision == "ieee":
@@ -301,9 +303,7 @@ def _backward_tile(device, batch_size, hidden_size, size):
         3,
     )
     warps = max(4, rows // 16)
-    return BackwardTile(
-        rows, _K_PARTS, _COLUMNS, depth, resident, in_flight, False, warps, groups
-    )
+    return BackwardTile(rows, _K_PARTS, _COLUMNS, depth, resident, in_flight, False, warps, groups)
 
 
 def _interpreter_tiles(batch_size, hidden_size):
@@ -314,7 +314,5 @@ def _interpreter_tiles(batch_size, hidden_size):
     forward_tiles = -(-hidden_size // depth)
     backward_tiles = 4 * units // depth
     forward = PersistentTile(16, units, depth, max(1, forward_tiles - 1), 2, 4, groups)
-    backward = BackwardTile(
-        16, 1, units, depth, max(1, backward_tiles - 1), 3, False, 4, groups
-    )
+    backward = BackwardTile(16, 1, units, depth, max(1, backward_tiles - 1), 3, False, 4, groups)
     return forward, backward
