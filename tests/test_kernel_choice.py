@@ -69,7 +69,8 @@ def test_a_form_asked_for_by_name_is_the_one_that_runs(form):
 
 
 def test_a_form_that_cannot_run_does_not_fall_back_when_named():
-    with pytest.raises(RuntimeError, match=r"triton-persistent was asked for .* but of some reason"):
+    asked = r"triton-persistent was asked for .* but of some reason"
+    with pytest.raises(RuntimeError, match=asked):
         chosen("triton-persistent", "stepwise")
     with pytest.raises(RuntimeError, match="triton was asked for"):
         chosen("triton", None)

@@ -7,7 +7,7 @@ from ulmfit_fast import functional
 NAMES = ["output", "h_n", "c_n", "x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh"]
 
 
-def tensors(steps, batch_size, input_size, hidden_size, dtype, seed=0):
+def tensors(steps, batch_size, input_size, hidden_size, dtype, *, seed=0, device="cpu"):
     """Return x, h0, c0, w_ih, w_hh, b_ih and b_hh."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [
@@ -21,7 +21,7 @@ def tensors(steps, batch_size, input_size, hidden_size, dtype, seed=0):
     ]
     scales = [1.0, 0.5, 0.5, 0.3, hidden_size**-0.5, 0.1, 0.1]
     return [
-        (torch.randn(shape, generator=generator) * scale).to(dtype)
+        (torch.randn(shape, generator=generator) * scale).to(device, dtype)
         for shape, scale in zip(shapes, scales, strict=True)
     ]
 
@@ -44,7 +44,8 @@ def run(backend, inputs, *, wide=False, keep=None, **settings):
     loss = 0.0
     for number, part in enumerate((output, h_n, c_n)):
         generator = torch.Generator().manual_seed(100 + number)
-        loss = loss + (part.double() * torch.randn(part.shape, generator=generator).double()).sum()
+        weights = torch.randn(part.shape, generator=generator).to(part.device)
+        loss = loss + (part.double() * weights.double()).sum()
     loss.backward()
     return [output.detach(), h_n.detach(), c_n.detach(), *(leaf.grad for leaf in leaves)]
 

@@ -1,0 +1,115 @@
+"""The kernels at real sizes against the float64 reference, no further than twice PyTorch's own."""
+
+import pytest
+import torch
+from comparison import NAMES, errors, run, tensors
+from rehearsal import DEVICE, FORMS, REHEARSAL, rehearsed, sized
+
+import ulmfit_fast as uf
+from ulmfit_fast import rng
+from ulmfit_fast.kernels import weight_drop
+from ulmfit_fast.kernels.launch import DropArguments
+
+forms = pytest.mark.parametrize("form", FORMS)
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
+HALF = [torch.float16] if REHEARSAL else [torch.bfloat16, torch.float16]
+SIZES = sized(
+    [(70, 64, 400, 1152), (70, 128, 1152, 1152), (70, 20, 400, 1150), (70, 64, 1152, 400)],
+    [(2, 3, 5, 17)],
+)
+STEPS, BATCH_SIZE, WIDTH, HIDDEN = sized((7, 64, 400, 1152), (2, 3, 5, 17))
+
+
+def assert_as_near_as_torch(form, inputs, **settings):
+    """PyTorch's own LSTM cannot mask gates: its error without them is the yardstick with them."""
+    truth = run("reference", inputs, wide=True, **settings)
+    ours = errors(run(form, inputs, **settings), truth)
+    plain = {**settings, "gate_p": 0.0, "lengths": None}
+    theirs = errors(run("torch", inputs, **plain), run("reference", inputs, wide=True, **plain))
+    floor = 4 * torch.finfo(inputs[0].dtype).eps
+    for name, our, their in zip(NAMES, ours, theirs, strict=True):
+        assert our <= max(2 * their, floor), f"{name}: {our:.2e}, torch {their:.2e}"
+
+
+@rehearsed
+@forms
+@directions
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_half_precision(form, reverse, dtype, size):
+    inputs = tensors(*size, dtype, device=DEVICE)
+    assert_as_near_as_torch(form, inputs, weight_p=0.5, seed=2**62 + 5, reverse=reverse)
+
+
+@rehearsed
+@forms
+@pytest.mark.parametrize("tf32", [False, True], ids=["ieee", "tf32"])
+def test_float32(form, tf32, monkeypatch):
+    if not tf32 and form == "triton-persistent" and not REHEARSAL:
+        pytest.skip("float32 without tf32 has no persistent form")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    inputs = tensors(STEPS, BATCH_SIZE, WIDTH, HIDDEN, torch.float32, device=DEVICE)
+    assert_as_near_as_torch(form, inputs, weight_p=0.5, seed=3)
+
+
+@rehearsed
+@forms
+@directions
+@pytest.mark.parametrize("hidden", sized([1152, 400, 1150, 100, 17], [17]))
+def test_all_masks(form, reverse, hidden):
+    inputs = tensors(STEPS, BATCH_SIZE, WIDTH, hidden, HALF[0], device=DEVICE)
+    masks = {"weight_p": (0.2, 0.5, 0.0, 1.0), "gate_p": (0.1, 0.0, 0.2, 0.1)}
+    assert_as_near_as_torch(form, inputs, **masks, seed=4, reverse=reverse, layer=2)
+
+
+@rehearsed
+@forms
+@directions
+def test_rows_of_their_own_length(form, reverse):
+    inputs = tensors(STEPS, BATCH_SIZE, WIDTH, HIDDEN, HALF[0], device=DEVICE)
+    lengths = torch.arange(BATCH_SIZE, device=DEVICE) % (STEPS + 1)
+    settings = {"weight_p": 0.5, "gate_p": 0.1, "seed": 5, "reverse": reverse}
+    assert_as_near_as_torch(form, inputs, lengths=lengths, **settings)
+
+
+@rehearsed
+@pytest.mark.parametrize("size", sized([(1152, 256), (1152, 300), (400, 512)], [(17, 33)]), ids=str)
+def test_batches_past_one_tile(size):
+    hidden, batch_size = size
+    inputs = tensors(STEPS, batch_size, WIDTH, hidden, HALF[0], device=DEVICE)
+    assert_as_near_as_torch("triton-persistent", inputs, weight_p=0.5, seed=6)
+
+
+@rehearsed
+@forms
+def test_gates_computed_again(form):
+    inputs = tensors(STEPS, BATCH_SIZE, WIDTH, HIDDEN, HALF[0], device=DEVICE)
+    settings = {"weight_p": 0.5, "seed": 7}
+    truth = run("reference", inputs, wide=True, **settings)
+    again, kept = (errors(run(form, inputs, keep=k, **settings), truth) for k in ("cells", None))
+    assert all(a <= 2 * b + 1e-3 for a, b in zip(again, kept, strict=True))
+
+
+@rehearsed
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1, 2**62 + 12345, 2**63 - 1])
+def test_masks_are_those_of_the_cpu(seed):
+    p = (0.2, 0.5, 0.0, 1.0)
+    scale = torch.tensor([rng.keep_scale(value) for value in p]).repeat_interleave(HIDDEN)
+    expected = rng.weight_keep(seed, HIDDEN, p, stream=3) * scale[:, None]
+    ones = torch.ones(4 * HIDDEN, HIDDEN, device=DEVICE)
+    drop = DropArguments.of(p)
+    mixed = weight_drop.drop_weight(ones, drop, torch.tensor(seed, device=DEVICE), 3)
+    assert torch.equal(weight_drop.uninterleave(mixed).cpu(), expected)
+
+
+@rehearsed
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_autocast(dtype):
+    lstm = uf.LSTM(WIDTH, HIDDEN, weight_p=0.5, device=DEVICE, backend="triton")
+    x = torch.randn(STEPS, BATCH_SIZE, WIDTH, device=DEVICE)
+    state = tuple(torch.randn(2, 1, BATCH_SIZE, HIDDEN, device=DEVICE))
+    with torch.autocast(DEVICE, dtype=dtype):
+        output, (h, c) = lstm(x, state)
+    assert (output.dtype, h.dtype, c.dtype) == (dtype, dtype, torch.float32)
+    output.float().square().mean().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in lstm.parameters())
