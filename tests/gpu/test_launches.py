@@ -211,7 +211,8 @@ def test_two_hundred_steps_of_a_language_model_follow_the_reference():
         curves.append(torch.tensor(losses))
     ours, truth = curves
     assert (ours - truth).abs().max() < 0.05 * truth.max()
-    assert truth[-1] < truth[0]
+    if not REHEARSAL:
+        assert truth[-20:].mean() < truth[:20].mean() - 0.5
 
 
 @rehearsed
