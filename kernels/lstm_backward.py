@@ -13,7 +13,12 @@ from ulmfit_fast.kernels.cell import cell_backward, split_gates
 from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, arrive, wait
 from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
 from ulmfit_fast.kernels.lstm_forward import MAX_SPINS
-from ulmfit_fast.kernels.philox import gate_scales, interleave_columns, weight_scales
+from ulmfit_fast.kernels.philox import (
+    gate_bits,
+    interleave_columns,
+    load_weights,
+    scales_of_bits,
+)
 
 __all__ = ["run_persistent", "run_stepwise"]
 
@@ -25,13 +30,8 @@ def step_gradients(
     c_prev,
     grad_h,
     grad_c,
-    rows,
-    units,
-    t,
-    seed,
-    mask_stream,
+    bits,
     gate_drop,
-    HIDDEN: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     GATE_MASK: tl.constexpr,
@@ -39,10 +39,7 @@ def step_gradients(
     """Gradients of a step's pre-activations (ROWS, 4 UNITS), and of the cell state before it."""
     s_i, s_f, s_g, s_o = split_gates(act, ROWS, UNITS)
     if GATE_MASK != 0:
-        time = t if GATE_MASK == 1 else 0
-        z_i, z_f, z_g, z_o = gate_scales(
-            seed, rows[:, None], units[None, :], time, mask_stream, gate_drop, HIDDEN
-        )
+        z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)
     else:
         z_i, z_f, z_g, z_o = 1.0, 1.0, 1.0, 1.0
     g_i, g_f, g_g, g_o, grad_c = cell_backward(
@@ -132,13 +129,8 @@ def backward_step_kernel(
         c_prev,
         carried + from_output.to(tl.float32),
         grad_c_old,
-        rows,
-        units,
-        t,
-        tl.load(seed),
-        mask_stream,
+        gate_bits(tl.load(seed), rows, units, t, mask_stream, gate_drop, HIDDEN, GATE_MASK),
         gate_drop,
-        HIDDEN,
         ROWS,
         UNITS,
         GATE_MASK,
@@ -232,45 +224,52 @@ def backward_kernel(
 
     tiles = ()
     for tile in tl.static_range(RESIDENT):
-        k = part * DEPTH + tile * BLOCK_K + ks
-        source_row = (k % 4) * HIDDEN + k // 4
-        w = tl.load(
-            weight + source_row[:, None] * HIDDEN + outputs[None, :],
-            mask=(k < 4 * HIDDEN)[:, None] & (outputs < HIDDEN)[None, :],
-            other=0.0,
+        tile_units = (part * DEPTH + tile * BLOCK_K) // 4 + tl.arange(0, BLOCK_K // 4)
+        w_i, w_f, w_g, w_o = load_weights(
+            weight,
+            tile_units[:, None],
+            outputs[None, :],
+            seed_value,
+            mask_stream,
+            weight_drop,
+            HIDDEN,
+            WEIGHT_DROP,
         )
-        if WEIGHT_DROP:
-            tile_units = (part * DEPTH + tile * BLOCK_K) // 4 + tl.arange(0, BLOCK_K // 4)
-            z_i, z_f, z_g, z_o = weight_scales(
-                seed_value, tile_units[:, None], outputs[None, :], mask_stream, weight_drop, HIDDEN
-            )
-            by_unit = tl.join(tl.join(z_i, z_g), tl.join(z_f, z_o))
-            scales = tl.reshape(tl.permute(by_unit, (0, 2, 3, 1)), (BLOCK_K, COLUMNS))
-            w = tl.where(scales > 0.0, w.to(tl.float32) * scales, 0.0)
+        by_unit = tl.join(tl.join(w_i, w_g), tl.join(w_f, w_o))
+        w = tl.reshape(tl.permute(by_unit, (0, 2, 3, 1)), (BLOCK_K, COLUMNS))
         tiles = tiles + (w.to(grad_gates.dtype.element_ty),)
+        tl.debug_barrier()
 
     row_in = rows[:, None] < batch_size
     unit_in = row_in & (units[None, :] < HIDDEN)
     gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
-    output_in = row_in & (outputs[None, :] < HIDDEN)
     if FULL_TILES:
         row_in = tl.full((ROWS, 1), 1, tl.int1)
         unit_in = tl.full((ROWS, UNITS), 1, tl.int1)
         gate_in = tl.full((ROWS, 4 * UNITS), 1, tl.int1)
-        output_in = tl.full((ROWS, COLUMNS), 1, tl.int1)
     plane = (batch_size * HIDDEN).to(tl.int64)
     unit_at = rows[:, None] * HIDDEN + units[None, :]
     gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
-    output_at = rows[:, None] * HIDDEN + outputs[None, :]
-    gate_tile = rows[:, None] * (4 * HIDDEN) + part * DEPTH + ks[None, :]
-    if HAS_LENGTHS:
-        length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
 
     carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0)
     carried_c = tl.load(grad_c + unit_at, mask=unit_in, other=0.0)
     alive = 1
     poison = 0.0
     for s in range(start, stop):
+        # Always 0, which no compiler can tell: what follows from it is computed anew at each step.
+        # Else it would sit in registers that the products need, and they would spill.
+        zero = s >> 31
+        rows = first_row + (tl.program_id(1) + zero) * ROWS + tl.arange(0, ROWS)
+        units = first_unit + zero * UNITS + tl.arange(0, UNITS)
+        columns = 4 * (first_unit + zero * UNITS) + tl.arange(0, 4 * UNITS)
+        unit_at = rows[:, None] * HIDDEN + units[None, :]
+        gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
+        k_first = (part + zero) * DEPTH
+        gate_tile = rows[:, None] * (4 * HIDDEN) + k_first + ks[None, :]
+        if not FULL_TILES:
+            row_in = rows[:, None] < batch_size
+            unit_in = row_in & (units[None, :] < HIDDEN)
+            gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
         if REVERSE:
             t = s
             t_after = t - 1
@@ -283,10 +282,24 @@ def backward_kernel(
             slot_prev = t
         sums_now = partial_sums + (s % 2) * K_PARTS * plane
         sums_before = partial_sums + ((s + 1) % 2) * K_PARTS * plane
-        act = tl.load(gates + t * 4 * plane + gate_at, mask=gate_in, other=0.0).to(tl.float32)
+        # The mask is drawn while other blocks finish.
+        bits = gate_bits(
+            tl.load(seed + zero),
+            rows,
+            units,
+            t,
+            mask_stream ^ zero,
+            gate_drop,
+            HIDDEN,
+            GATE_MASK,
+        )
+        act = tl.load(gates + t * 4 * plane + gate_at, mask=gate_in, other=0.0)
         c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)
         c_prev = tl.load(cells + slot_prev * plane + unit_at, mask=unit_in, other=0.0)
         from_output = tl.load(grad_output + t * plane + unit_at, mask=unit_in, other=0.0)
+        if GATE_MASK != 0:
+            # With c's bits, all masked off, layouts are converted before there are four scales.
+            bits = bits ^ (carried_c.to(tl.int32, bitcast=True) & zero)
         if s > start:
             # The arrivals of the step before, s - 1.
             since = s - 1 - start
@@ -304,28 +317,29 @@ def backward_kernel(
                     cache_modifier=".cg",
                 )
             if HAS_LENGTHS:
+                # Loaded where it is used, if twice: held, it would take registers in between.
+                length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
                 carried = tl.where((t_after < length)[:, None], total, carried)
             else:
                 carried = total
+        elif not HAS_LENGTHS:
+            # Loaded here, it need not be held through later steps.
+            carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0)
         old_c = carried_c
         grads, carried_c = step_gradients(
-            act,
+            act.to(tl.float32),
             c,
             c_prev,
             carried + from_output.to(tl.float32) + poison,
             old_c,
-            rows,
-            units,
-            t,
-            seed_value,
-            mask_stream,
+            bits,
             gate_drop,
-            HIDDEN,
             ROWS,
             UNITS,
             GATE_MASK,
         )
         if HAS_LENGTHS:
+            length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
             active = (t < length)[:, None]
             grads = tl.where(active, grads, 0.0)
             carried_c = tl.where(active, carried_c, old_c)
@@ -341,7 +355,7 @@ def backward_kernel(
             for j in tl.static_range(IN_FLIGHT):
                 if group + j < K_TILES:
                     # Other blocks wrote this in the same launch: L1 must not serve it.
-                    k = part * DEPTH + (group + j) * BLOCK_K + ks
+                    k = k_first + (group + j) * BLOCK_K + ks
                     if PADDED == HIDDEN:
                         grads_mask = row_in
                     else:
@@ -357,14 +371,19 @@ def backward_kernel(
                 if group + j < RESIDENT:
                     acc = tl.dot(parts[j], tiles[group + j], acc, input_precision=PRECISION)
                 elif group + j < K_TILES:
-                    k = part * DEPTH + (group + j) * BLOCK_K + ks
+                    k = k_first + (group + j) * BLOCK_K + ks
                     w = tl.load(
                         streamed + k[:, None] * HIDDEN + outputs[None, :],
                         mask=(k < 4 * HIDDEN)[:, None] & (outputs < HIDDEN)[None, :],
                         other=0.0,
                     )
                     acc = tl.dot(parts[j], w, acc, input_precision=PRECISION)
-        tl.store(sums_now + part * plane + output_at, acc, mask=output_in)
+        sum_columns = (piece + zero) * COLUMNS + tl.arange(0, COLUMNS)
+        sums_at = sums_now + part * plane + rows[:, None] * HIDDEN + sum_columns[None, :]
+        if FULL_TILES:
+            tl.store(sums_at, acc)
+        else:
+            tl.store(sums_at, acc, mask=row_in & (sum_columns[None, :] < HIDDEN))
         arrive(sums_done + ((s - start) % 2) * COUNTER_STRIDE)
     tl.store(grad_c + unit_at, carried_c + poison, mask=unit_in)
     if HAS_LENGTHS:

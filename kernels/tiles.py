@@ -34,6 +34,8 @@ _SCRATCH = 2048
 # A block of the forward has 16 units, 64 columns with their gates; of the backward 16 units in a
 # piece of the weight that is 128 columns wide.
 _UNITS, _COLUMNS, _K_PARTS = 16, 128, 8
+# Input tiles ahead of their products. Each takes 16 registers; more of them make sm_90 spill.
+_FORWARD_IN_FLIGHT, _BACKWARD_IN_FLIGHT = 2, 3
 
 
 class Device(NamedTuple):
@@ -255,7 +257,7 @@ def _rows(batch_size, most):
 
 
 def _row_groups(batch_size, slices, multiprocessors):
-    """Return rows of a block and groups of a launch: the fewest rows that run all groups at once."""
+    """Return rows of a block, the fewest that run all groups at once, and groups of a launch."""
     for rows in (16, 32, 64, 128):
         groups = -(-batch_size // rows)
         if groups * slices <= multiprocessors:
@@ -284,7 +286,7 @@ def _forward_tile(device, batch_size, hidden_size, size):
         depth * 4 * _UNITS * size,
         rows * depth * size,
         -(-hidden_size // depth),
-        6,
+        _FORWARD_IN_FLIGHT,
     )
     # Sixteen rows a warp: with more warps two of them would compute the same rows.
     warps = max(4, rows // 16)
@@ -294,13 +296,14 @@ def _forward_tile(device, batch_size, hidden_size, size):
 def _backward_tile(device, batch_size, hidden_size, size):
     slices = -(-hidden_size // _COLUMNS)
     rows, groups = _row_groups(batch_size, slices * _K_PARTS, device.multiprocessors)
-    depth = 64 if size == 2 else 32
+    # Half the forward's depth: masking a deeper tile takes more registers than there are.
+    depth = 32 if size == 2 else 16
     resident, in_flight = _residency(
         device.shared_memory,
         depth * _COLUMNS * size,
         rows * depth * size,
         4 * slices * _COLUMNS // _K_PARTS // depth,
-        3,
+        _BACKWARD_IN_FLIGHT,
     )
     warps = max(4, rows // 16)
     return BackwardTile(rows, _K_PARTS, _COLUMNS, depth, resident, in_flight, False, warps, groups)
