@@ -185,6 +185,10 @@ def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=Non
             why = (
                 f"{device.shared_memory} bytes of shared memory a block hold no tile of the weight"
             )
+        tiles = -(-hidden_size // forward.block_k)
+        if why is None and form is None and size == 4 and forward.resident < tiles:
+            # Partly resident float32 spills, and streams a large part of its weight at each step.
+            why = f"only {forward.resident} of {tiles} float32 weight tiles fit on chip"
     if why is None and (form or device.kind != "interpreter"):
         kept = f"{forward.resident} of {-(-hidden_size // forward.block_k)} weight tiles on chip"
         return Plan("persistent", kept, forward, backward, *steps)

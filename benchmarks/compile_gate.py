@@ -1,0 +1,380 @@
+"""Does every kernel that ships compile, within the device's limits, without spills or double work?
+
+No GPU is needed. The launchers run on buffers without data, and what they would launch is compiled
+for sm_80, sm_90, sm_100 and gfx942. CI compiles a selection; the committed report is of `--all`:
+
+    python -m benchmarks.compile_gate --write kernels/compile_report.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from benchmarks.compile_inspect import Found, Launch, compile_launch, read, recorded, work
+from ulmfit_fast.kernels import (  # noqa: TID251
+    lstm_backward,
+    lstm_forward,
+    recompute,
+    tiles,
+    weight_drop,
+)
+from ulmfit_fast.kernels.launch import DropArguments, LayerCall  # noqa: TID251
+
+DEVICES = {
+    "sm_89": tiles.Device("cuda", (8, 9), 128, 101_376),
+    "sm_80": tiles.Device("cuda", (8, 0), 108, 166_912),
+    "sm_90": tiles.Device("cuda", (9, 0), 132, 232_448),
+    "sm_100": tiles.Device("cuda", (10, 0), 148, 232_448),
+    "gfx942": tiles.Device("hip", (0, 0), 304, 65_536),
+}
+TARGETS = {
+    "sm_89": GPUTarget("cuda", 89, 32),
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
+REPORT = Path(__file__).parents[1] / "kernels" / "compile_report.md"
+
+
+class Mode(NamedTuple):
+    """What a call asks of the kernels beside its sizes."""
+
+    weight_p: float = 0.0
+    gate_mask: int = 0
+    padded: bool = False
+    keep: bool = True
+
+
+# With lengths a few values more are held; their reloads cost less than loading h in more turns.
+SPILL_ALLOWED = {"padded": 16}
+TENSOR_MEMORY = 512  # columns
+# Dropout of weights and gates needs most registers; the others are compiled at one size only.
+MODES = {
+    "dropout": Mode(0.2, 1),
+    "plain": Mode(),
+    "weight-drop": Mode(0.2),
+    "sequence": Mode(0.2, 2),
+    "padded": Mode(0.2, 1, padded=True),
+    "inference": Mode(keep=False),
+}
+
+
+class Variant(NamedTuple):
+    """One launch of the product; its fields are its name."""
+
+    arch: str
+    form: str
+    kernel: str
+    hidden: int
+    batch: int
+    dtype: str
+    mode: str
+
+    def __str__(self) -> str:
+        sizes = f"H{self.hidden} B{self.batch}"
+        return f"{self.arch} {self.form} {self.kernel} {sizes} {self.dtype} {self.mode}"
+
+
+class Expected(NamedTuple):
+    """What a compiled variant must show; None where nothing can be said.
+
+    Attributes:
+        product: rows, columns and depth of the matrix product that stands in the code.
+        resident: tiles of the weight in shared memory before the time loop.
+        past_l1: bytes a thread loads past L1 in one step.
+    """
+
+    product: tuple[int, int, int] | None = None
+    resident: int | None = None
+    past_l1: int | None = None
+
+
+class Result(NamedTuple):
+    """A compiled variant.
+
+    Attributes:
+        name: the variant's.
+        default: whether its form is the one that is chosen when none is asked for.
+        tile: its tiles.
+        found: what was compiled; None where the form cannot run.
+        product_work: multiplications done over those needed, 1 where no work is doubled.
+        faults: what is wrong with it.
+        note: why the form cannot run, or is not the default one.
+    """
+
+    name: str
+    default: bool
+    tile: Any
+    found: Found | None
+    product_work: float | None
+    faults: list[str]
+    note: str
+
+
+def variants() -> list[Variant]:
+    """Return the whole matrix."""
+    every = []
+    sizes = itertools.product((1152, 1150, 400), (64, 128), DTYPES)
+    for (hidden, batch, dtype), arch, kernel in itertools.product(
+        sizes, DEVICES, ("forward", "backward")
+    ):
+        rest = (kernel, hidden, batch, dtype)
+        modes = ("weight-drop", "dropout") if arch == "sm_90" else ("dropout",)
+        if (arch, *rest[1:]) == ("sm_90", 1152, 64, "bf16"):
+            modes = tuple(MODES)
+        for mode in modes:
+            if kernel == "backward" and mode == "inference":
+                continue
+            if arch == "sm_89" and dtype != "bf16":
+                continue
+            if DEVICES[arch].kind == "cuda":
+                every.append(Variant(arch, "persistent", *rest, mode))
+            # Rows of the batch are a grid's business: B = 128 is the same kernel.
+            if batch == 64:
+                every.append(Variant(arch, "stepwise", *rest, mode))
+    small = itertools.product(DEVICES, ("drop", "unmix", "activate"), DTYPES)
+    every += [
+        Variant(arch, "small", name, 1152, 64, dtype, "dropout") for arch, name, dtype in small
+    ]
+    return every
+
+
+def selection() -> list[Variant]:
+    """Return what the report lists: H = 1152 in bfloat16, on sm_90 at both batch sizes."""
+    return [
+        v
+        for v in variants()
+        if (v.hidden, v.dtype) == (1152, "bf16")
+        and v.arch != "sm_89"
+        and (v.batch == 64 or v.form == "persistent")
+        and (v.mode == "dropout" or (v.mode == "weight-drop" and v.form == "persistent"))
+    ]
+
+
+def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
+    """Return the launch of a variant, its tiles, whether it is the default, and why not."""
+    device, dtype = DEVICES[variant.arch], DTYPES[variant.dtype]
+    sizes = {"batch_size": variant.batch, "hidden_size": variant.hidden, "dtype": dtype}
+    plan, chosen = (
+        tiles.choose(device, precision="tf32", form=form, **sizes)
+        for form in (variant.form if variant.form != "small" else None, None)
+    )
+    default = variant.form in (chosen.form, "small")
+    if plan.form is None:
+        return None, None, False, plan.reason
+    with recorded() as launches:
+        tile = _launch(variant, plan, dtype)
+    return launches[0], tile, default, "" if default else chosen.reason
+
+
+def _launch(variant, plan, dtype):
+    """Run the launcher of a variant on buffers without data, and return its tiles."""
+    steps, batch, hidden, mode = 2, variant.batch, variant.hidden, MODES[variant.mode]
+
+    def buffer(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def wide(*shape):
+        return buffer(*shape, dtype=torch.float32)
+
+    seed = buffer(dtype=torch.int64)
+    lengths = buffer(batch, dtype=torch.int32) if mode.padded else None
+    gates, weight = buffer(steps, batch, 4 * hidden), buffer(4 * hidden, hidden)
+    cells = wide(steps + 1 if mode.keep else 1, batch, hidden)
+    call = LayerCall(
+        weight_drop=DropArguments.of([mode.weight_p] * 4),
+        gate_drop=DropArguments.of([0.1 if mode.gate_mask else 0.0] * 4),
+        gate_mask=mode.gate_mask,
+        reverse=mode.padded,
+        mask_stream=2 + mode.padded,
+        precision="tf32",
+        keep_gates=mode.keep,
+        keep_cells=mode.keep,
+    )
+    if variant.form == "small":
+        if variant.kernel == "activate":
+            recompute.activate_gates(gates)
+        elif variant.kernel == "drop":
+            weight_drop.drop_weight(weight, call.weight_drop, seed, call.mask_stream)
+        else:
+            weight_drop.unmix_gradient(weight, call.weight_drop, seed, call.mask_stream)
+        return None
+    weights = (weight, weight) if variant.form == "persistent" else (weight,)
+    if variant.kernel == "forward":
+        module, buffers = lstm_forward, (gates, *weights, buffer(steps + 1, batch, hidden), cells)
+        tile = plan.forward if variant.form == "persistent" else plan.forward_step
+    else:
+        ends = (wide(batch, hidden), wide(batch, hidden))
+        module, buffers = (
+            lstm_backward,
+            (buffer(steps, batch, hidden), gates, cells, *weights, *ends),
+        )
+        tile = plan.backward if variant.form == "persistent" else plan.backward_step
+    run = module.run_persistent if variant.form == "persistent" else module.run_stepwise
+    run(*buffers, lengths, seed, call, tile)
+    return tile
+
+
+def expect(variant: Variant, tile: Any) -> Expected:
+    """Return what the tiles promise of the compiled code."""
+    if tile is None:
+        return Expected()
+    size = DTYPES[variant.dtype].itemsize
+    if variant.form == "stepwise":
+        columns = (4 if variant.kernel == "forward" else 1) * tile.units
+        return Expected((tile.rows, columns, tile.block_k))
+    threads = 32 * tile.warps
+    if variant.kernel == "forward":
+        depth = -(-variant.hidden // tile.block_k) * tile.block_k
+        columns, beside = 4 * tile.units, 0
+    else:
+        columns = tile.columns
+        depth = 4 * -(-variant.hidden // columns) * columns // tile.k_parts
+        beside = columns
+    past_l1 = tile.rows * (depth * size + beside * 4) // threads
+    return Expected((tile.rows, columns, depth), tile.resident, past_l1)
+
+
+def must_not_spill(variant: Variant) -> bool:
+    """Say whether a spill is a fault: on sm_90, where weight-drop alone is asked for.
+
+    Gate masks, lengths and an H that fills no whole tile take more registers than there are; what
+    they spill is in the report.
+    """
+    plain = variant.mode in ("plain", "weight-drop") and variant.dtype != "tf32"
+    return variant.arch == "sm_90" and variant.hidden != 1150 and plain
+
+
+def faults(variant: Variant, expected: Expected, found: Found, default: bool, ratio) -> list[str]:
+    """Return what is wrong with a compiled variant, in words."""
+    limit = DEVICES[variant.arch].shared_memory
+    wrong = []
+    if found.shared > limit:
+        wrong.append(f"{found.shared} bytes of shared memory, the device has {limit}")
+    if found.tensor_memory > TENSOR_MEMORY:
+        wrong.append(f"{found.tensor_memory} columns of tensor memory, there are {TENSOR_MEMORY}")
+    if default and must_not_spill(variant) and (found.spilled or found.local_accesses):
+        wrong.append(f"spills {found.spilled} bytes in {found.local_accesses} instructions")
+    if expected.product and not found.products:
+        wrong.append("no matrix instructions")
+    elif ratio is not None and ratio != (round(ratio) if variant.form == "stepwise" else 1):
+        # A stepwise loop may stand in the code more than once, unrolled or peeled.
+        wrong.append(f"multiplies {ratio:.2f} times what the shapes need: {found.products}")
+    for name in ("resident", "past_l1"):
+        want, got = getattr(expected, name), getattr(found, name)
+        if want is not None and want != got:
+            wrong.append(f"{name} is {got}, not {want}")
+    return wrong
+
+
+def inspect(variant: Variant) -> Result:
+    """Compile a variant and compare it with what is expected."""
+    launch, tile, default, note = record(variant)
+    if launch is None:
+        return Result(str(variant), False, None, None, None, [], note)
+    warps = launch.options["num_warps"]
+    try:
+        found = read(compile_launch(launch, TARGETS[variant.arch]))
+    except Exception as error:
+        # One variant that does not compile must not hide the others.
+        wrong = [f"does not compile: {type(error).__name__}: {str(error)[:200]}"]
+        return Result(str(variant), default, tile, None, None, wrong, note)
+    expected = expect(variant, tile)
+    ratio = expected.product and work(found.products, warps, expected.product)
+    wrong = faults(variant, expected, found, default, ratio)
+    return Result(str(variant), default, tile, found, ratio, wrong, note)
+
+
+def distinct(wanted: Iterable[Variant]) -> dict[str, list[Variant]]:
+    """Group variants that are one compiled kernel."""
+    groups: dict[str, list[Variant]] = {}
+    for variant in wanted:
+        launch, _, _, note = record(variant)
+        key = f"{variant.arch} {launch.key()}" if launch else f"{variant} {note}"
+        groups.setdefault(key, []).append(variant)
+    return groups
+
+
+def line(result: Result) -> str:
+    """Return a result as a row of the table."""
+    found = result.found
+    tile = "" if result.tile is None else "/".join(str(int(n)) for n in result.tile)
+    words = "; ".join([*result.faults, *([result.note] if result.note else [])])
+    if found is None:
+        return f"| {result.name} | | {tile} | | | | | | {words} |"
+    products = ", ".join(f"{count} {name}" for name, count in found.products.items())
+    spilled = f"{found.spilled} ({found.local_accesses})" if found.spilled else "0"
+    cells = (result.name, "yes" if result.default else "", tile, found.shared, found.registers)
+    cells = (*cells, spilled, products, found.resident or "", words)
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+HEAD = f"""# What the kernels compile to
+
+Written by `python -m benchmarks.compile_gate --write kernels/compile_report.md`, on a machine
+without a GPU, with Triton {triton.__version__}.
+Default: the form that runs when none is asked for; it may not spill on sm_90 with weight-drop
+alone, and may with gate masks. Tile: the fields of the variant's tile in tiles.py, in their order.
+Spilled: bytes of a thread's stack and the instructions that touch it, on gfx942 registers.
+Resident: tiles of the weight in shared memory before the time loop.
+
+| variant | default | tile | shared | registers | spilled | products | resident | |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def unlisted(report: str) -> list[str]:
+    """Return the variants without a row in a report, and the rows without a variant."""
+    listed = {row.split("|")[1].strip() for row in report.splitlines() if row.startswith("| ")}
+    return sorted(listed - {"variant"} ^ set(map(str, selection())))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compile, print, and return 1 for any fault."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="the whole matrix, not CI's selection")
+    parser.add_argument("--write", type=Path, help="write the table to this file")
+    parser.add_argument("--check", action="store_true", help="only look for gaps in the report")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that compile at once")
+    args = parser.parse_args(argv)
+    if args.check:
+        gaps = unlisted(REPORT.read_text(encoding="utf-8"))
+        print("\n".join(gaps) or f"{REPORT.name} lists every variant")
+        return 1 if gaps else 0
+    started = time.perf_counter()
+    groups = list(distinct(variants() if args.all else selection()).values())
+    results = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+        # In order of arrival the table would differ from run to run.
+        for group, result in zip(groups, pool.map(inspect, [g[0] for g in groups]), strict=True):
+            results += [result._replace(name=str(variant)) for variant in group]
+            print(line(result), flush=True)
+    wrong = [result for result in results if result.faults]
+    for result in wrong:
+        print(f"FAULT {result.name}: {'; '.join(result.faults)}")
+    if args.write:
+        args.write.write_text(HEAD + "".join(line(r) + "\n" for r in results), encoding="utf-8")
+    seconds = time.perf_counter() - started
+    print(
+        f"{len(results)} variants, {len(groups)} compiled in {seconds:.0f} s, {len(wrong)} faults"
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The choice of tiles on described devices, and the gate that compiles them without a GPU."""
+
+import os
+
+import pytest
+import torch
+
+from ulmfit_fast.kernels import tiles
+
+pytest.importorskip("triton")
+from benchmarks import compile_gate as gate
+
+# The gate compiles kernels that Triton's interpreter would replace.
+compiles = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="Triton runs in its interpreter"
+)
+FORWARD = gate.Variant("sm_90", "persistent", "forward", 1152, 64, "bf16", "weight-drop")
+
+
+def device(name):
+    sizes = {
+        "A100": ((8, 0), 108, 166_912),
+        "H100": ((9, 0), 132, 232_448),
+        "B200": ((10, 0), 148, 232_448),
+        "RTX 4090": ((8, 9), 128, 101_376),
+        "RTX 3060": ((8, 6), 28, 101_376),
+        "T4": ((7, 5), 40, 65_536),
+        "P100": ((6, 0), 56, 49_152),
+    }
+    return tiles.Device("cuda", *sizes[name])
+
+
+def choose(name, dtype=torch.bfloat16, batch_size=64, hidden_size=1152, form=None, **more):
+    where = name if isinstance(name, tiles.Device) else device(name)
+    return tiles.choose(
+        where, batch_size=batch_size, hidden_size=hidden_size, dtype=dtype, form=form, **more
+    )
+
+
+@pytest.mark.parametrize("name", ["A100", "H100", "B200"])
+def test_weights_stay_on_chip(name):
+    plan = choose(name)
+    assert plan.form == "persistent"
+    assert plan.reason == "18 of 18 weight tiles on chip"
+    assert (plan.forward.resident, plan.backward.resident) == (18, 18)
+    assert plan.forward_step and plan.backward_step
+
+
+@pytest.mark.parametrize("name", ["A100", "H100", "B200", "RTX 4090"])
+@pytest.mark.parametrize("batch_size", [1, 16, 64, 128, 1000])
+@pytest.mark.parametrize("hidden_size", [400, 1150, 1152])
+def test_all_blocks_of_a_launch_fit_on_the_device(name, batch_size, hidden_size):
+    plan = choose(name, batch_size=batch_size, hidden_size=hidden_size)
+    forward, backward = plan.forward, plan.backward
+    blocks = -(-hidden_size // forward.units) * forward.groups
+    assert blocks <= device(name).multiprocessors
+    blocks = -(-hidden_size // backward.columns) * backward.k_parts * backward.groups
+    assert blocks <= device(name).multiprocessors
+    for tile in (forward, backward):
+        assert tile.warps == max(4, tile.rows // 16)
+
+
+def test_part_of_the_weights_on_a_smaller_chip():
+    plan = choose("RTX 4090")
+    assert plan.form == "persistent"
+    assert 0 < plan.forward.resident < 18
+    assert 0 < plan.backward.resident < 18
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "hidden_size", "reason"),
+    [
+        ("H100", torch.float32, 1152, "float32 without tf32 has no tensor cores"),
+        ("T4", torch.float16, 1152, "the persistent form needs compute capability 8.0"),
+        ("RTX 3060", torch.bfloat16, 1152, "H = 1152 needs 72 blocks at once, the device has 28"),
+        ("H100", torch.bfloat16, 4096, "H = 4096 needs 256 blocks at once"),
+        (tiles.Device("hip", (0, 0), 304, 65_536), torch.float16, 1152, "a grid barrier is not"),
+    ],
+)
+def test_stepwise_and_why(name, dtype, hidden_size, reason):
+    plan = choose(name, dtype, hidden_size=hidden_size)
+    assert plan.form == "stepwise"
+    assert plan.reason.startswith(reason)
+    refused = choose(name, dtype, hidden_size=hidden_size, form="persistent")
+    assert refused.form is None
+    assert refused.reason == plan.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "hidden_size", "reason"),
+    [
+        ("H100", torch.float64, 1152, "float64"),
+        ("P100", torch.float32, 1152, "the kernels need compute capability 7.5"),
+        ("T4", torch.bfloat16, 1152, "bfloat16 needs compute capability 8.0"),
+        ("H100", torch.bfloat16, 30_000, "past 2**31"),
+    ],
+)
+def test_neither_form_and_why(name, dtype, hidden_size, reason):
+    plan = choose(name, dtype, hidden_size=hidden_size)
+    assert plan.form is None
+    assert reason in plan.reason
+
+
+def test_the_report_lists_every_variant():
+    assert gate.unlisted(gate.REPORT.read_text(encoding="utf-8")) == []
+
+
+def test_a_gap_in_the_report_is_seen():
+    rows = gate.REPORT.read_text(encoding="utf-8").splitlines(keepends=True)
+    gone = rows.pop()
+    name = gone.split("|")[1].strip()
+    assert gate.unlisted("".join(rows)) == [name]
+    assert gate.unlisted("".join(rows) + gone + gone.replace(name, "sm_1")) == ["sm_1"]
+
+
+@compiles
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_the_resident_weights_on_hopper(kernel):
+    variant = FORWARD._replace(kernel=kernel)
+    result = gate.inspect(variant)
+    assert result.faults == []
+    assert result.default
+    assert result.found.spilled == result.found.local_accesses == 0
+    if kernel == "forward":
+        assert result.found.products == {"HGMMA.64x64x16.F32.BF16": 72}
+        assert result.found.resident == 18
