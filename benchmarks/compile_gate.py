@@ -240,7 +240,7 @@ def expect(variant: Variant, tile: Any) -> Expected:
     threads = 32 * tile.warps
     if variant.kernel == "forward":
         depth = -(-variant.hidden // tile.block_k) * tile.block_k
-        columns, beside = 4 * tile.units, 0
+        columns, beside = 4 * tile.units, tile.units  # the cell states as well
     else:
         columns = tile.columns
         depth = 4 * -(-variant.hidden // columns) * columns // tile.k_parts

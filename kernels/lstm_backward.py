@@ -372,12 +372,12 @@ def backward_kernel(
                     acc = tl.dot(parts[j], tiles[group + j], acc, input_precision=PRECISION)
                 elif group + j < K_TILES:
                     k = k_first + (group + j) * BLOCK_K + ks
-                    w = tl.load(
+                    w_now = tl.load(
                         streamed + k[:, None] * HIDDEN + outputs[None, :],
                         mask=(k < 4 * HIDDEN)[:, None] & (outputs < HIDDEN)[None, :],
                         other=0.0,
                     )
-                    acc = tl.dot(parts[j], w, acc, input_precision=PRECISION)
+                    acc = tl.dot(parts[j], w_now, acc, input_precision=PRECISION)
         sum_columns = (piece + zero) * COLUMNS + tl.arange(0, COLUMNS)
         sums_at = sums_now + part * plane + rows[:, None] * HIDDEN + sum_columns[None, :]
         if FULL_TILES:

@@ -15,7 +15,12 @@ import triton.language as tl
 from ulmfit_fast.kernels.cell import activate, cell_forward, split_gates
 from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, arrive, wait
 from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
-from ulmfit_fast.kernels.philox import gate_scales, interleave_columns, weight_scales
+from ulmfit_fast.kernels.philox import (
+    gate_bits,
+    interleave_columns,
+    scales_of_bits,
+    weight_scales,
+)
 
 __all__ = ["run_persistent", "run_stepwise"]
 
@@ -28,28 +33,17 @@ def finish_step(
     acc,
     c,
     columns,
-    rows,
-    units,
-    t,
-    seed,
-    mask_stream,
+    bits,
     gate_drop,
-    HIDDEN: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     GATE_MASK: tl.constexpr,
 ):
-    """Pre-activations (ROWS, 4 UNITS) and the old c to the activated gates, h and c.
-
-    GATE_MASK is 0 for none, 1 for a new mask each step, 2 for one mask for the sequence.
-    """
+    """Pre-activations (ROWS, 4 UNITS) and the old c to the activated gates, h and c."""
     act = activate(acc, columns)
     i, f, g, o = split_gates(act, ROWS, UNITS)
     if GATE_MASK != 0:
-        time = t if GATE_MASK == 1 else 0
-        z_i, z_f, z_g, z_o = gate_scales(
-            seed, rows[:, None], units[None, :], time, mask_stream, gate_drop, HIDDEN
-        )
+        z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)
         i, f, g, o = i * z_i, f * z_f, g * z_g, o * z_o
     h, c = cell_forward(i, f, g, o, c)
     return act, h, c
@@ -131,13 +125,8 @@ def forward_step_kernel(
         acc,
         c_old,
         columns,
-        rows,
-        units,
-        t,
-        tl.load(seed),
-        mask_stream,
+        gate_bits(tl.load(seed), rows, units, t, mask_stream, gate_drop, HIDDEN, GATE_MASK),
         gate_drop,
-        HIDDEN,
         ROWS,
         UNITS,
         GATE_MASK,
@@ -234,16 +223,24 @@ def forward_kernel(
     plane = (batch_size * HIDDEN).to(tl.int64)
     gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
     unit_at = rows[:, None] * HIDDEN + units[None, :]
-    if HAS_LENGTHS:
-        length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
-
     first = steps - 1 - start if REVERSE else start
-    first_slot = first + 1 if REVERSE else first
-    c = tl.load(cells + first_slot * plane * KEEP_CELLS + unit_at, mask=unit_in, other=0.0)
     next_gates = tl.load(gates + first * 4 * plane + gate_at, mask=gate_in, other=0.0)
+    bits = gate_bits(seed_value, rows, units, first, mask_stream, gate_drop, HIDDEN, GATE_MASK)
     alive = 1
     poison = 0.0
     for s in range(start, stop):
+        # Always 0, which no compiler can tell: what follows from it is computed anew at each step.
+        # Else it would sit in registers that the products need, and they would spill.
+        zero = s >> 31
+        columns = (tl.program_id(0) + zero) * (4 * UNITS) + local
+        units = (tl.program_id(0) + zero) * UNITS + tl.arange(0, UNITS)
+        rows = first_row + (tl.program_id(1) + zero) * ROWS + tl.arange(0, ROWS)
+        gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
+        unit_at = rows[:, None] * HIDDEN + units[None, :]
+        if not FULL_TILES:
+            row_in = rows[:, None] < batch_size
+            unit_in = row_in & (units[None, :] < HIDDEN)
+            gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
         if REVERSE:
             t = steps - 1 - s
             slot_in = t + 1
@@ -255,12 +252,11 @@ def forward_kernel(
             slot_out = t + 1
             t_next = t + 1
         h_rows = states + slot_in * plane + rows[:, None] * HIDDEN
-        if HAS_LENGTHS:
-            active = (t < length)[:, None]
-            if REVERSE:
-                # A row's first step is its last one in time; what follows in memory is padding.
-                slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
-                h_rows = states + slots * plane + rows[:, None] * HIDDEN
+        if HAS_LENGTHS and REVERSE:
+            # A row's first step is its last one in time; what follows in memory is padding.
+            length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
+            slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
+            h_rows = states + slots * plane + rows[:, None] * HIDDEN
         h_tile = h_rows + ks[None, :]
         acc = next_gates.to(tl.float32) + poison
         for group in tl.static_range(0, K_TILES, IN_FLIGHT):
@@ -284,29 +280,33 @@ def forward_kernel(
                     acc = tl.dot(hs[j], tiles[group + j], acc, input_precision=PRECISION)
                 elif group + j < K_TILES:
                     k = (group + j) * BLOCK_K + ks
-                    w = tl.load(
+                    # Not w: after a mask that is float32, and no loop carries two types.
+                    w_now = tl.load(
                         streamed + columns[None, :] * HIDDEN + k[:, None],
                         mask=column_in & (k[:, None] < HIDDEN),
                         other=0.0,
                     )
-                    acc = tl.dot(hs[j], w, acc, input_precision=PRECISION)
-        c_old = c
+                    acc = tl.dot(hs[j], w_now, acc, input_precision=PRECISION)
+        # A block reads back the c that it wrote rather than hold it during the products.
+        c_at = cells + slot_in * plane * KEEP_CELLS + unit_at
+        c_old = tl.load(c_at, mask=unit_in, other=0.0, cache_modifier=".cg")
+        if GATE_MASK != 0:
+            # With c's bits, all masked off, layouts are converted before there are four scales.
+            bits = bits ^ (c_old.to(tl.int32, bitcast=True) & zero)
         act, h, c = finish_step(
             acc,
             c_old,
             local,
-            rows,
-            units,
-            t,
-            seed_value,
-            mask_stream,
+            bits,
             gate_drop,
-            HIDDEN,
             ROWS,
             UNITS,
             GATE_MASK,
         )
         if HAS_LENGTHS:
+            # Loaded again: held, it would take registers from the products.
+            length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
+            active = (t < length)[:, None]
             c = tl.where(active, c, c_old)
             h = tl.where(active, h, 0.0)
             act = tl.where(active, act, 0.0)
@@ -314,19 +314,31 @@ def forward_kernel(
         if s + 1 < stop:
             arrive(counter)
         # What no other block reads is stored, and the next input fetched, while the others arrive.
-        if KEEP_CELLS:
-            tl.store(cells + slot_out * plane + unit_at, c, mask=unit_in)
+        tl.store(cells + slot_out * plane * KEEP_CELLS + unit_at, c, mask=unit_in)
         if KEEP_GATES:
             gates_now = gates + t * 4 * plane + gate_at
             tl.store(gates_now, act.to(gates.dtype.element_ty), mask=gate_in)
+        # Were the old ones kept after the last step, they would take registers all through a step.
+        next_gates = tl.zeros((ROWS, 4 * UNITS), gates.dtype.element_ty)
+        if GATE_MASK == 1:
+            bits = tl.zeros((ROWS, UNITS), tl.int32)
         if s + 1 < stop:
             gates_next = gates + t_next * 4 * plane + gate_at
             next_gates = tl.load(gates_next, mask=gate_in, other=0.0)
+            if GATE_MASK == 1:
+                bits = gate_bits(
+                    tl.load(seed + zero),
+                    rows,
+                    units,
+                    t_next,
+                    mask_stream ^ zero,
+                    gate_drop,
+                    HIDDEN,
+                    GATE_MASK,
+                )
             target = (s + 1 - start) * blocks
             alive = wait(counter, error, target, alive, SPINS, INLINE_POLL)
             poison = tl.where(alive > 0, 0.0, float("nan"))
-    if not KEEP_CELLS:
-        tl.store(cells + unit_at, c, mask=unit_in)
 
 
 def run_stepwise(gates, dropped, states, cells, lengths, seed, call, tile):

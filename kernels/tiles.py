@@ -34,8 +34,8 @@ _SCRATCH = 2048
 # A block of the forward has 16 units, 64 columns with their gates; of the backward 16 units in a
 # piece of the weight that is 128 columns wide.
 _UNITS, _COLUMNS, _K_PARTS = 16, 128, 8
-# Input tiles ahead of their products. Each takes 16 registers; more of them make sm_90 spill.
-_FORWARD_IN_FLIGHT, _BACKWARD_IN_FLIGHT = 2, 3
+# Input tiles ahead of their products, by bytes of an element: with one more, registers spill.
+_IN_FLIGHT = {2: 3, 4: 2}
 
 
 class Device(NamedTuple):
@@ -185,10 +185,8 @@ def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=Non
             why = (
                 f"{device.shared_memory} bytes of shared memory a block hold no tile of the weight"
             )
-        tiles = -(-hidden_size // forward.block_k)
-        if why is None and form is None and size == 4 and forward.resident < tiles:
-            # Partly resident float32 spills, and streams a large part of its weight at each step.
-            why = f"only {forward.resident} of {tiles} float32 weight tiles fit on chip"
+    if why is None and form is None:
+        why = _why_not_preferred(forward, backward, hidden_size, size)
     if why is None and (form or device.kind != "interpreter"):
         kept = f"{forward.resident} of {-(-hidden_size // forward.block_k)} weight tiles on chip"
         return Plan("persistent", kept, forward, backward, *steps)
@@ -241,6 +239,18 @@ def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
     return None
 
 
+def _why_not_preferred(forward, backward, hidden_size, size):
+    """Say why the persistent form, which can run, is not the better one."""
+    depth = 4 * -(-hidden_size // backward.columns) * backward.columns // backward.k_parts
+    for tile, needed in ((forward, hidden_size), (backward, depth)):
+        tiles = -(-needed // tile.block_k)
+        # What streams takes registers as well; in float32, or with next to nothing on chip, they
+        # spill, and the stepwise form streams no more than that.
+        if tile.resident < tiles and (size == 4 or 5 * tile.resident < tiles):
+            return f"only {tile.resident} of {tiles} weight tiles fit on chip"
+    return None
+
+
 def _step_tiles(device, batch_size, hidden_size, size):
     rows = _rows(batch_size, 64)
     # Two to four stages of both operands, whatever a block may hold.
@@ -260,37 +270,41 @@ def _rows(batch_size, most):
     return rows
 
 
-def _row_groups(batch_size, slices, multiprocessors):
-    """Return rows of a block, the fewest that run all groups at once, and groups of a launch."""
-    for rows in (16, 32, 64, 128):
-        groups = -(-batch_size // rows)
-        if groups * slices <= multiprocessors:
-            return rows, groups
-    return 128, max(1, multiprocessors // slices)
+def _row_groups(device, batch_size, slices):
+    """Return rows of a block and groups of a launch: the fewest rows with all groups at once."""
+    # From 64 rows on, Triton uses tcgen05 on sm_100, with an accumulator of its own for each of
+    # the products in a chain: more than there is tensor memory.
+    most = 32 if device.capability[0] == 10 else 128
+    rows = 16
+    while rows < most and -(-batch_size // rows) * slices > device.multiprocessors:
+        rows *= 2
+    return rows, max(1, min(-(-batch_size // rows), device.multiprocessors // slices))
 
 
-def _residency(shared_memory, weight_tile, input_tile, k_tiles, most_in_flight):
+def _residency(shared_memory, weight_tile, input_tile, k_tiles, most_in_flight, least=0):
     """Return how many weight tiles stay on chip, and how many input tiles fit beside them."""
     room = shared_memory - _SCRATCH
-    resident = min(k_tiles, max(0, room - 2 * input_tile) // weight_tile)
+    beside = max(least, 2 * input_tile)
+    resident = min(k_tiles, max(0, room - beside) // weight_tile)
     if resident < k_tiles:
-        # The streamed tiles pass through shared memory as well, one ahead of its product.
-        resident = max(0, room - 2 * input_tile - 2 * weight_tile) // weight_tile
-        room -= 2 * weight_tile
+        # The streamed tiles pass through shared memory as well, and beside them nothing is reused.
+        room -= input_tile + 2 * weight_tile
+        resident = max(0, room - beside) // weight_tile
+        most_in_flight = min(2, most_in_flight)
     left = room - resident * weight_tile
     return resident, max(0, min(most_in_flight, k_tiles, left // input_tile))
 
 
 def _forward_tile(device, batch_size, hidden_size, size):
     slices = -(-hidden_size // _UNITS)
-    rows, groups = _row_groups(batch_size, slices, device.multiprocessors)
+    rows, groups = _row_groups(device, batch_size, slices)
     depth = 64 if size == 2 else 32
     resident, in_flight = _residency(
         device.shared_memory,
         depth * 4 * _UNITS * size,
         rows * depth * size,
         -(-hidden_size // depth),
-        _FORWARD_IN_FLIGHT,
+        _IN_FLIGHT[size],
     )
     # Sixteen rows a warp: with more warps two of them would compute the same rows.
     warps = max(4, rows // 16)
@@ -299,7 +313,7 @@ def _forward_tile(device, batch_size, hidden_size, size):
 
 def _backward_tile(device, batch_size, hidden_size, size):
     slices = -(-hidden_size // _COLUMNS)
-    rows, groups = _row_groups(batch_size, slices * _K_PARTS, device.multiprocessors)
+    rows, groups = _row_groups(device, batch_size, slices * _K_PARTS)
     # Half the forward's depth: masking a deeper tile takes more registers than there are.
     depth = 32 if size == 2 else 16
     resident, in_flight = _residency(
@@ -307,7 +321,9 @@ def _backward_tile(device, batch_size, hidden_size, size):
         depth * _COLUMNS * size,
         rows * depth * size,
         4 * slices * _COLUMNS // _K_PARTS // depth,
-        _BACKWARD_IN_FLIGHT,
+        _IN_FLIGHT[size],
+        # Above 64 rows the partial sums change their layout there, all at once.
+        least=4 * rows * _COLUMNS if rows > 64 else 0,
     )
     warps = max(4, rows // 16)
     return BackwardTile(rows, _K_PARTS, _COLUMNS, depth, resident, in_flight, False, warps, groups)
