@@ -27,6 +27,6 @@ setup(
     packages=[*find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]), "ulmfit_fast.kernels"],
     # The kernels' sources stand at top level, like a csrc/, and are shipped inside the package.
     package_dir={"ulmfit_fast.kernels": "kernels"},
-    package_data={"ulmfit_fast": ["py.typed"], "ulmfit_fast.kernels": ["README.md"]},
+    package_data={"ulmfit_fast": ["py.typed"], "ulmfit_fast.kernels": ["*.md"]},
     entry_points={"console_scripts": ["ulmfit-fast = ulmfit_fast.cli:main"]},
 )
