@@ -51,6 +51,10 @@ def test_weights_stay_on_chip(name):
 @pytest.mark.parametrize("hidden_size", [400, 1150, 1152])
 def test_all_blocks_of_a_launch_fit_on_the_device(name, batch_size, hidden_size):
     plan = choose(name, batch_size=batch_size, hidden_size=hidden_size)
+    if plan.form == "stepwise":
+        assert name == "RTX 4090"
+        assert "weight tiles fit on chip" in plan.reason
+        return
     forward, backward = plan.forward, plan.backward
     blocks = -(-hidden_size // forward.units) * forward.groups
     assert blocks <= device(name).multiprocessors
