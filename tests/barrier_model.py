@@ -13,6 +13,7 @@ its (step, writer), so a read of any other step is seen, stale or too new.
 
 import random
 from collections import Counter
+from itertools import product
 
 
 class Block:
@@ -101,7 +102,7 @@ class Grid:
         self.blocks = []
         self.err = False
         self.wrong = Counter()
-        self.lead = 0
+        self.lead = 0  # of a backward block, in steps; counted for one group only
         self.turns = 0
 
     def add(self, kernel, *args):
@@ -176,20 +177,21 @@ def forward_block(block, p, n, steps, group, fault):
                 block.grid.counters[counter] = 0
 
 
-def backward_block(block, kb, nb, KB, NB, grouped, steps, fault):
+def backward_block(block, kb, nb, KB, NB, grouped, steps, group, fault):
     """Block (kb, nb) of the split backward pass; H = KB * NB, so it owns one unit."""
     unit = kb * NB + nb
     mine = nb if fault == "waits for its own columns" else unit // KB  # a range is H/NB = KB wide
     n1, n2 = (NB, KB) if grouped else (KB * NB, KB * NB)
-    one = ("1", kb) if grouped else "1"
+    rows = "shared" if fault == "groups share a counter" else group
+    one = ("1", rows, kb) if grouped else ("1", rows)
     one_counter = fault == "one counter for both parities"
 
     def two(columns, s):
         parity = 0 if one_counter else s % 2
-        return ("2", columns, parity) if grouped else ("2", parity)
+        return ("2", rows, parity, columns) if grouped else ("2", rows, parity)
 
     def part(s, k, u):
-        return "part", 0 if fault == "one partial-sum buffer" else s % 2, k, u
+        return "part", group, 0 if fault == "one partial-sum buffer" else s % 2, k, u
 
     for s in range(steps):
         block.step = s
@@ -203,7 +205,7 @@ def backward_block(block, kb, nb, KB, NB, grouped, steps, fault):
                 yield from block.load(part(s - 1, k, unit), (s - 1, k), cached)
         if fault == "arrive (1) before the store":
             yield from block.arrive(one)
-        yield from block.store(("dg", s, unit), (s, unit))
+        yield from block.store(("dg", group, s, unit), (s, unit))
         if fault != "arrive (1) before the store":
             yield from block.arrive(one, release=fault != "relaxed arrive (1)")
         if fault != "no wait (1)":
@@ -212,7 +214,7 @@ def backward_block(block, kb, nb, KB, NB, grouped, steps, fault):
             if fault == "counter reset" and nb == 0 and (grouped or kb == 0):
                 block.grid.counters[one] = 0
         for u in block.grid.shuffled(range(kb * NB, (kb + 1) * NB)):
-            yield from block.load(("dg", s, u), (s, u))
+            yield from block.load(("dg", group, s, u), (s, u))
         block.grid.lead = max(block.grid.lead, s - min(b.step for b in block.grid.blocks))
         if fault == "arrive (2) before the store":
             yield from block.arrive(two(nb, s))
@@ -225,16 +227,14 @@ def backward_block(block, kb, nb, KB, NB, grouped, steps, fault):
 
 def run_forward(seed, n, steps, groups=1, fault="", missing=0, **options):
     grid = Grid(seed, fault, **options)
-    for group in range(groups):
-        for p in range(n):
-            grid.memory["h", group, 0, p] = (0, p)
-            grid.add(forward_block, p, n, steps, group)
+    for group, p in product(range(groups), range(n)):
+        grid.memory["h", group, 0, p] = (0, p)
+        grid.add(forward_block, p, n, steps, group)
     return grid.run(missing)
 
 
-def run_backward(seed, KB, NB, grouped, steps, fault="", missing=0, **options):
+def run_backward(seed, KB, NB, grouped, steps, groups=1, fault="", missing=0, **options):
     grid = Grid(seed, fault, **options)
-    for kb in range(KB):
-        for nb in range(NB):
-            grid.add(backward_block, kb, nb, KB, NB, grouped, steps)
+    for group, kb, nb in product(range(groups), range(KB), range(NB)):
+        grid.add(backward_block, kb, nb, KB, NB, grouped, steps, group)
     return grid.run(missing)
