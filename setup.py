@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    install_requires=["torch>=2.6", 'triton>=3.2; platform_system == "Linux"', "numpy>=1.26"],
+    install_requires=["torch>=2.6", 'triton>=3.6; platform_system == "Linux"', "numpy>=1.26"],
     extras_require={
         "text": TEXT,
         "demo": DEMO,

@@ -89,7 +89,8 @@ def matmul_precision(device):
         return "ieee"
     rnn = getattr(torch.backends.cudnn, "rnn", None)
     if rnn is not None and hasattr(rnn, "fp32_precision"):
-        return "ieee" if rnn.fp32_precision == "ieee" else "tf32"
+        # "none" is what the older switch, allow_tf32 = False, leaves here.
+        return "tf32" if rnn.fp32_precision == "tf32" else "ieee"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 

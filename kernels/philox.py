@@ -24,7 +24,8 @@ KIND_GATE: tl.constexpr = tl.constexpr(1)
 @triton.jit
 def _scale_of(word, threshold, scale):
     """Scale where the word is at or above the threshold, an unsigned number, and 0 below it."""
-    bound = tl.to_tensor(threshold).to(tl.uint32, bitcast=True)
+    # A threshold of 1 comes as a constant, which has no bits to cast; a tile of it has.
+    bound = tl.full((1, 1), threshold, tl.int32).to(tl.uint32, bitcast=True)
     return tl.where(word.to(tl.uint32, bitcast=True) >= bound, scale, 0.0)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ulmfit_fast.backend import Choice, KernelPlan, choose
+from ulmfit_fast.kernels.launch import matmul_precision
 
 CUDA = torch.device("cuda")
 
@@ -75,3 +76,9 @@ def test_a_form_that_cannot_run_does_not_fall_back_when_named():
     with pytest.raises(RuntimeError, match="triton was asked for"):
         chosen("triton", None)
     assert chosen("triton", "stepwise").form == "auto"
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [(True, "tf32"), (False, "ieee")])
+def test_the_older_tf32_switch_is_heard(allowed, expected, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    assert matmul_precision(CUDA) == expected

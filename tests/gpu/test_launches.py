@@ -1,12 +1,13 @@
 """What can go wrong among blocks, streams, graphs and processes, and nowhere but on a GPU."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from comparison import run, tensors
+from comparison import errors, run, tensors
 from rehearsal import DEVICE, FORMS, REHEARSAL, rehearsed, sized
 
 import ulmfit_fast as uf
@@ -48,65 +49,83 @@ def assert_equal(got, expected):
 def test_repeated_runs_give_the_same_bits(hidden):
     lstm, x = layer(hidden=hidden), inputs()
     expected = results(lstm, x)
-    noise = None if REHEARSAL else torch.cuda.Stream()
+    if not REHEARSAL:
+        noise, load = torch.cuda.Stream(), torch.ones(2048, 2048, device=DEVICE, dtype=DTYPE)
+        torch.cuda.synchronize()
     for number in range(sized(1000, 2)):
-        if noise is not None:
-            # A second stream takes multiprocessors away, and at odd moments.
+        if not REHEARSAL:
+            # A second stream takes multiprocessors away, few or all of them, and at odd moments.
             with torch.cuda.stream(noise):
                 torch.cuda._sleep(1000 * (number * 7919 % 97))
-                square = torch.ones(256 + number % 512, 512, device=DEVICE)
-                square @ square.t()
+                some = load[: 128 + number * 389 % 1920]
+                for _ in range(4):
+                    torch.mm(some, load)
         assert_equal(results(lstm, x), expected)
     raise_failed(wait=True)
 
 
-def run_in_process(code, seconds):
-    """Run code in a process of its own, which may hang."""
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, timeout=seconds, capture_output=True, text=True)
-
-
+# Two layers at H = 400 with 16 rows have room on a device together; at H = 1152 one waits.
 LOOP = """
 import torch
 import ulmfit_fast as uf
 from ulmfit_fast.kernels.launch import raise_failed
+
+hidden, batch_size, device = {size}
 torch.manual_seed(1)
-lstms = [uf.LSTM(400, 1152, weight_p=0.5, device="cuda", dtype=torch.bfloat16,
+dtype = torch.bfloat16 if device == "cuda" else torch.float16
+lstms = [uf.LSTM(hidden, hidden, weight_p=0.5, device=device, dtype=dtype,
                  backend="triton-persistent") for _ in range(2)]
-x = torch.randn(20, 64, 400, device="cuda", dtype=torch.bfloat16)
-streams = [torch.cuda.Stream() for _ in lstms]
-expected = [lstm(x, seed=3)[0] for lstm in lstms]
-torch.cuda.synchronize()
+x = torch.randn(20, batch_size, hidden, device=device, dtype=dtype)
+streams = [torch.cuda.Stream() if device == "cuda" else None for _ in lstms]
+
+def results(lstm):
+    output, _ = lstm(x, seed=3)
+    loss = output.float().square().sum()
+    return [output, *torch.autograd.grad(loss, lstm.parameters())]
+
+expected = [results(lstm) for lstm in lstms]
+torch.cuda.synchronize() if device == "cuda" else None
 for _ in range({repeats}):
     got = []
     for lstm, stream in zip(lstms, streams):
+        # Of None it does nothing.
         with torch.cuda.stream(stream):
-            got.append(lstm(x, seed=3)[0])
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+            got.append(results(lstm))
+    torch.cuda.synchronize() if device == "cuda" else None
+    for parts in zip(got, expected):
+        assert all(torch.equal(a, b) for a, b in zip(*parts))
 raise_failed(wait=True)
 print("done")
 """
+SIZES = sized([(1152, 64, "cuda"), (400, 16, "cuda")], [(17, 3, "cpu")])
+sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 
 
-@pytest.mark.gpu
-def test_two_streams_at_once():
-    result = run_in_process(LOOP.format(repeats=200), 120)
-    assert result.stdout.strip() == "done", result.stderr
-
-
-@pytest.mark.gpu
-def test_two_processes_on_one_gpu():
-    command = [sys.executable, "-c", LOOP.format(repeats=200)]
+def run_together(size, count):
+    """Run the loop in processes of its own, since it may hang; each has to print done."""
+    command = [sys.executable, "-c", LOOP.format(size=size, repeats=sized(300, 1))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
+    processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(count)]
     try:
         for process in processes:
-            out, err = process.communicate(timeout=150)
+            out, err = process.communicate(timeout=180)
             assert out.strip() == "done", err
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
+
+
+@rehearsed
+@sizes
+def test_two_streams_at_once(size):
+    run_together(size, 1)
+
+
+@rehearsed
+@sizes
+def test_two_processes_on_one_gpu(size):
+    run_together(size, 2)
 
 
 @pytest.mark.gpu
@@ -151,6 +170,8 @@ def test_a_captured_graph_replays_with_new_masks(form):
         assert_equal(captured, results(lstm, x, value))
 
 
+# The compiler has advice of its own for the user, on TF32 for one.
+@pytest.mark.filterwarnings("default")
 @rehearsed
 @forms
 def test_compiled_whole(form):
@@ -161,7 +182,18 @@ def test_compiled_whole(form):
         return lstm(x.tanh(), seed=seed)[0].relu()
 
     compiled = torch.compile(model, fullgraph=True, backend=sized("inductor", "aot_eager"))
-    torch.testing.assert_close(compiled(x, seed), model(x, seed), atol=1e-2, rtol=1e-2)
+    both = []
+    for function in (compiled, model):
+        output = function(x, seed)
+        loss = output.float().square().sum()
+        both.append([output.detach(), *torch.autograd.grad(loss, [x, *lstm.parameters()])])
+    assert max(errors(*both)) < 2e-2
+
+
+@rehearsed
+def test_a_copy_does_the_same():
+    lstm, x = layer(), inputs()
+    assert_equal(results(copy.deepcopy(lstm), x), results(lstm, x))
 
 
 @rehearsed
@@ -210,7 +242,8 @@ def test_two_hundred_steps_of_a_language_model_follow_the_reference():
             losses.append(loss.item())
         curves.append(torch.tensor(losses))
     ours, truth = curves
-    assert (ours - truth).abs().max() < 0.05 * truth.max()
+    # Relative noise of 2^-11 on every input moves this curve by 5e-4.
+    assert (ours - truth).abs().max() < 0.01 * truth.max()
     if not REHEARSAL:
         assert truth[-20:].mean() < truth[:20].mean() - 0.5
 
