@@ -349,7 +349,8 @@ def backward_kernel(
         target = (s + 1 - start) * gate_blocks
         alive = wait(gates_done, error, target, alive, SPINS, INLINE_POLL)
 
-        acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+        # NaN from here on, should the others' gradients not be there yet.
+        acc = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.where(alive > 0, 0.0, float("nan"))
         for group in tl.static_range(0, K_TILES, IN_FLIGHT):
             parts = ()
             for j in tl.static_range(IN_FLIGHT):

@@ -12,6 +12,25 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def nan_workspaces(monkeypatch):
+    """Fill new memory with NaN, so that what is read before it was written shows."""
+
+    def poisoned(make):
+        def call(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return call
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -13,12 +13,9 @@ import triton.language as tl
 
 from ulmfit_fast import rng
 from ulmfit_fast.kernels import cell, philox, weight_drop
-from ulmfit_fast.kernels.launch import DropArguments
+from ulmfit_fast.kernels.launch import DropArguments, cdiv
 
 SEEDS = [0, 1, 2**31, 2**32 - 1, 2**32, 2**62 + 12345, 2**63 - 1]
-seeds = pytest.mark.parametrize("seed", SEEDS)
-PROBABILITIES = [(0.5, 0.5, 0.5, 0.5), (0.2, 0.0, 1.0, 0.9), (1e-9, 0.7, 0.25, 1.0)]
-
 
 # NumPy's, under the interpreter; the value that overflows is the one that is not selected.
 overflows = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -28,10 +25,15 @@ def scales(p):
     return torch.tensor([rng.keep_scale(value) for value in p])
 
 
-@seeds
-@pytest.mark.parametrize("p", PROBABILITIES, ids=str)
-@pytest.mark.parametrize(("hidden_size", "stream"), [(16, 0), (17, 5), (100, 2)])
-def test_weight_masks_are_those_of_rng(seed, p, hidden_size, stream):
+@pytest.mark.parametrize(
+    ("seed", "hidden_size", "stream", "p"),
+    [
+        *((seed, 16, 0, (0.2, 0.0, 1.0, 0.9)) for seed in SEEDS),
+        *((seed, 17, 5, (1e-9, 0.7, 0.25, 1.0)) for seed in SEEDS),
+        *((seed, 100, 2, (0.5, 0.5, 0.5, 0.5)) for seed in (2**32 - 1, 2**62 + 12345)),
+    ],
+)
+def test_weight_masks_are_those_of_rng(seed, hidden_size, stream, p):
     keep = rng.weight_keep(seed, hidden_size, p, stream=stream)
     expected = keep * scales(p).repeat_interleave(hidden_size)[:, None]
     ones, drop = torch.ones(4 * hidden_size, hidden_size), DropArguments.of(p)
@@ -48,25 +50,63 @@ def test_weight_masks_are_those_of_rng(seed, p, hidden_size, stream):
 
 @triton.jit
 def gate_mask_kernel(
-    out, seed, t, stream, drop, HIDDEN: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr
+    scales,
+    kept,
+    seed,
+    t,
+    stream,
+    drop,
+    HIDDEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    GATE_MASK: tl.constexpr,
 ):
-    rows, units = tl.arange(0, ROWS)[:, None], tl.arange(0, UNITS)[None, :]
-    z_i, z_f, z_g, z_o = philox.gate_scales(tl.load(seed), rows, units, t, stream, drop, HIDDEN)
+    rows, units = tl.arange(0, ROWS), tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)[None, :]
+    at = rows[:, None] * (4 * HIDDEN) + columns
+    z_i, z_f, z_g, z_o = philox.gate_scales(
+        tl.load(seed), rows[:, None], units[None, :], t, stream, drop, HIDDEN
+    )
     mixed = philox.interleave_columns(z_i, z_f, z_g, z_o, ROWS, UNITS)
-    columns = tl.arange(0, 4 * UNITS)[None, :]
-    tl.store(out + rows * (4 * HIDDEN) + columns, mixed, mask=columns < 4 * HIDDEN)
+    tl.store(scales + at, mixed, mask=columns < 4 * HIDDEN)
+    bits = philox.gate_bits(tl.load(seed), rows, units, t, stream, drop, HIDDEN, GATE_MASK)
+    z_i, z_f, z_g, z_o = philox.scales_of_bits(bits, drop)
+    mixed = philox.interleave_columns(z_i, z_f, z_g, z_o, ROWS, UNITS)
+    tl.store(kept + at, mixed, mask=columns < 4 * HIDDEN)
 
 
-@seeds
-@pytest.mark.parametrize(("hidden_size", "t", "stream"), [(16, 0, 0), (17, 69, 5), (9, 1 << 20, 2)])
-def test_gate_masks_are_those_of_rng(seed, hidden_size, t, stream):
-    p = (0.2, 0.0, 0.5, 1.0)
-    keep = rng.gate_keep(seed, range(t, t + 1), 8, hidden_size, p, stream=stream)[0]
-    expected = keep.view(8, 4, hidden_size) * scales(p)[:, None]
-    out = torch.full((8, 4 * hidden_size), float("nan"))
-    arguments = DropArguments.of(p).arguments
-    gate_mask_kernel[(1,)](out, torch.tensor(seed), t, stream, arguments, hidden_size, 8, 32)
-    assert torch.equal(out.view(8, hidden_size, 4).transpose(1, 2), expected)
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("hidden_size", "t", "stream", "p"),
+    [
+        (16, 0, 0, (0.2, 0.0, 0.5, 1.0)),
+        (17, 69, 5, (0.5, 0.9, 0.0, 0.1)),
+        (9, 1 << 20, 2, (1.0, 0.3, 1e-9, 0.0)),
+        (100, 3, 1, (0.1, 0.1, 0.1, 0.1)),
+    ],
+)
+def test_gate_masks_are_those_of_rng(seed, hidden_size, t, stream, p):
+    rows, units = 64, 32
+
+    def expected(t):
+        keep = rng.gate_keep(seed, range(t, t + 1), rows, hidden_size, p, stream=stream)[0]
+        return keep.view(rows, 4, hidden_size) * scales(p)[:, None]
+
+    for gate_mask, at in ((1, t), (2, 0)):
+        out = torch.full((2, rows, 4 * hidden_size), float("nan"))
+        seed_tensor, drop = torch.tensor(seed), DropArguments.of(p).arguments
+        gate_mask_kernel[(cdiv(hidden_size, units),)](
+            *out, seed_tensor, t, stream, drop, hidden_size, rows, units, gate_mask
+        )
+        of_scales, of_bits = out.view(2, rows, hidden_size, 4).transpose(2, 3)
+        assert torch.equal(of_scales, expected(t))
+        assert torch.equal(of_bits, expected(at))
+
+
+def test_thresholds_are_floors_in_32_bits_and_all_is_dropped_at_1():
+    active, arguments = DropArguments.of((0.0, 0.25, 0.5, 1.0))
+    assert active and not DropArguments.of((0.0,) * 4).active
+    assert arguments == (0, 2**30, -(2**31), -1, 1.0, 1 / 0.75, 2.0, 0.0)
 
 
 @overflows
@@ -114,9 +154,13 @@ def test_activations_are_accurate_near_zero_and_where_the_formula_changes():
 @overflows
 def test_activations_saturate_cleanly():
     inf = float("inf")
-    gates, tanhs = activated(torch.tensor([20.0, -20.0, 1e4, -1e4, inf, -inf, float("nan"), 0.0]))
-    assert tanhs[:6].tolist() == [1.0, -1.0] * 3
-    assert gates[:6, 2].tolist() == [1.0, -1.0] * 3
-    assert gates[2:6, 0].tolist() == [1.0, 0.0] * 2
-    assert tanhs[6].isnan() and gates[6].isnan().all()
-    assert tanhs[7] == 0 and gates[7].tolist() == [0.5, 0.5, 0.0, 0.5]
+    ends = torch.tensor([20.0, -20.0, 100.0, -100.0, 1e4, -1e4, inf, -inf])
+    gates, tanhs = activated(torch.cat([ends, torch.tensor([float("nan"), 0.0, -0.0])]))
+    assert tanhs[:8].tolist() == [1.0, -1.0] * 4
+    assert gates[:8, 2].tolist() == [1.0, -1.0] * 4
+    for gate in (0, 1, 3):
+        assert gates[2:8, gate].tolist() == [1.0, 0.0] * 3
+        assert gates[0, gate] == 1.0 and 0.0 < gates[1, gate] < 3e-9
+    assert tanhs[8].isnan() and gates[8].isnan().all()
+    assert (tanhs[9:] == 0).all()
+    assert gates[9:].tolist() == [[0.5, 0.5, 0.0, 0.5]] * 2

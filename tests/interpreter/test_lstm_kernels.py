@@ -12,46 +12,74 @@ from comparison import assert_as_near_as_eager, errors, run, tensors
 
 from ulmfit_fast import functional
 
+pytestmark = pytest.mark.usefixtures("nan_workspaces")
 forms = pytest.mark.parametrize("form", ["triton-stepwise", "triton-persistent"])
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
 MIXED_WEIGHT, MIXED_GATE = (0.2, 0.5, 0.0, 1.0), (0.0, 0.3, 0.5, 0.1)
 
 
+# With 16 rows and 16 or 32 units no tile is masked; with 17 rows there are two blocks of rows.
+SIZES = [
+    (1, 1, 16, False),
+    (1, 3, 100, True),
+    (1, 17, 17, False),
+    (2, 1, 100, False),
+    (2, 3, 17, True),
+    (2, 17, 48, True),
+    (3, 16, 16, True),
+    (3, 16, 32, False),
+    (7, 1, 17, True),
+    (7, 3, 16, False),
+]
+
+
 @forms
-@directions
-@pytest.mark.parametrize(
-    ("steps", "batch_size", "hidden_size"),
-    [(1, 1, 16), (2, 3, 17), (7, 1, 17), (2, 17, 48), (7, 3, 16), (2, 3, 100)],
-)
-def test_sizes(form, reverse, steps, batch_size, hidden_size):
+@pytest.mark.parametrize(("steps", "batch_size", "hidden_size", "reverse"), SIZES)
+def test_sizes(form, steps, batch_size, hidden_size, reverse):
     inputs = tensors(steps, batch_size, 5, hidden_size, torch.float32)
     settings = {"weight_p": MIXED_WEIGHT, "gate_p": MIXED_GATE, "seed": 2**62 + 12345}
-    assert_as_near_as_eager(form, inputs, reverse=reverse, layer=1, **settings)
-
-
-@forms
-@directions
-@pytest.mark.parametrize("gate_p", [0.0, 0.2, 0.5, 1.0, MIXED_GATE], ids=str)
-@pytest.mark.parametrize("weight_p", [0.0, 0.2, 1.0, MIXED_WEIGHT], ids=str)
-def test_probabilities(form, reverse, weight_p, gate_p):
-    inputs = tensors(2, 3, 5, 17, torch.float32)
-    settings = {"weight_p": weight_p, "gate_p": gate_p, "seed": 3, "reverse": reverse}
+    settings |= {"reverse": reverse, "layer": 1}
     assert_as_near_as_eager(form, inputs, **settings)
+    # Twice eager's own error, which the kernels may have, is below 1e-5.
+    truth = run("reference", inputs, wide=True, **settings)
+    assert max(errors(run("eager", inputs, **settings), truth)) < 5e-6
+
+
+WEIGHT_PS = [0.0, 0.2, 0.5, 1.0, MIXED_WEIGHT]
+GATE_PS = [0.0, 0.2, 0.5, 1.0, MIXED_GATE]
 
 
 @forms
 @directions
+@pytest.mark.parametrize("index", range(5))
+def test_probabilities(form, reverse, index):
+    """Each weight_p and each gate_p in each form and direction, but not each pair of them."""
+    shift = 2 * reverse + (form == "triton-persistent")
+    settings = {"weight_p": WEIGHT_PS[index], "gate_p": GATE_PS[(index + shift) % 5]}
+    inputs = tensors(2, 3, 5, 17, torch.float32)
+    assert_as_near_as_eager(form, inputs, seed=3, reverse=reverse, **settings)
+
+
+@pytest.mark.parametrize(
+    ("form", "reverse"), [("triton-stepwise", True), ("triton-persistent", False)]
+)
 def test_one_gate_mask_for_the_sequence(form, reverse):
     inputs = tensors(3, 3, 5, 17, torch.float32)
     settings = {"gate_p": (0.2, 0.0, 0.5, 0.1), "gate_mask": "sequence", "weight_p": 0.5}
     assert_as_near_as_eager(form, inputs, seed=8, reverse=reverse, **settings)
 
 
-@forms
-@directions
-@pytest.mark.parametrize("hidden_size", [17, 48])
+@pytest.mark.parametrize(
+    ("form", "reverse", "hidden_size"),
+    [
+        ("triton-stepwise", False, 48),
+        ("triton-stepwise", True, 17),
+        ("triton-persistent", False, 17),
+        ("triton-persistent", True, 48),
+    ],
+)
 def test_half_precision(form, reverse, hidden_size):
-    inputs = tensors(4, 3, 5, hidden_size, torch.float16)
+    inputs = tensors(3, 3, 5, hidden_size, torch.float16)
     settings = {"weight_p": 0.5, "gate_p": 0.1, "seed": 4, "reverse": reverse}
     truth = run("reference", inputs, wide=True, **settings)
     # Eager computes in float32; what rounds h and the gates to half precision is torch's own LSTM.
@@ -62,15 +90,26 @@ def test_half_precision(form, reverse, hidden_size):
     assert all(our <= 2 * their + 5e-4 for our, their in zip(ours, theirs, strict=True))
 
 
+# Two blocks of rows; every row ended before the last step; no row has a step.
 @forms
 @directions
-@pytest.mark.parametrize("lengths", [(5, 1, 3), (0, 5, 2), (2, 2, 2), (5, 5, 5)], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [(4, 1, 3, 0, 2, 4) * 3, (2, 0, 3), (0, 0)], ids=["mixed", "short", "none"]
+)
 def test_rows_of_their_own_length(form, reverse, lengths):
-    inputs = tensors(5, 3, 5, 17, torch.float32)
+    inputs = tensors(4, len(lengths), 5, 17, torch.float32)
     for row, length in enumerate(lengths):
         inputs[0][length:, row] = float("nan")
     settings = {"weight_p": 0.5, "gate_p": 0.2, "seed": 6, "reverse": reverse}
     assert_as_near_as_eager(form, inputs, lengths=torch.tensor(lengths), **settings)
+
+
+@forms
+def test_one_step_and_rows_without_any(form):
+    inputs = tensors(1, 3, 5, 16, torch.float32)
+    settings = {"weight_p": 0.5, "seed": 6, "lengths": torch.tensor([1, 0, 1])}
+    for reverse in (False, True):
+        assert_as_near_as_eager(form, inputs, reverse=reverse, **settings)
 
 
 @forms
@@ -128,30 +167,6 @@ def test_an_empty_batch(form):
     expected = run("eager", inputs, weight_p=0.5, seed=1)
     for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape
-        assert torch.equal(a, b)
-
-
-@forms
-@directions
-def test_no_element_is_read_that_was_not_written(form, reverse, monkeypatch):
-    """Every workspace is full of NaN before it is used."""
-    inputs = tensors(3, 3, 5, 17, torch.float32)
-    settings = {"weight_p": 0.5, "gate_p": 0.2, "seed": 6, "reverse": reverse}
-    settings["lengths"] = torch.tensor([3, 1, 2])
-    expected = run(form, inputs, **settings)
-    empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
-
-    def poisoned(make):
-        def call(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        return call
-
-    monkeypatch.setattr(torch, "empty", poisoned(empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(new_empty))
-    for a, b in zip(run(form, inputs, **settings), expected, strict=True):
         assert torch.equal(a, b)
 
 

@@ -24,11 +24,16 @@ def arguments(
     return (*inputs, lengths, torch.tensor(7), *drops, form, keep)
 
 
+def close(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {},
-        {"stream": 1, "lengths": torch.tensor([3, 1])},
+        {"stream": 1, "lengths": torch.tensor([2, 1])},
         {"bias": False, "keep": KEEP_CELLS, "form": "persistent"},
         {"grad": False, "keep": KEEP_NOTHING},
         {"steps": 0},
@@ -37,7 +42,7 @@ def arguments(
     ids=str,
 )
 def test_opcheck(settings):
-    torch.library.opcheck(lstm_triton, arguments(**settings))
+    torch.library.opcheck(lstm_triton, arguments(**{"steps": 2, **settings}))
 
 
 def test_opcheck_of_the_dropped_weight():
@@ -62,6 +67,56 @@ def test_what_is_kept_does_not_change_what_comes_out(form, stream):
     assert nothing == [0, 0]
     assert cells == [0, 4 * 2 * 16]
     assert gates == [3 * 2 * 64, 4 * 2 * 16]
+
+
+@pytest.mark.parametrize("form", ["stepwise", "persistent"])
+def test_gates_computed_again_give_the_same_gradients(form):
+    results = []
+    for keep in (KEEP_CELLS, KEEP_GATES):
+        args = arguments(keep=keep, form=form, stream=1, lengths=torch.tensor([3, 1]))
+        output, h_n, c_n, *_ = lstm_triton(*args)
+        loss = output.square().sum() + h_n.sum() + c_n.square().sum()
+        results.append(torch.autograd.grad(loss, args[:7]))
+    close(*results)
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+@pytest.mark.parametrize("keep", [KEEP_CELLS, KEEP_GATES])
+def test_no_steps_leave_the_state_as_it_is(stream, keep):
+    args = arguments(steps=0, stream=stream, keep=keep)
+    output, h_n, c_n, *_ = lstm_triton(*args)
+    assert output.shape == (0, 2, 16)
+    assert torch.equal(h_n, args[1]) and torch.equal(c_n, args[2])
+    grads = torch.autograd.grad((2 * h_n + 3 * c_n).sum(), args[:7])
+    assert (grads[1] == 2).all() and (grads[2] == 3).all()
+    assert not any(grad.any() for grad in (grads[0], *grads[3:]))
+
+
+def test_what_is_frozen_gets_no_gradient():
+    everything = arguments()
+    expected = torch.autograd.grad(lstm_triton(*everything)[0].square().sum(), everything[:7])
+    for trainable in [[0, 3], [1], [2, 5], [4], [6]]:
+        args = arguments(grad=False)
+        for index in trainable:
+            args[index].requires_grad_()
+        lstm_triton(*args)[0].square().sum().backward()
+        assert [i for i in range(7) if args[i].grad is not None] == trainable
+        close([args[i].grad for i in trainable], [expected[i] for i in trainable])
+
+
+def test_the_gradients_of_both_biases_are_equal_and_two_tensors():
+    args = arguments()
+    # Not .grad, into which autograd would copy.
+    b_ih, b_hh = torch.autograd.grad(lstm_triton(*args)[0].sum(), args[5:7])
+    assert torch.equal(b_ih, b_hh)
+    assert b_ih.data_ptr() != b_hh.data_ptr()
+
+
+def test_second_derivatives_are_refused():
+    args = arguments()
+    (grad,) = torch.autograd.grad(lstm_triton(*args)[0].sum(), args[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match='use backend="reference"'):
+        grad.sum().backward()
 
 
 def test_no_mask_and_no_dropped_weight_is_saved():
