@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ulmfit_fast.nn import EmbeddingDropout, LockedDropout
+from ulmfit_fast.nn.dropout import embed
 
 
 def test_locked_dropout_holds_one_mask_over_time() -> None:
@@ -148,3 +149,18 @@ def test_token_outside_the_vocabulary_is_named(token: int) -> None:
 def test_tokens_must_be_integers() -> None:
     with pytest.raises(TypeError, match=r"int64 or int32 ids, got torch\.float32"):
         EmbeddingDropout(nn.Embedding(5, 2), 0.0)(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.5}, {"padding_idx": 3}], ids=str)
+@pytest.mark.parametrize(("p", "locked_p"), [(0.5, 0.3), (0.0, 0.3), (0.5, 0.0)])
+def test_embed_drops_features_as_locked_dropout_would_afterwards(
+    options: dict[str, float], p: float, locked_p: float
+) -> None:
+    embedding, tokens = nn.Embedding(20, 5, **options), torch.randint(20, (6, 4))
+    torch.manual_seed(3)
+    expected = LockedDropout(locked_p)(EmbeddingDropout(embedding, p)(tokens))
+    torch.manual_seed(3)
+    got = embed(embedding, tokens, p, locked_p=locked_p)
+    assert torch.equal(got, expected)
+    grads = [torch.autograd.grad(y.square().sum(), embedding.weight)[0] for y in (expected, got)]
+    assert torch.equal(*grads)
