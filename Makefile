@@ -13,10 +13,10 @@ help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
 	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
 	@echo "make check   lint and type-check"
-	@echo "make bench   run the benchmarks"
+	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
 	@echo "make compile-gate  compile the kernels for GPUs that need not be here, and inspect the code"
 	@echo "make test-gpu      run the tests that need a CUDA device"
-	@echo "make bench-gpu     time a layer beside nn.LSTM on a CUDA device"
+	@echo "make bench-gpu     answer them on a CUDA device: under 9 minutes"
 	@echo "make sanitize      run some of them under compute-sanitizer"
 
 demo: $(READY)
@@ -33,7 +33,7 @@ test-gpu: $(READY)
 	$(PY) -m pytest -m gpu tests/gpu
 
 bench-gpu: $(READY)
-	$(PY) -m benchmarks.bench_lstm_gpu --out benchmarks/results/lstm_gpu.csv
+	$(PY) -m benchmarks.report --device cuda
 
 # PyTorch's caching allocator would hide what runs past the end of a tensor.
 sanitize: $(READY)
@@ -48,7 +48,7 @@ check: $(READY)
 	$(PY) -m mypy
 
 bench: $(READY)
-	$(PY) -m pytest benchmarks --benchmark-only
+	$(PY) -m benchmarks.report --device cpu
 
 .venv/.installed: setup.py constraints.txt
 	test -d .venv || python3 -m venv .venv

@@ -1,6 +1,5 @@
-"""The GPU benchmark, rehearsed at tiny shapes, so that a GPU's minutes are spent on numbers."""
+"""The GPU's report, walked at tiny shapes, so that a GPU's minutes are spent on numbers."""
 
-import csv
 import os
 
 import pytest
@@ -8,29 +7,62 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
 
-from benchmarks import bench_lstm_gpu as bench
+from benchmarks import barrier, barrier_kernel, baselines, layers, report
+from benchmarks.questions import QUESTIONS
+from benchmarks.rows import read_rows
+from benchmarks.settings import Settings
+
+KERNELS = {f"ulmfit_fast {name}" for name in baselines.KERNELS}
 
 
-def test_every_implementation_is_checked_and_timed(tmp_path):
-    path = tmp_path / "rows.csv"
-    bench.main(["--rehearse", "--out", str(path)])
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = {row["implementation"] for row in rows}
-    assert names == {bench.BASELINE, "nn.LSTM", *bench.KERNELS}
-    assert len(rows) == len(bench.TINY_SHAPES) * len(names) * 2
-    assert all(float(row["median_us"]) > 0 for row in rows)
-    assert any(float(row["error"]) > 0 for row in rows)
+def dry_run(tmp_path, *questions):
+    code = report.main(["--dry-run", "--out", str(tmp_path), "--only", *questions])
+    (path,) = tmp_path.glob("dry_run_*.csv")
+    return code, read_rows(path)
 
 
-def test_what_is_wrong_is_not_timed(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "error_of", lambda name, *rest: float(name in bench.KERNELS))
-    rows = bench.measure(bench.TINY_SHAPES[1], 2, 2, "cpu", bench.facts_of("cpu"))
-    assert {row.implementation for row in rows} == {bench.BASELINE, "nn.LSTM"}
-    assert capsys.readouterr().out.count("WRONG by 1.00e+00, not timed") == len(bench.KERNELS)
+@pytest.mark.slow
+def test_the_whole_path_of_a_gpu(tmp_path, capsys):
+    code, rows = dry_run(tmp_path, *(q for q in QUESTIONS if q not in ("first_step", "layer")))
+    text = capsys.readouterr().out
+    assert code == 0 and "WRONG" not in text
+    assert {row.question for row in rows} == set(QUESTIONS) - {"first_step", "layer"}
+    assert all(row.median_us or row.saved_bytes for row in rows)
+    assert KERNELS <= {row.implementation for row in rows}
 
 
-def test_without_a_gpu_it_says_so(capsys):
-    with pytest.raises(SystemExit):
-        bench.main([])
-    assert "there is no CUDA device" in capsys.readouterr().err
+@pytest.mark.slow
+def test_layers_are_checked_and_timed_eagerly_and_as_graphs(tmp_path):
+    _, rows = dry_run(tmp_path, "layer")
+    assert {row.question for row in rows} == {"layer", "stack"}
+    assert {row.launched for row in rows} == {"eager", "graph"}
+    assert {row.passes for row in rows} == {"forward", "training"}
+    assert {row.dtype for row in rows} == {"float16", "float32"}
+    names = {row.implementation for row in rows}
+    assert names >= KERNELS | {baselines.TODAY, baselines.PLAIN, "cuDNN at its best"}
+    assert all(row.right and row.median_us > 0 and row.floor_us > 0 for row in rows)
+    assert any(row.error > 0 for row in rows if row.implementation in KERNELS)
+
+
+def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
+    said = []
+    settings = Settings(gpu=True, tiny=True, repeats=1, say=said.append)
+    right = baselines.results
+
+    def spoilt(implementation, x, grad):
+        got = right(implementation, x, grad)
+        return [1.1 * value for value in got] if implementation.name in KERNELS else got
+
+    monkeypatch.setattr(baselines, "results", spoilt)
+    makers = [layers.today(settings), *(layers.ours(settings, n) for n in baselines.KERNELS)]
+    shape = {"widths": (6, 16), "batch_size": 3, "steps": 2, "passes": ("forward",)}
+    rows = layers.compare_layers(settings, makers, question="layer", **shape)
+    assert {row.implementation for row in rows if row.median_us} == {baselines.TODAY}
+    assert sum("WRONG" in line for line in said) == len(KERNELS)
+
+
+def test_the_barrier_of_the_kernels_is_what_is_timed():
+    assert int(barrier_kernel.meet(1, 3, "cpu")) == 0
+    settings = Settings(gpu=True, tiny=True, repeats=1)
+    assert barrier.meeting_us(settings) > 0
+    assert settings.notes == []

@@ -1,0 +1,93 @@
+"""How fast are masks drawn: Philox by counter, beside PyTorch's own generator?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+import ulmfit_fast as uf
+from benchmarks.check import error_of
+from benchmarks.cli import run_question
+from benchmarks.measure import Entry, compare
+from benchmarks.rows import Row
+from benchmarks.settings import Settings
+
+QUESTION = "masks"
+BERNOULLI = "bernoulli_"
+P = 0.5
+
+
+def run(settings: Settings) -> list[Row]:
+    """Measure the mask of one recurrent weight, drawn alone and applied to it."""
+    if settings.over(QUESTION):
+        return []
+    hidden = settings.sized(1152, 1152, 16)
+    settings.say(f" the (4H, H) mask of a recurrent weight, H={hidden}")
+    weight = torch.randn(4 * hidden, hidden).to(settings.device, settings.dtype)
+    mask = torch.empty_like(weight)
+    seed = torch.tensor(5)
+    keep = uf.rng.weight_keep
+    drop = _drop(settings)
+    device = settings.device
+    drawn = {
+        BERNOULLI: (lambda turn: mask.bernoulli_(1 - P), None),
+        "ulmfit_fast Philox": (
+            lambda turn: keep(seed + turn, hidden, (P,) * 4, device=device),
+            lambda: keep(seed, hidden, (P,) * 4, device=device) / (1 - P),
+        ),
+    }
+    applied = {
+        "F.dropout": (lambda turn: F.dropout(weight, P), None),
+        "ulmfit_fast Philox": (
+            lambda turn: drop(weight, seed + turn),
+            lambda: drop(weight, seed),
+        ),
+    }
+    wanted = uf.dropout_masks(5, hidden_size=hidden, weight_p=P, dtype=torch.float64).weight
+    rows = []
+    for passes, group, baseline, truth in (
+        ("draw", drawn, BERNOULLI, wanted),
+        ("drop", applied, "F.dropout", weight.cpu().double() * wanted),
+    ):
+        entries = [
+            Entry(
+                name,
+                passes,
+                settings.dtype,
+                step,
+                # PyTorch's generator draws other bits: there is nothing to hold them against.
+                None
+                if get is None
+                else lambda get=get, truth=truth: error_of([get().cpu()], [truth]),
+                weight_p=P,
+                mask_bits=weight.numel(),
+            )
+            for name, (step, get) in group.items()
+        ]
+        rows += compare(
+            entries,
+            settings,
+            question=QUESTION,
+            baseline=baseline,
+            hidden_size=hidden,
+            input_size=hidden,
+        )
+    return rows
+
+
+def _drop(settings: Settings) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return weight-drop of our own: a kernel on a GPU, PyTorch's operations on a CPU."""
+    if not settings.gpu:
+        return lambda weight, seed: uf.rng.drop_weight(weight, seed, (P,) * 4)
+    from ulmfit_fast.kernels import weight_drop  # noqa: TID251
+
+    def kernel(weight: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return weight_drop.drop_weight_triton(weight, seed.to(weight.device), (P,) * 4, 0)
+
+    return kernel
+
+
+if __name__ == "__main__":
+    run_question(run, __doc__)

@@ -1,0 +1,34 @@
+"""All questions, in the order in which they are asked: the goals' rows first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks import (
+    bench_classifier_step,
+    bench_dropout_cost,
+    bench_first_step,
+    bench_layer,
+    bench_layer_bfloat16,
+    bench_lm_step,
+    bench_masks,
+    bench_memory,
+    bench_scaling,
+)
+from benchmarks.rows import Row
+from benchmarks.settings import Settings
+
+QUESTIONS: dict[str, Callable[[Settings], list[Row]]] = {
+    "lm_step": bench_lm_step.run,
+    "layer": bench_layer.run,
+    "dropout_cost": bench_dropout_cost.run,
+    "memory": bench_memory.run,
+    "classifier_step": bench_classifier_step.run,
+    "masks": bench_masks.run,
+    "scaling": bench_scaling.run,
+    "first_step": bench_first_step.run,
+}
+# Asked by name only.
+ON_REQUEST: dict[str, Callable[[Settings], list[Row]]] = {
+    "layer_bfloat16": bench_layer_bfloat16.run,
+}

@@ -1,0 +1,169 @@
+"""The tables of the README, written from rows."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from benchmarks import bench_dropout_cost, goals
+from benchmarks.baselines import KERNELS, PLAIN, TODAY
+from benchmarks.rows import Row
+from benchmarks.show import duration, size
+
+_BESIDE = [
+    PLAIN,
+    "fastai WeightDropout",
+    *(f"ulmfit_fast {name}" for name in ("auto", "eager", *KERNELS)),
+]
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Write a Markdown table whose columns are aligned, the first ones to the left."""
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+
+    def written(cells: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if i < left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (w - 1) if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([written(head), written(rule), *map(written, lines)])
+
+
+def device(rows: Sequence[Row], name: str) -> str:
+    """Write all tables of one device.
+
+    Args:
+        rows: of its file.
+        name: of the file.
+    """
+    parts = [_where(rows, name)]
+    for write in (layers, language_model, dropout_cost, memory, reached):
+        if text := write(rows):
+            parts.append(text)
+    return "\n\n".join(parts)
+
+
+def layers(rows: Sequence[Row]) -> str:
+    """Write the layers: a line a shape, the baseline's time and the others beside it."""
+    names = ("layer", "stack", "layer_bfloat16")
+    chosen = [r for r in rows if r.question in names and r.passes == "training" and r.median_us]
+    chosen = [row for row in chosen if row.launched == "eager" and row.baseline == TODAY]
+    shapes = list(dict.fromkeys(_shape(row) for row in chosen))
+    present = [n for n in _BESIDE if any(row.implementation == n for row in chosen)]
+    lines = []
+    for shape in shapes:
+        found = {row.implementation: row for row in chosen if _shape(row) == shape}
+        if TODAY in found:
+            cells = [_beside(found[n]) if n in found else "" for n in present]
+            lines.append([*shape, _time(found[TODAY]), *cells])
+    if not lines:
+        return ""
+    text = (
+        f"Forward and backward of a layer with `weight_p=0.5`: the time of {TODAY}, and of the "
+        f"others with how many times as fast they are; {PLAIN} alone drops nothing."
+    )
+    head = ["layer", "batch", "dtype", TODAY, *present]
+    return f"{_wrapped(text)}\n\n{table(head, lines)}"
+
+
+def language_model(rows: Sequence[Row]) -> str:
+    """Write the training step of the language model."""
+    chosen = [row for row in rows if row.question == "lm_step" and row.passes == "step"]
+    chosen = [row for row in chosen if row.tokens_per_second]
+    if not chosen:
+        return ""
+    lines = [
+        [
+            row.implementation,
+            row.dtype,
+            f"{row.tokens_per_second:,.0f}",
+            _ratio(row),
+            "" if row.peak_bytes is None else size(row.peak_bytes),
+        ]
+        for row in chosen
+    ]
+    head = ["implementation", "dtype", "tokens/s", "times as fast", "peak memory"]
+    if not any(line[4] for line in lines):
+        head, lines = head[:4], [line[:4] for line in lines]
+    first = chosen[0]
+    text = (
+        f"A whole training step of the language model, V = {first.vocab_size:,}, "
+        f"B = {first.batch_size}, T = {first.steps}, beside the same operations in plain PyTorch "
+        "as fastai writes them:"
+    )
+    return f"{_wrapped(text)}\n\n{table(head, lines)}"
+
+
+def dropout_cost(rows: Sequence[Row]) -> str:
+    """Write what the dropouts cost."""
+    chosen = [r for r in rows if r.question == bench_dropout_cost.QUESTION and r.times_as_fast]
+    chosen = [row for row in chosen if row.passes == "training" and row.launched == "eager"]
+    if not chosen:
+        return ""
+    lines = [[row.implementation, f"{1 / row.times_as_fast:.2f}"] for row in chosen]
+    text = "The dropouts' cost: the time over that of the same backend without them."
+    return f"{text}\n\n{table(['forward and backward', 'time'], lines)}"
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """Write the memory of a layer."""
+    chosen = [row for row in rows if row.question == "memory"]
+    if not chosen:
+        return ""
+    lines = [
+        [
+            row.implementation,
+            *("" if n is None else size(n) for n in (row.saved_bytes, row.peak_bytes)),
+        ]
+        for row in chosen
+    ]
+    first = chosen[0]
+    text = (
+        f"Memory of the layer {first.input_size}->{first.hidden_size}, B = {first.batch_size}, "
+        f"T = {first.steps}: what the forward keeps for the backward, and the highest use of both."
+    )
+    return f"{_wrapped(text)}\n\n{table(['implementation', 'kept', 'highest'], lines)}"
+
+
+def reached(rows: Sequence[Row]) -> str:
+    """Write which goals are met."""
+    lines = "\n".join(f"- {line}" for line in goals.lines(rows))
+    return f"Ratios that were aimed at:\n\n{lines}" if lines else ""
+
+
+def _where(rows: Sequence[Row], name: str) -> str:
+    first = rows[0]
+    commits = ", ".join(
+        dict.fromkeys(row.commit + (" with changes" if row.dirty else "") for row in rows)
+    )
+    text = (
+        f"{first.device}, {first.cores} cores, {first.threads} threads, torch {first.torch}; "
+        f"commit {commits}; `benchmarks/results/{name}` has all rows."
+    )
+    return _wrapped(text)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def _shape(row: Row) -> tuple[str, str, str]:
+    layer = f"{row.input_size}->{row.hidden_size}"
+    name = f"stack {row.input_size}->...->{row.input_size}" if row.question == "stack" else layer
+    return name, str(row.batch_size), row.dtype
+
+
+def _time(row: Row) -> str:
+    return duration(row.median_us) if row.median_us is not None else ""
+
+
+def _ratio(row: Row) -> str:
+    return "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}"
+
+
+def _beside(row: Row) -> str:
+    ratio = _ratio(row)
+    return f"{_time(row)} ({ratio})" if ratio else _time(row)

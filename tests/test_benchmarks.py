@@ -1,0 +1,368 @@
+"""The benchmark suite: rows, arithmetic, baselines, and that what is wrong has no time."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import (
+    baselines,
+    bench_classifier_step,
+    bench_layer,
+    bench_lm_step,
+    check,
+    goals,
+    layers,
+    machine,
+    measure,
+    memory,
+    optional,
+    plots,
+    report,
+    roofline,
+    show,
+    timing,
+)
+from benchmarks.questions import ON_REQUEST, QUESTIONS
+from benchmarks.rows import Row, file_name, read_rows, write_rows
+from benchmarks.settings import Settings
+
+ROOT = machine.ROOT
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def settings(said):
+    found = Settings(tiny=True, repeats=2, say=said.append)
+    found.ceilings = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
+    return found
+
+
+def test_rows_survive_the_csv(tmp_path, settings):
+    full = settings.row(
+        question="layer",
+        implementation="ours, with a comma",
+        passes="training",
+        dtype="float32",
+        error=1.5e-7,
+        median_us=12.25,
+        peak_bytes=7,
+        tokens_per_second=3.5,
+    )
+    wrong = dataclasses.replace(full, right=False, error=float("inf"), median_us=None)
+    path = tmp_path / "results" / "rows.csv"
+    write_rows(path, [full, wrong])
+    assert read_rows(path) == [full, wrong]
+    assert [p.name for p in path.parent.iterdir()] == ["rows.csv"]
+    header = path.read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert header == [field.name for field in dataclasses.fields(Row)]
+
+
+def test_a_device_has_one_file():
+    assert file_name("cpu", "AMD EPYC") == "cpu_amd_epyc.csv"
+    assert file_name("cuda", "NVIDIA H100 80GB HBM3") == "cuda_nvidia_h100_80gb_hbm3.csv"
+
+
+def test_a_row_names_the_machine(settings):
+    row = settings.row(question="layer", implementation="x", passes="forward", dtype="float32")
+    assert row.device and row.cores >= 1 and row.threads >= 1
+    assert row.torch == torch.__version__ and row.python.startswith("3.")
+    assert row.driver == row.cudnn == ""
+    assert isinstance(row.dirty, bool)
+
+
+def test_the_arithmetic_of_a_step():
+    # H = 1152, B = 64: W_hh in bfloat16 is 4 * 1152 * 1152 * 2 bytes; a step multiplies it by h.
+    one = roofline.layer_cost(0, 1152, 64, 1, 2, training=False)
+    assert one.operations == 2 * 64 * 4608 * 1152 == pytest.approx(0.68e9, rel=2e-3)
+    w_hh, biases, output = 10_616_832, 2 * 4608 * 2, 64 * 1152 * 2
+    assert one.moved == w_hh + biases + output
+    assert one.meetings == 1
+
+
+def test_the_arithmetic_of_a_layer_by_hand():
+    # E = 2, H = 3, B = 5, T = 7, 4 bytes: parameters 12 * (2 + 3 + 2), ends 35 * (2 + 3).
+    forward = roofline.layer_cost(2, 3, 5, 7, 4, training=False)
+    assert forward == roofline.Cost(2 * 35 * 12 * 5, 4 * (84 + 175), 7)
+    training = roofline.layer_cost(2, 3, 5, 7, 4, training=True)
+    assert training == roofline.Cost(3 * forward.operations, 3 * forward.moved, 14)
+    stack = roofline.stack_cost((2, 3, 3), 5, 7, 4, training=True)
+    assert stack == training + roofline.layer_cost(3, 3, 5, 7, 4, training=True)
+
+
+def test_the_arithmetic_of_decoder_and_adam():
+    decoder = roofline.decoder_cost(4480, 400, 60_008, 2)
+    assert decoder.operations / 3 == pytest.approx(215e9, rel=2e-3)
+    assert decoder.moved == 3 * 2 * 400 * (60_008 + 4480)
+    assert roofline.adam_cost(10) == roofline.Cost(0, 280, 0)
+
+
+def test_the_floor_is_the_busier_of_the_two_and_the_waiting():
+    busy = roofline.Cost(2e9, 1e6, 10)
+    assert roofline.floor_us(busy, copied=1e9, rate=1e12, meeting_us=1.5) == 2000 + 15
+    moving = roofline.Cost(2e9, 8e6, 10)
+    assert roofline.floor_us(moving, copied=1e9, rate=1e12, meeting_us=0) == 8000
+
+
+def test_ceilings_are_measured():
+    found = roofline.measure(Settings(tiny=True, repeats=2))
+    assert found.copied > 0 and found.rate(torch.float32) > 0 and found.meeting_us == 0
+    assert "float32" in str(found)
+
+
+def ours(backend, **drops):
+    return lambda settings, dtype: layers.ours(settings, backend, dtype, **drops)
+
+
+MAKERS = {
+    "today": layers.today,
+    "plain": layers.plain,
+    "auto": ours("auto"),
+    "eager": ours("eager"),
+    "reference": ours("reference"),
+    "gates": ours("eager", weight_p=0.5, gate_p=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_implementation_has_the_same_results(name, dtype, settings):
+    weights = baselines.make_weights((6, 16, 5), "cpu")
+    implementation = MAKERS[name](settings, dtype)(weights)
+    x, grad = torch.randn(7, 3, 6), torch.randn(7, 3, 5)
+    wanted = baselines.truth(implementation, weights, x, grad)
+    got = baselines.results(implementation, x, grad)
+    assert len(got) == len(wanted) == 4
+    assert check.error_of(got, wanted) < (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_masks_matter_to_the_truth(settings):
+    weights = baselines.make_weights((6, 16), "cpu")
+    x, grad = torch.randn(7, 3, 6), torch.randn(7, 3, 16)
+    dropped = layers.today(settings)(weights)
+    wanted = baselines.truth(layers.plain(settings)(weights), weights, x, grad)
+    assert check.error_of(baselines.results(dropped, x, grad), wanted) > 0.05
+
+
+def test_an_error_is_a_share_of_the_largest_value():
+    wanted = [torch.tensor([1.0, -4.0]), torch.tensor([0.5])]
+    got = [torch.tensor([1.0, -3.0]), torch.tensor([0.5])]
+    assert check.error_of(got, wanted) == 0.25
+    assert check.error_of([torch.tensor([float("nan"), 0.0]), wanted[1]], wanted) == float("inf")
+
+
+def test_what_is_wrong_has_no_time(settings, said):
+    def wrong(weights):
+        made = layers.ours(settings, "eager")(weights)
+        right = made.seeded
+        return dataclasses.replace(made, name="wrong", seeded=lambda x, seed: 1.01 * right(x, seed))
+
+    rows = layers.compare_layers(
+        settings,
+        [layers.today(settings), wrong, layers.ours(settings, "eager")],
+        question="layer",
+        widths=(6, 16),
+        batch_size=3,
+        steps=4,
+    )
+    by_name = {}
+    for row in rows:
+        by_name.setdefault(row.implementation, []).append(row)
+    assert all(not row.right and row.median_us is None for row in by_name["wrong"])
+    assert all(row.times_as_fast is None and row.p10_us is None for row in by_name["wrong"])
+    assert all(row.right and row.median_us > 0 for row in by_name["ulmfit_fast eager"])
+    lines = [line for line in said if " wrong " in line]
+    assert len(lines) == 2 and all("WRONG" in line and " us " not in line for line in lines)
+
+
+def test_what_raises_is_noted_and_the_others_go_on(settings):
+    def broken(turn):
+        raise RuntimeError("no such primitive\nand more")
+
+    entries = [
+        measure.Entry("broken", "step", torch.float32, broken),
+        measure.Entry("unchecked", "step", torch.float32, broken, lambda: broken(0)),
+        measure.Entry("right", "step", torch.float32, lambda turn: None, lambda: 0.0),
+    ]
+    rows = measure.compare(entries, settings, question="q", baseline="right")
+    assert [row.implementation for row in rows] == ["right"]
+    assert rows[0].times_as_fast == 1.0
+    assert len(settings.notes) == 2 and all("no such primitive" in n for n in settings.notes)
+
+
+def test_implementations_take_turns_and_rotate_their_inputs():
+    seen = []
+    steps = {name: lambda turn, name=name: seen.append((name, turn)) for name in "ab"}
+    times, failed = timing.take_turns(steps, repeats=3, cuda=False, warm_up=False)
+    assert seen == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert set(times) == set("ab") and not failed
+    assert all(time.repeats == 3 and time.p10 <= time.median <= time.p90 for time in times.values())
+
+
+def test_nothing_begins_when_the_time_is_up(settings):
+    settings.end = 0.0
+    for question in {**QUESTIONS, **ON_REQUEST}.values():
+        assert question(settings) == []
+    assert len(settings.notes) >= len(QUESTIONS)
+
+
+def test_language_model_steps_agree():
+    asked = bench_lm_step.problem(Settings(tiny=True))
+    batches = asked.batches()
+    results = functools.partial(bench_lm_step._results, asked=asked, batches=batches)
+    wanted = results(bench_lm_step.make_plain, dtype=torch.float64)
+    assert len(wanted) == 5  # the loss, the embedding, two recurrent weights, the decoder's bias
+    for make in (bench_lm_step.make_plain, bench_lm_step.make_ours):
+        assert check.error_of(results(make, dtype=torch.float32), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("passes", [bench_classifier_step.ALL, bench_classifier_step.LAST])
+def test_classifier_steps_agree(passes):
+    asked = bench_classifier_step.problem(Settings(tiny=True))
+    results = functools.partial(bench_classifier_step._results, asked=asked, passes=passes)
+    wanted = results(bench_classifier_step._plain, dtype=torch.float64)
+    for make in (bench_classifier_step._plain, bench_classifier_step._ours):
+        assert check.error_of(results(make, dtype=torch.float32), wanted) < 1e-4
+
+
+def test_what_is_saved_is_counted_once():
+    x = torch.randn(8, 4, requires_grad=True)
+    # Both factors of the square are the one tensor; x itself was there before.
+    assert memory.saved_bytes(lambda: (x.sin() ** 2 * 3).sum(), [x]) == 8 * 4 * 4
+    assert memory.saved_bytes(lambda: x.sin().sum(), [x]) == 0
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        functools.partial(optional.fastai_layer, weight_p=0.5),
+        functools.partial(optional.flashrnn_layer, dtype=torch.float32),
+        functools.partial(optional.torchrl_layer, dtype=torch.float32),
+    ],
+    ids=["fastai", "flashrnn", "torchrl"],
+)
+def test_an_absent_package_says_why(load, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(optional.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match="is left out: ModuleNotFoundError: No module named"):
+        load(baselines.make_weights((4, 4), "cpu"))
+
+
+def test_goals_say_by_how_much(settings):
+    def step(name, median):
+        return settings.row(
+            question="lm_step",
+            implementation=name,
+            passes="step",
+            vocab_size=15_008,
+            dtype="float32",
+            median_us=median,
+        )
+
+    rows = [step(bench_lm_step.TODAY, 100.0), step(bench_lm_step.OURS, 80.0)]
+    assert [line.partition(": ")[2] for line in goals.lines(rows)] == [
+        "1.25, wanted >= 1.3: missed by 4%"
+    ]
+    assert goals.lines(rows[:1]) == []
+    memory_goal = next(goal for goal in goals.GOALS if goal.measure == "memory")
+    fields = {"question": "lm_step", "passes": "step", "vocab_size": 60_008, "dtype": "bfloat16"}
+    pair = [
+        settings.row(implementation=name, peak_bytes=size, **fields)
+        for name, size in ((bench_lm_step.OURS, 2), (bench_lm_step.TODAY, 8))
+    ]
+    assert goals.ratio(memory_goal, pair) == 0.25
+
+
+def test_the_goals_name_what_the_questions_measure(settings):
+    names = {row.implementation for row in bench_layer.run(settings)}
+    names |= {row.implementation for row in bench_lm_step.run(settings)}
+    cpu = [goal for goal in goals.GOALS if goal.what.startswith("CPU")]
+    wanted = {goal.ours["implementation"] for goal in cpu}
+    assert wanted <= names
+    optional_ones = {"fastai WeightDropout", bench_lm_step.FASTAI}
+    assert {goal.theirs["implementation"] for goal in cpu} - optional_ones <= names
+
+
+def test_the_report_end_to_end(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--tiny", "--repeats", "2", "--out", str(tmp_path)]
+    asked = ["lm_step", "layer", "dropout_cost", "classifier_step", "masks", "scaling"]
+    assert report.main([*arguments, "--only", *asked]) == 0
+    (path,) = tmp_path.glob("*.csv")
+    rows = read_rows(path)
+    assert {row.question for row in rows} == set(asked)
+    assert all(row.right and row.median_us > 0 for row in rows)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".csv", ".png"}
+    text = capsys.readouterr().out
+    assert "WRONG" not in text and "ceilings copy" in text
+    assert report.main([*arguments, "--only", "masks"]) == 0
+    assert {row.question for row in read_rows(path)} == set(asked)
+
+
+@pytest.mark.parametrize("how", ["--tiny", "--dry-run"])
+def test_a_run_that_measures_nothing_leaves_the_results_alone(how, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="measures nothing"):
+        report.main([how, "--out", str(report.RESULTS)])
+
+
+def test_a_report_for_a_gpu_that_is_not_there_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        report.main(["--device", "cuda"])
+
+
+def test_memory_is_measured_in_a_process_of_its_own(settings):
+    peak = memory.peak_of_process("nn.LSTM", 6, 16, 3, 3)
+    assert peak is None or peak >= 0
+
+
+def test_the_first_step_is_timed_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "benchmarks.first_step", "eager", "cpu", "float32"]
+    result = subprocess.run(
+        [*command, "6", "16", "3", "3"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    seconds = json.loads(result.stdout)
+    assert list(seconds) == ["import", "first step", "second step"]
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_numbers_are_written_in_their_units():
+    assert show.duration(999.0) == "999.0 us" and show.duration(1e6) == "1.000 s"
+    assert show.size(10_616_832) == "10.6 MB" and show.size(1_070_000_000) == "1.07 GB"
+
+
+def test_the_readme_is_written_from_the_rows(tmp_path, settings):
+    fields = {
+        "question": "layer",
+        "passes": "training",
+        "input_size": 400,
+        "hidden_size": 1152,
+        "batch_size": 64,
+        "steps": 70,
+        "dtype": "float32",
+        "baseline": baselines.TODAY,
+    }
+    rows = [
+        settings.row(implementation=baselines.TODAY, median_us=2.5e6, times_as_fast=1.0, **fields),
+        settings.row(
+            implementation="ulmfit_fast auto", median_us=2e6, times_as_fast=1.25, **fields
+        ),
+    ]
+    write_rows(tmp_path / "cpu_x.csv", rows)
+    section = plots.section(tmp_path)
+    assert "| 400->1152 |    64 | float32 |             2.500 s |   2.000 s (1.25) |" in section
+    assert "1.25, wanted >= 1.1: met by 14%" in section
+    old = f"before\n\n{plots.BEGIN}\nold\n{plots.END}\n\nafter\n"
+    assert plots.rewrite(old, section) == f"before\n\n{section}\n\nafter\n"
+    with pytest.raises(ValueError, match="has no"):
+        plots.rewrite("no markers", section)
