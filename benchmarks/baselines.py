@@ -39,7 +39,7 @@ class Implementation:
         seeded: the same with the masks of a seed, a 0-d int64 tensor; without masks, as `run`.
         parameters: its own parameters, the recurrent weights as they are before dropout.
         recurrent: the recurrent weights among them.
-        persistent: whether the whole sequence is one launch.
+        kernels: whether Triton compiles it.
         replays: whether a CUDA graph may replay `run`; a seed drawn on the host would be fixed.
     """
 
@@ -51,7 +51,7 @@ class Implementation:
     seeded: Callable[[Tensor, Tensor], Tensor]
     parameters: list[nn.Parameter]
     recurrent: list[nn.Parameter]
-    persistent: bool = False
+    kernels: bool = False
     replays: bool = True
 
 
@@ -150,7 +150,7 @@ def ours(
         seeded,
         [p for layer in layers for p in layer.parameters()],
         [layer.weight_hh_l0 for layer in layers],
-        persistent=backend == KERNELS[0],
+        kernels=backend in KERNELS,
         replays=not (weight_p or gate_p),
     )
 

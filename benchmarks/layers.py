@@ -51,6 +51,9 @@ def compare_layers(
     settings.say(f" {name}, B={batch_size}, T={steps}")
     torch.manual_seed(0)
     weights = baselines.make_weights(widths, settings.device)
+    if settings.share is not None:
+        _compile(settings, makers, weights, batch_size)
+        return []
     inputs = [torch.randn(steps, batch_size, widths[0]).to(settings.device) for _ in range(INPUTS)]
     grad = torch.randn(steps, batch_size, widths[-1]).to(settings.device)
     wanted = _Truths(settings, weights, inputs[0], grad)
@@ -88,6 +91,28 @@ def compare_layers(
     return compare(
         entries, settings, question=question, baseline=baseline, repeats=repeats, **shape
     )
+
+
+def _compile(
+    settings: Settings, makers: Sequence[Make], weights: Sequence[Weights], batch_size: int
+) -> None:
+    """Run each of this worker's kernels once, with and without a backward to come."""
+    for make in makers:
+        try:
+            made = make(weights)
+            sizes = frozenset(layer[1].shape[1] for layer in weights)
+            drops = (bool(made.weight_p), bool(made.gate_p))
+            if not made.kernels or not settings.share.takes(
+                (made.name.split(",")[0], sizes, batch_size, made.dtype, drops)
+            ):
+                continue
+            x = torch.randn(2, batch_size, weights[0][0].shape[1]).to(settings.device)
+            grad = torch.randn(2, batch_size, weights[-1][1].shape[1]).to(settings.device)
+            for passes in PASSES:
+                step_of(made.run, made, [x], grad, passes)(0)
+        except UNABLE:
+            # The report itself will say so.
+            continue
 
 
 def step_of(

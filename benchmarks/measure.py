@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks import check, show
+from benchmarks import check, memory, show
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from benchmarks.timing import UNABLE, Times, captured, take_turns
@@ -119,7 +120,10 @@ def compare(
     for (index, launched), time in times.items():
         entry = entries[index]
         base = _baseline(entry, launched, entries, times, baseline, settings)
-        rows.append(made(entry, launched=launched, **measured(entry, time, base)))
+        values = measured(entry, time, base)
+        if settings.cuda and launched == "eager":
+            values["peak_bytes"] = memory.peak_on_cuda(functools.partial(entry.step, 0))
+        rows.append(made(entry, launched=launched, **values))
         settings.say(show.line(rows[-1]))
     return rows
 

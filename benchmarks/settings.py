@@ -26,6 +26,7 @@ class Settings:
             interpreter and CUDA's own measures replaced.
         tiny: shapes of a few units, to run the code and measure nothing.
         repeats: samples of each time.
+        share: compile what this worker is to compile, and time nothing; see `warm`.
         end: no group begins after this time of `time.perf_counter`.
         notes: what was left out, and why.
         say: takes each line of the report.
@@ -35,6 +36,7 @@ class Settings:
     gpu: bool = False
     tiny: bool = False
     repeats: int = 7
+    share: Any = None
     end: float = float("inf")
     notes: list[str] = field(default_factory=list)
     say: Callable[[str], object] = print

@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 import torch
 
 K = TypeVar("K", bound=Hashable)
-# What an implementation that cannot run on a device, or not at this size, may raise.
-UNABLE = (RuntimeError, ValueError, TypeError, NotImplementedError, ImportError, OSError)
+# What an implementation may raise that cannot run on a device or at a size: other packages assert,
+# and compile in their own ways. Every such error is noted in the report.
+UNABLE = Exception
 # Random inputs that a step rotates through.
 INPUTS = 2
 # A sample is of so many calls that it takes this long, seconds: less would time the clock.

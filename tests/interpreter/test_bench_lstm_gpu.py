@@ -7,7 +7,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
 
-from benchmarks import barrier, barrier_kernel, baselines, layers, report
+from benchmarks import barrier, barrier_kernel, baselines, bench_dropout_cost, layers, report, warm
 from benchmarks.questions import QUESTIONS
 from benchmarks.rows import read_rows
 from benchmarks.settings import Settings
@@ -66,3 +66,24 @@ def test_the_barrier_of_the_kernels_is_what_is_timed():
     settings = Settings(gpu=True, tiny=True, repeats=1)
     assert barrier.meeting_us(settings) > 0
     assert settings.notes == []
+
+
+def test_workers_share_the_kernels_between_them(monkeypatch):
+    compiled = []
+    right = layers.step_of
+
+    def step_of(run, implementation, inputs, grad, passes):
+        compiled.append((implementation.name, passes))
+        return right(run, implementation, inputs, grad, passes)
+
+    monkeypatch.setattr(layers, "step_of", step_of)
+    shares = [[], []]
+    for worker in range(2):
+        compiled.clear()
+        settings = Settings(gpu=True, tiny=True, share=warm.Share(worker, 2), say=len)
+        for _ in range(2):
+            assert bench_dropout_cost.run(settings) == []
+        assert settings.notes == []
+        shares[worker] += compiled
+    # Two forms with four choices of dropouts, forward and training, each once.
+    assert len(shares[0]) == len(shares[1]) == 8 and not set(shares[0]) & set(shares[1])

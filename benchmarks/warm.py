@@ -1,0 +1,78 @@
+"""Compiles the kernels of a GPU's report in several processes, before anything is timed.
+
+    python -m benchmarks.warm WORKER WORKERS
+
+runs one worker's share, each kernel once on two time steps: Triton keeps what it has compiled on
+disk. One after the other they would take longer than all that is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from benchmarks.machine import ROOT
+from benchmarks.settings import Settings
+
+# Questions whose shapes and dropouts make new variants of the kernels.
+_QUESTIONS = ("layer", "dropout_cost", "scaling")
+_MOST, _LONGEST = 12, 180.0
+
+
+@dataclass
+class Share:
+    """What one of several workers compiles.
+
+    Attributes:
+        worker: its number.
+        workers: how many there are.
+        seen: variants so far, whoever's they are.
+    """
+
+    worker: int
+    workers: int
+    seen: set[Hashable] = field(default_factory=set)
+
+    def takes(self, variant: Hashable) -> bool:
+        """Say whether a variant is new and this worker's."""
+        if variant in self.seen:
+            return False
+        self.seen.add(variant)
+        return len(self.seen) % self.workers == self.worker
+
+
+def compile_all(settings: Settings) -> None:
+    """Have all workers compile, and wait for them."""
+    workers = max(1, min(_MOST, (os.cpu_count() or 1) - 2))
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.warm"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+    running = [subprocess.Popen([*command, str(i), str(workers)], **quiet) for i in range(workers)]
+    failed = 0
+    for process in running:
+        try:
+            left = max(0.1, start + _LONGEST - time.perf_counter())
+            failed += process.wait(timeout=left) != 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            failed += 1
+    if failed:
+        settings.note(f"{failed} of {workers} processes that compile ahead did not finish")
+    settings.say(f"compiled in {time.perf_counter() - start:.0f} s by {workers} processes")
+
+
+def work(settings: Settings) -> None:
+    """Compile one worker's share."""
+    from benchmarks.questions import QUESTIONS
+
+    for question in _QUESTIONS:
+        QUESTIONS[question](settings)
+
+
+if __name__ == "__main__":
+    work(Settings.of("cuda", share=Share(*map(int, sys.argv[1:])), say=lambda line: None))
