@@ -7,6 +7,7 @@ unfreezing.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import check, lm_ours, lm_plain
+from benchmarks import check, lm_ours, lm_plain, roofline
 from benchmarks.bench_lm_step import without_dropout
 from benchmarks.classifier_plain import PlainClassifier
 from benchmarks.cli import run_question
@@ -78,6 +79,7 @@ def run(settings: Settings) -> list[Row]:
         f"the last {asked.max_len} pooled; checked with every dropout off"
     )
     batches = asked.batches()
+    size = settings.dtype.itemsize
     rows = []
     for passes in (ALL, LAST):
         entries = []
@@ -92,6 +94,9 @@ def run(settings: Settings) -> list[Row]:
                     lambda turn, step=step: step(*batches[turn % len(batches)]),
                     functools.partial(_error, make, asked, settings.dtype, passes, wanted),
                     weight_p=asked.config.weight_p,
+                    floor_us=settings.ceilings.floor_us(
+                        cost_of(asked, passes, size), settings.dtype
+                    ),
                     tokens=asked.batch_size * asked.steps,
                 )
             )
@@ -108,6 +113,21 @@ def run(settings: Settings) -> list[Row]:
             vocab_size=asked.config.vocab_size,
         )
     return rows
+
+
+def cost_of(asked: Problem, passes: str, itemsize: int) -> roofline.Cost:
+    """Return the cost of the layers: forward over all tokens, backward over those that are pooled.
+
+    Layers that are not trained have no backward. The head is small.
+    """
+    config, total = asked.config, roofline.Cost(0.0, 0.0, 0)
+    widths = [config.emb_size, *[config.hidden_size] * (config.num_layers - 1), config.emb_size]
+    for layer, (e, h) in enumerate(itertools.pairwise(widths)):
+        trained = passes == ALL or layer == config.num_layers - 1
+        before = asked.steps - asked.max_len
+        for steps, training in ((before, False), (asked.max_len, trained)):
+            total += roofline.layer_cost(e, h, asked.batch_size, steps, itemsize, training)
+    return total
 
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -24,6 +24,7 @@ from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 QUESTION = "lm_step"
 TODAY = "fastai-style"
 OURS = "ulmfit_fast"
+CAPTURED = "ulmfit_fast, captured"
 FASTAI = "fastai"
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -75,12 +76,14 @@ def without_dropout(config: AWDLSTMConfig) -> AWDLSTMConfig:
     return replace(config, **dict.fromkeys(names, 0.0))
 
 
-def make_ours(config: AWDLSTMConfig, problem: Problem, dtype: torch.dtype) -> Made:
-    """Return our step and its parameters."""
+def make_ours(
+    config: AWDLSTMConfig, problem: Problem, dtype: torch.dtype, capture: bool = False
+) -> Made:
+    """Return our step and its parameters; captured, it is replayed from a CUDA graph."""
     model = LanguageModel(config)
     model.load_state_dict(problem.start)
     model.to(problem.device)
-    return lm_ours.make_step(model, dtype), dict(model.named_parameters())
+    return lm_ours.make_step(model, dtype, capture=capture), dict(model.named_parameters())
 
 
 def make_plain(config: AWDLSTMConfig, problem: Problem, dtype: torch.dtype) -> Made:
@@ -125,9 +128,11 @@ def dtypes(settings: Settings) -> list[torch.dtype]:
 
 def _whole(settings: Settings, asked: Problem, dtype: torch.dtype) -> list[Row]:
     makers = {TODAY: make_plain, FASTAI: make_fastai, OURS: make_ours}
+    if settings.gpu:
+        makers[CAPTURED] = functools.partial(make_ours, capture=True)
     batches = asked.batches()
     wanted = functools.cache(lambda: _results(make_plain, asked, torch.float64, batches))
-    floor = settings.ceilings.floor_us(step_cost(asked, dtype), dtype)
+    floor = settings.ceilings.floor_us(costs_of(asked, dtype)["step"], dtype)
     entries = []
     for name, make in makers.items():
         try:
@@ -150,15 +155,21 @@ def _whole(settings: Settings, asked: Problem, dtype: torch.dtype) -> list[Row]:
     return compare(entries, settings, question=QUESTION, baseline=TODAY, **_shape(asked))
 
 
-def step_cost(asked: Problem, dtype: torch.dtype) -> roofline.Cost:
-    """Return the cost of a step: the layers, the decoder and Adam; the embedding moves little."""
+def costs_of(asked: Problem, dtype: torch.dtype) -> dict[str, roofline.Cost]:
+    """Return the cost of each part, and of the step as a whole."""
     config, tokens = asked.config, asked.batch_size * asked.steps
     widths = [config.emb_size, *[config.hidden_size] * (config.num_layers - 1), config.emb_size]
-    cost = roofline.stack_cost(widths, asked.batch_size, asked.steps, dtype.itemsize, True)
-    cost += roofline.decoder_cost(tokens, config.emb_size, config.vocab_size, dtype.itemsize)
     # The tied weight stands twice in the state dict.
     shared = asked.start["decoder.weight"].numel()
-    return cost + roofline.adam_cost(sum(v.numel() for v in asked.start.values()) - shared)
+    parameters = sum(value.numel() for value in asked.start.values()) - shared
+    size = dtype.itemsize
+    costs = {
+        "embedding": roofline.embedding_cost(tokens, config.emb_size, config.vocab_size),
+        "layers": roofline.stack_cost(widths, asked.batch_size, asked.steps, size, training=True),
+        "decoder": roofline.decoder_cost(tokens, config.emb_size, config.vocab_size, size),
+        "optimizer": roofline.adam_cost(parameters),
+    }
+    return {**costs, "step": sum(costs.values(), roofline.Cost(0.0, 0.0, 0))}
 
 
 def _results(
@@ -195,9 +206,17 @@ def _parts(settings: Settings, asked: Problem, dtype: torch.dtype) -> list[Row]:
     rows = []
     makers = {TODAY: lm_parts.plain_parts, OURS: lm_parts.our_parts}
     parts = {name: make(asked, dtype) for name, make in makers.items()}
+    costs = costs_of(asked, dtype)
     for part in lm_parts.PARTS:
         entries = [
-            Entry(name, part, dtype, made[part], weight_p=asked.config.weight_p)
+            Entry(
+                name,
+                part,
+                dtype,
+                made[part],
+                weight_p=asked.config.weight_p,
+                floor_us=settings.ceilings.floor_us(costs[part], dtype),
+            )
             for name, made in parts.items()
         ]
         rows += compare(entries, settings, question=QUESTION, baseline=TODAY, **_shape(asked))

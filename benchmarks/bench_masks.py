@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import ulmfit_fast as uf
+from benchmarks import roofline
 from benchmarks.check import error_of
 from benchmarks.cli import run_question
 from benchmarks.measure import Entry, compare
@@ -47,9 +48,12 @@ def run(settings: Settings) -> list[Row]:
     }
     wanted = uf.dropout_masks(5, hidden_size=hidden, weight_p=P, dtype=torch.float64).weight
     rows = []
-    for passes, group, baseline, truth in (
-        ("draw", drawn, BERNOULLI, wanted),
-        ("drop", applied, "F.dropout", weight.cpu().double() * wanted),
+    # A mask is written, one byte a connection; or the weight is read and written.
+    draw_cost = roofline.Cost(0.0, weight.numel(), 0)
+    drop_cost = roofline.Cost(0.0, 2.0 * weight.numel() * weight.itemsize, 0)
+    for passes, group, baseline, truth, cost in (
+        ("draw", drawn, BERNOULLI, wanted, draw_cost),
+        ("drop", applied, "F.dropout", weight.cpu().double() * wanted, drop_cost),
     ):
         entries = [
             Entry(
@@ -62,6 +66,7 @@ def run(settings: Settings) -> list[Row]:
                 if get is None
                 else lambda get=get, truth=truth: error_of([get().cpu()], [truth]),
                 weight_p=P,
+                floor_us=settings.ceilings.floor_us(cost, settings.dtype),
                 mask_bits=weight.numel(),
             )
             for name, (step, get) in group.items()

@@ -52,10 +52,14 @@ def _weight_drop(batch_size: int, dtype: str) -> Goal:
     )
 
 
-def _step(where: str, wanted: float, vocab_size: int, name: str, dtype: str) -> Goal:
+def _step(
+    where: str, wanted: float, vocab_size: int, name: str, dtype: str, theirs: str = ""
+) -> Goal:
+    theirs = theirs or dtype
     shape = {"question": "lm_step", "passes": "step", "vocab_size": vocab_size, "dtype": dtype}
-    what = f"{where}, LM step, V={vocab_size:,}, {dtype}, beside {name}"
-    return Goal(what, wanted, {**shape, "implementation": _OURS}, {"implementation": name})
+    what = f"{where}, LM step, V={vocab_size:,}, {dtype}, beside {name} in {theirs}"
+    other = {"implementation": name, "dtype": theirs}
+    return Goal(what, wanted, {**shape, "implementation": _OURS}, other)
 
 
 _STACK = {
@@ -88,7 +92,10 @@ GOALS = [
         {"implementation": PLAIN, "dtype": "float16"},
     ),
     Goal("GPU, stack over its floor", 1.6, _STACK, {}, "floor"),
-    *(_step("GPU", 3.0, 60_008, bench_lm_step.TODAY, dtype) for dtype in ("bfloat16", "float16")),
+    *(
+        _step("GPU", 3.0, 60_008, bench_lm_step.TODAY, "bfloat16", theirs)
+        for theirs in ("bfloat16", "float16")
+    ),
     Goal(
         "GPU, LM step's peak memory beside fastai-style",
         0.5,

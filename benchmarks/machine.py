@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -24,7 +23,6 @@ def facts(device: str) -> dict[str, Any]:
         device: "cpu" or "cuda".
     """
     cuda = device == "cuda"
-    found = importlib.util.find_spec("triton") is not None
     commit, dirty = _commit()
     return {
         "device": torch.cuda.get_device_name() if cuda else processor(),
@@ -32,7 +30,7 @@ def facts(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "driver": _driver() if cuda else "",
         "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton") if found else "",
+        "triton": _version("triton", "pytorch-triton"),
         "cudnn": str(torch.backends.cudnn.version()) if cuda else "",
         "python": platform.python_version(),
         "commit": commit,
@@ -52,6 +50,16 @@ def why_no_bfloat16() -> str | None:
         return None
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{processor()} has neither AMX nor AVX512-bf16 (PyTorch uses {capability})"
+
+
+def _version(*names: str) -> str:
+    """Return the version of a package that goes by one of these names."""
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
 
 
 def _cpuinfo(name: str) -> str:

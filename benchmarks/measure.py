@@ -158,15 +158,16 @@ def _baseline(
     baseline: str,
     settings: Settings,
 ) -> float | None:
-    """Return the median of the baseline that was launched alike, in the run's own dtype."""
-    own = [
-        times[index, launched].median
+    """Return the median of the baseline that was launched alike.
+
+    A group of several dtypes has the baseline in the run's own; else it is in the entry's.
+    """
+    found = {
+        other.dtype: times[index, launched].median
         for index, other in enumerate(entries)
-        if (index, launched) in times
-        and (other.name, other.passes) == (baseline, entry.passes)
-        and other.dtype == (settings.dtype if settings.gpu else entry.dtype)
-    ]
-    return own[0] if own else None
+        if (index, launched) in times and (other.name, other.passes) == (baseline, entry.passes)
+    }
+    return found.get(settings.dtype, found.get(entry.dtype))
 
 
 def _key(entry: Entry) -> str:

@@ -69,6 +69,14 @@ def decoder_cost(tokens: int, emb_size: int, vocab_size: int, itemsize: int) -> 
     return Cost(operations, 3.0 * itemsize * emb_size * (vocab_size + tokens), 0)
 
 
+def embedding_cost(tokens: int, emb_size: int, vocab_size: int) -> Cost:
+    """Return the cost of a lookup in float32 and its gradient, which is dense.
+
+    The rows are read and written, their gradient is read, and that of the weight is written.
+    """
+    return Cost(0.0, 4.0 * emb_size * (3 * tokens + vocab_size), 0)
+
+
 def adam_cost(parameters: int) -> Cost:
     """Return the cost of an Adam step in float32: four reads and three writes a parameter."""
     return Cost(0.0, 7.0 * 4 * parameters, 0)

@@ -103,6 +103,33 @@ def test_the_arithmetic_of_decoder_and_adam():
     assert decoder.operations / 3 == pytest.approx(215e9, rel=2e-3)
     assert decoder.moved == 3 * 2 * 400 * (60_008 + 4480)
     assert roofline.adam_cost(10) == roofline.Cost(0, 280, 0)
+    assert roofline.embedding_cost(5, 3, 100).moved == 4 * 3 * (3 * 5 + 100)
+
+
+def test_the_arithmetic_of_a_whole_step():
+    asked = bench_lm_step.problem(Settings(tiny=True))
+    costs = bench_lm_step.costs_of(asked, torch.float32)
+    parts = [costs[part] for part in ("embedding", "layers", "decoder", "optimizer")]
+    assert costs["step"] == tuple(sum(values) for values in zip(*parts, strict=True))
+    # The tied weight counts once: embedding 40 x 6, its bias, two layers 6->16 and 16->6.
+    parameters = 40 * 6 + 40 + 4 * 16 * (6 + 16 + 2) + 4 * 6 * (16 + 6 + 2)
+    assert costs["optimizer"].moved == 7 * 4 * parameters
+    assert costs["layers"].meetings == 2 * 2 * asked.steps
+
+
+def test_the_barrier_compiles_for_a_gpu():
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from benchmarks import barrier_kernel
+    from benchmarks.compile_inspect import Launch, compile_launch
+
+    counter, error = (torch.zeros(32, dtype=torch.int32, device="meta") for _ in range(2))
+    options = {"num_warps": 4, "launch_cooperative_grid": True}
+    constants = {"SPINS": 10, "INLINE_POLL": True}
+    launch = Launch(barrier_kernel._meet_kernel, (counter, error, 10), constants, options)
+    code = compile_launch(launch, GPUTarget("cuda", 90, 32)).asm["ptx"]
+    assert "atom.global.gpu.release" in code and "ld.acquire.gpu" in code
 
 
 def test_the_floor_is_the_busier_of_the_two_and_the_waiting():
