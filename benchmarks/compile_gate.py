@@ -23,12 +23,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.compile_inspect import Found, Launch, compile_launch, read, recorded, work
+from benchmarks.compile_small import SMALL, launch_small
 from ulmfit_fast.kernels import (  # noqa: TID251
     lstm_backward,
     lstm_forward,
-    recompute,
     tiles,
-    weight_drop,
 )
 from ulmfit_fast.kernels.launch import DropArguments, LayerCall  # noqa: TID251
 
@@ -74,7 +73,7 @@ MODES = {
 
 
 class Variant(NamedTuple):
-    """One launch of the product; its fields are its name."""
+    """One launch of the product; its fields are its name. A small one's `hidden` is its width."""
 
     arch: str
     form: str
@@ -146,19 +145,24 @@ def variants() -> list[Variant]:
             # Rows of the batch are a grid's business: B = 128 is the same kernel.
             if batch == 64:
                 every.append(Variant(arch, "stepwise", *rest, mode))
-    small = itertools.product(DEVICES, ("drop", "unmix", "activate"), DTYPES)
+    small = itertools.product(DEVICES, SMALL, DTYPES)
     every += [
-        Variant(arch, "small", name, 1152, 64, dtype, "dropout") for arch, name, dtype in small
+        Variant(arch, "small", name, SMALL[name], 64, dtype, "dropout")
+        for arch, name, dtype in small
     ]
     return every
 
 
 def selection() -> list[Variant]:
-    """Return what the report lists: H = 1152 in bfloat16, on sm_90 at both batch sizes."""
+    """Return what the report lists: H = 1152 in bfloat16, on sm_90 at both batch sizes.
+
+    The small kernels are listed at their own widths.
+    """
     return [
         v
         for v in variants()
-        if (v.hidden, v.dtype) == (1152, "bf16")
+        if v.dtype == "bf16"
+        and (v.hidden == 1152 or v.form == "small")
         and v.arch != "sm_89"
         and (v.batch == 64 or v.form == "persistent")
         and (v.mode == "dropout" or (v.mode == "weight-drop" and v.form == "persistent"))
@@ -168,12 +172,15 @@ def selection() -> list[Variant]:
 def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
     """Return the launch of a variant, its tiles, whether it is the default, and why not."""
     device, dtype = DEVICES[variant.arch], DTYPES[variant.dtype]
+    if variant.form == "small":
+        with recorded() as launches:
+            launch_small(variant.kernel, variant.batch, dtype)
+        return launches[0], None, True, ""
     sizes = {"batch_size": variant.batch, "hidden_size": variant.hidden, "dtype": dtype}
     plan, chosen = (
-        tiles.choose(device, precision="tf32", form=form, **sizes)
-        for form in (variant.form if variant.form != "small" else None, None)
+        tiles.choose(device, precision="tf32", form=form, **sizes) for form in (variant.form, None)
     )
-    default = variant.form in (chosen.form, "small")
+    default = variant.form == chosen.form
     if plan.form is None:
         return None, None, False, plan.reason
     with recorded() as launches:
@@ -205,14 +212,6 @@ def _launch(variant, plan, dtype):
         keep_gates=mode.keep,
         keep_cells=mode.keep,
     )
-    if variant.form == "small":
-        if variant.kernel == "activate":
-            recompute.activate_gates(gates)
-        elif variant.kernel == "drop":
-            weight_drop.drop_weight(weight, call.weight_drop, seed, call.mask_stream)
-        else:
-            weight_drop.unmix_gradient(weight, call.weight_drop, seed, call.mask_stream)
-        return None
     weights = (weight, weight) if variant.form == "persistent" else (weight,)
     if variant.kernel == "forward":
         module, buffers = lstm_forward, (gates, *weights, buffer(steps + 1, batch, hidden), cells)
@@ -250,11 +249,13 @@ def expect(variant: Variant, tile: Any) -> Expected:
 
 
 def must_not_spill(variant: Variant) -> bool:
-    """Say whether a spill is a fault: on sm_90, where weight-drop alone is asked for.
+    """Say whether a spill is a fault: in a small kernel, and on sm_90 under weight-drop alone.
 
     Gate masks, lengths and an H that fills no whole tile take more registers than there are; what
     they spill is in the report.
     """
+    if variant.form == "small":
+        return True
     plain = variant.mode in ("plain", "weight-drop") and variant.dtype != "tf32"
     return variant.arch == "sm_90" and variant.hidden != 1150 and plain
 

@@ -19,10 +19,19 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from ulmfit_fast.kernels import (  # noqa: TID251
+    cross_entropy,
+    dropout,
+    embedding,
     lstm_backward,
     lstm_forward,
     recompute,
+    regularisers,
     weight_drop,
+)
+
+_LAUNCHERS = (
+    *(lstm_forward, lstm_backward, recompute, weight_drop),
+    *(cross_entropy, dropout, embedding, regularisers),
 )
 
 _HMMA = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}
@@ -78,7 +87,7 @@ def recorded() -> Iterator[list[Launch]]:
         launches.append(Launch(kernel, args, constants, options))
 
     with ExitStack() as stack:
-        for module in (lstm_forward, lstm_backward, recompute, weight_drop):
+        for module in _LAUNCHERS:
             stack.enter_context(mock.patch.object(module, "launch", record))
             if hasattr(module, "watch"):
                 stack.enter_context(mock.patch.object(module, "watch"))

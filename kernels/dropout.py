@@ -13,13 +13,14 @@ from ulmfit_fast.kernels.launch import DropArguments, cdiv, launch
 __all__ = [
     "BLOCK",
     "KIND_LOCKED",
-    "STEPS",
+    "drop_locked",
     "four_words",
     "kept",
     "locked_dropout",
     "locked_keep",
     "side_by_side",
     "time_rows",
+    "walk",
 ]
 
 KIND_LOCKED: tl.constexpr = tl.constexpr(3)
@@ -75,21 +76,27 @@ def locked_dropout_kernel(
         tl.store(y + t * plane + element, value.to(y.dtype.element_ty), mask=here)
 
 
+def walk(steps):
+    """Return how many of T steps a block takes: a power of two, as each is compiled for itself."""
+    return min(STEPS, triton.next_power_of_2(steps))
+
+
 def time_rows(x):
     """Return `(T, B, F)` with each step's plane contiguous, copied only where it is not."""
     return x if x.shape[0] and x[0].is_contiguous() else x.contiguous()
 
 
-def _drop_locked(x, seed, p):
+def drop_locked(x, seed, p):
+    """Launch the kernel; see `locked_dropout`."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel():
         x = time_rows(x)
         steps, plane = x.shape[0], x.shape[1] * x.shape[2]
         launch(
             locked_dropout_kernel,
-            (cdiv(plane, BLOCK), cdiv(steps, STEPS)),
+            (cdiv(plane, BLOCK), cdiv(steps, walk(steps))),
             (x, y, seed, steps, plane, x.stride(0), *DropArguments.of([p]).arguments),
-            {"BLOCK": BLOCK, "STEPS": STEPS},
+            {"BLOCK": BLOCK, "STEPS": walk(steps)},
             {"num_warps": 4},
         )
     return y
@@ -107,7 +114,7 @@ def locked_dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
     Returns:
         `(T, B, F)`, the dtype of x.
     """
-    return _drop_locked(x, seed.to(x.device), p)
+    return drop_locked(x, seed.to(x.device), p)
 
 
 @locked_dropout.register_fake

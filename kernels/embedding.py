@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ulmfit_fast.kernels.dropout import KIND_LOCKED, STEPS, four_words, kept, side_by_side
+from ulmfit_fast.kernels.dropout import KIND_LOCKED, four_words, kept, side_by_side, walk
 from ulmfit_fast.kernels.launch import DropArguments, cdiv, launch
 
-__all__ = ["embed_dropped"]
+__all__ = ["embed_dropped", "mask_rows"]
 
 KIND_EMBEDDING: tl.constexpr = tl.constexpr(2)
 
@@ -84,7 +84,7 @@ def embed_kernel(
         tl.store(target + place * WIDTH + column, value.to(target.dtype.element_ty), mask=inside)
 
 
-def _mask_rows(source, tokens, vocab, masks, *, gather):
+def mask_rows(source, tokens, vocab, masks, *, gather):
     """Return the masked rows `(T, B, E)` of the embedding, or of a gradient of that shape."""
     word_seed, word_p, locked_seed, locked_p = masks
     steps, batch, width = *tokens.shape, source.shape[-1]
@@ -94,7 +94,7 @@ def _mask_rows(source, tokens, vocab, masks, *, gather):
     rows = min(_ROWS, triton.next_power_of_2(batch))
     launch(
         embed_kernel,
-        (cdiv(batch, rows), cdiv(width, _COLUMNS), cdiv(steps, STEPS)),
+        (cdiv(batch, rows), cdiv(width, _COLUMNS), cdiv(steps, walk(steps))),
         (
             source,
             tokens.contiguous(),
@@ -112,7 +112,7 @@ def _mask_rows(source, tokens, vocab, masks, *, gather):
             "WIDTH": width,
             "ROWS": rows,
             "COLUMNS": _COLUMNS,
-            "STEPS": STEPS,
+            "STEPS": walk(steps),
             "WORDS": word_p > 0.0,
             "LOCKED": locked_p > 0.0,
             "GATHER": gather,
@@ -153,7 +153,7 @@ def embed_dropped(
     """
     masks = _on(weight.device, word_seed, word_p, locked_seed, locked_p)
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
-    return _mask_rows(weight, tokens, weight.shape[0], masks, gather=True)
+    return mask_rows(weight, tokens, weight.shape[0], masks, gather=True)
 
 
 @embed_dropped.register_fake
@@ -172,7 +172,7 @@ def _mask_embedded(
 ) -> Tensor:
     """Multiply a gradient of `embed_dropped`'s output by both masks."""
     masks = _on(grad.device, word_seed, word_p, locked_seed, locked_p)
-    return _mask_rows(grad.contiguous(), tokens, 0, masks, gather=False)
+    return mask_rows(grad.contiguous(), tokens, 0, masks, gather=False)
 
 
 @_mask_embedded.register_fake

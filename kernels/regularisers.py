@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ulmfit_fast.kernels.dropout import BLOCK, STEPS, locked_dropout, locked_keep, time_rows
+from ulmfit_fast.kernels.dropout import BLOCK, locked_dropout, locked_keep, time_rows, walk
 from ulmfit_fast.kernels.launch import DropArguments, cdiv, launch
 
-__all__ = ["dropout_and_means"]
+__all__ = ["backward", "dropout_and_means", "forward"]
 
 
 @triton.jit
@@ -122,23 +122,25 @@ def _sizes(raw, p):
     return steps, plane, (*DropArguments.of([p]).arguments, *weights)
 
 
-def _forward(raw, seed, p, on_raw):
+def forward(raw, seed, p, on_raw):
+    """Launch the forward; see `dropout_and_means`."""
     raw = time_rows(raw)
     steps, plane, rest = _sizes(raw, p)
-    grid = (cdiv(plane, BLOCK), cdiv(steps, STEPS))
+    grid = (cdiv(plane, BLOCK), cdiv(steps, walk(steps)))
     dropped = torch.empty_like(raw, memory_format=torch.contiguous_format)
     parts = raw.new_empty(2, grid[0] * grid[1], dtype=torch.float32)
     launch(
         dropout_and_means_kernel,
         grid,
         (raw, dropped, parts, seed, steps, plane, raw.stride(0), *rest),
-        {"BLOCK": BLOCK, "STEPS": STEPS, "ON_RAW": on_raw},
+        {"BLOCK": BLOCK, "STEPS": walk(steps), "ON_RAW": on_raw},
         {"num_warps": 4},
     )
     return dropped, parts.sum(1)
 
 
-def _backward(grad_dropped, grad_means, raw, seed, p, on_raw):
+def backward(grad_dropped, grad_means, raw, seed, p, on_raw):
+    """Launch the backward; grad_dropped may be None, grad_means is `(2,)`."""
     raw = time_rows(raw)
     steps, plane, rest = _sizes(raw, p)
     grad = None if grad_dropped is None else time_rows(grad_dropped)
@@ -146,9 +148,9 @@ def _backward(grad_dropped, grad_means, raw, seed, p, on_raw):
     strides = (0 if grad is None else grad.stride(0), raw.stride(0))
     launch(
         dropout_and_means_backward_kernel,
-        (cdiv(plane, BLOCK), cdiv(steps, STEPS)),
+        (cdiv(plane, BLOCK), cdiv(steps, walk(steps))),
         (grad, grad_means.contiguous(), raw, grad_raw, seed, steps, plane, *strides, *rest),
-        {"BLOCK": BLOCK, "STEPS": STEPS, "ON_RAW": on_raw, "HAS_GRAD": grad is not None},
+        {"BLOCK": BLOCK, "STEPS": walk(steps), "ON_RAW": on_raw, "HAS_GRAD": grad is not None},
         {"num_warps": 4},
     )
     return grad_raw
@@ -168,7 +170,7 @@ def dropout_and_means(raw: Tensor, seed: Tensor, p: float, on_raw: bool) -> tupl
         The dropped output, the dtype of raw; and `(2,)` float32, the mean square and the mean
         squared difference of successive steps of raw, 0 for T = 1.
     """
-    return _forward(raw, seed.to(raw.device), p, on_raw)
+    return forward(raw, seed.to(raw.device), p, on_raw)
 
 
 @dropout_and_means.register_fake
@@ -186,7 +188,7 @@ def _dropout_and_means_backward(
     p: float,
     on_raw: bool,
 ) -> Tensor:
-    return _backward(grad_dropped, grad_means, raw, seed.to(raw.device), p, on_raw)
+    return backward(grad_dropped, grad_means, raw, seed.to(raw.device), p, on_raw)
 
 
 @_dropout_and_means_backward.register_fake
