@@ -79,10 +79,12 @@ def run(settings: Settings) -> list[Row]:
         f"the last {asked.max_len} pooled; checked with every dropout off"
     )
     batches = asked.batches()
-    size = settings.dtype.itemsize
     rows = []
     for passes in (ALL, LAST):
+        if settings.over(f"{QUESTION}: {passes}"):
+            continue
         entries = []
+        cost = cost_of(asked, passes, settings.dtype.itemsize)
         wanted = functools.cache(lambda p=passes: _results(_plain, asked, torch.float64, p))
         for name, make in ((TODAY, _plain), (OURS, _ours)):
             step, _ = make(asked, settings.dtype, passes, drop=True)
@@ -94,9 +96,7 @@ def run(settings: Settings) -> list[Row]:
                     lambda turn, step=step: step(*batches[turn % len(batches)]),
                     functools.partial(_error, make, asked, settings.dtype, passes, wanted),
                     weight_p=asked.config.weight_p,
-                    floor_us=settings.ceilings.floor_us(
-                        cost_of(asked, passes, size), settings.dtype
-                    ),
+                    floor_us=settings.ceilings.floor_us(cost, settings.dtype),
                     tokens=asked.batch_size * asked.steps,
                 )
             )

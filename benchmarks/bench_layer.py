@@ -61,8 +61,15 @@ def _on_cpu(settings: Settings) -> list[Row]:
             makers += others(settings)
         if settings.tiny:
             makers += [ours(settings, "reference")]
+        # The large batch takes seconds a call; fewer samples leave the report its ten minutes.
+        repeats = min(settings.repeats, 5) if shape.batch_size > 16 else None
         rows += compare_layers(
-            settings, makers, question=QUESTION, passes=("training",), **shape._asdict()
+            settings,
+            makers,
+            question=QUESTION,
+            passes=("training",),
+            repeats=repeats,
+            **shape._asdict(),
         )
     shape = next(shapes(settings))
     makers = [today(settings), plain(settings), ours(settings, "auto"), ours(settings, "eager")]

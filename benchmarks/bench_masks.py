@@ -14,6 +14,7 @@ from benchmarks.cli import run_question
 from benchmarks.measure import Entry, compare
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
+from benchmarks.timing import INPUTS
 
 QUESTION = "masks"
 BERNOULLI = "bernoulli_"
@@ -30,6 +31,8 @@ def run(settings: Settings) -> list[Row]:
     mask = torch.empty_like(weight)
     seed = torch.tensor(5)
     keep = uf.rng.weight_keep
+    # The kernel reads its seed on the device.
+    placed = [torch.tensor(5 + turn, device=settings.device) for turn in range(INPUTS)]
     drop = _drop(settings)
     device = settings.device
     drawn = {
@@ -42,8 +45,8 @@ def run(settings: Settings) -> list[Row]:
     applied = {
         "F.dropout": (lambda turn: F.dropout(weight, P), None),
         "ulmfit_fast Philox": (
-            lambda turn: drop(weight, seed + turn),
-            lambda: drop(weight, seed),
+            lambda turn: drop(weight, placed[turn % len(placed)]),
+            lambda: drop(weight, placed[0]),
         ),
     }
     wanted = uf.dropout_masks(5, hidden_size=hidden, weight_p=P, dtype=torch.float64).weight
@@ -89,7 +92,7 @@ def _drop(settings: Settings) -> Callable[[torch.Tensor, torch.Tensor], torch.Te
     from ulmfit_fast.kernels import weight_drop  # noqa: TID251
 
     def kernel(weight: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-        return weight_drop.drop_weight_triton(weight, seed.to(weight.device), (P,) * 4, 0)
+        return weight_drop.drop_weight_triton(weight, seed, (P,) * 4, 0)
 
     return kernel
 

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Largest difference from float64, as a share of the largest value. PyTorch's own LSTM in float32
-# multiplies in TF32 on a GPU that has it.
+# Largest difference from float64, as a share of the largest value: what rounding makes of a
+# recurrence of 70 steps in the baselines too, and far below what a wrong mask makes of it.
 TOLERANCES = {
     torch.float64: 1e-9,
-    torch.float32: 2e-3,
-    torch.float16: 1e-2,
-    torch.bfloat16: 5e-2,
+    torch.float32: 1e-3,
+    torch.float16: 3e-2,
+    torch.bfloat16: 1e-1,
 }
+# On a GPU PyTorch's own LSTM multiplies float32 in TF32, whose mantissa is that of float16.
+_TF32 = TOLERANCES[torch.float16]
 
 
 def error_of(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -30,6 +32,6 @@ def error_of(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     return max(errors)
 
 
-def tolerance(dtype: torch.dtype) -> float:
+def tolerance(dtype: torch.dtype, cuda: bool) -> float:
     """Return the largest error that counts as right."""
-    return TOLERANCES[dtype]
+    return _TF32 if cuda and dtype == torch.float32 else TOLERANCES[dtype]

@@ -60,7 +60,7 @@ class PlainClassifier(nn.Module):
         place = torch.arange(first, steps, device=tokens.device)
         inside = (place < lengths[:, None]) & (place >= lengths[:, None] - self.max_len)
         outside = ~inside[:, :, None]
-        last = outputs[torch.arange(len(outputs)), lengths - 1 - first]
+        last = outputs[torch.arange(len(outputs), device=tokens.device), lengths - 1 - first]
         largest = outputs.masked_fill(outside, -float("inf")).amax(1)
         mean = outputs.masked_fill(outside, 0).sum(1) / inside.sum(1, keepdim=True)
         return self.head(torch.cat([last, largest, mean.to(last.dtype)], dim=1))

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from benchmarks import lm_ours, lm_plain
 from benchmarks.lm_plain import ALPHA, BETA
-from ulmfit_fast.nn import LanguageModel, language_model_loss
-from ulmfit_fast.nn.dropout import embed
-from ulmfit_fast.nn.language_model import LMOutput
+from ulmfit_fast.nn import EmbeddingDropout, LanguageModel, LMOutput, language_model_loss
 
 if TYPE_CHECKING:
     from benchmarks.bench_lm_step import Problem
@@ -66,10 +64,11 @@ def our_parts(asked: Problem, dtype: torch.dtype) -> dict[str, Part]:
     size = (asked.steps, asked.batch_size, asked.config.emb_size)
     x, grad = _leaf(size, asked.device), torch.randn(size).to(asked.device)
 
+    lookup = EmbeddingDropout(encoder.encoder, asked.config.embed_p).train()
+
     def embedding(turn: int) -> None:
         with lm_ours.autocast(asked.device, dtype):
-            y = embed(encoder.encoder, inputs, asked.config.embed_p)
-            y = encoder.input_dropout(y)
+            y = encoder.input_dropout(lookup(inputs))
         torch.autograd.grad(y, encoder.encoder.weight, grad.to(y.dtype))
 
     def layers(turn: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,6 @@ def compare(
     *,
     question: str,
     baseline: str,
-    tolerance: float | None = None,
     repeats: int | None = None,
     **shape: Any,
 ) -> list[Row]:
@@ -66,7 +66,6 @@ def compare(
         settings: of the run.
         question: of the rows.
         baseline: name of the entry whose time is divided by the others'.
-        tolerance: largest error; None for that of the entry's dtype.
         repeats: samples of each, where the settings' are too many.
         **shape: further fields of the rows.
     """
@@ -91,7 +90,7 @@ def compare(
         key = _key(entry)
         if key in unable:
             continue
-        largest = check.tolerance(entry.dtype) if tolerance is None else tolerance
+        largest = check.tolerance(entry.dtype, settings.cuda)
         try:
             if key not in errors and entry.error is not None:
                 errors[key] = entry.error()
@@ -125,6 +124,11 @@ def compare(
             values["peak_bytes"] = memory.peak_on_cuda(functools.partial(entry.step, 0))
         rows.append(made(entry, launched=launched, **values))
         settings.say(show.line(rows[-1]))
+    if settings.cuda:
+        # Each captured graph has memory of its own.
+        steps.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
     return rows
 
 

@@ -51,6 +51,8 @@ def line(row: Row) -> str:
         parts.append(f"{duration(row.median_us):>10} ({spread:4.0%} spread)")
     if row.times_as_fast is not None:
         parts.append(f"{row.times_as_fast:5.2f}x")
+    if row.error is not None:
+        parts.append(f"error {row.error:.0e}")
     if row.achieved is not None:
         parts.append(f"{row.achieved:4.0%} of the floor's speed")
     if row.tokens_per_second is not None:

@@ -65,8 +65,8 @@ def layers(rows: Sequence[Row]) -> str:
         f"Forward and backward of a layer with `weight_p=0.5`: the time of {TODAY}, and of the "
         f"others with how many times as fast they are; {PLAIN} alone drops nothing."
     )
-    head = ["layer", "batch", "dtype", TODAY, *present]
-    return f"{_wrapped(text)}\n\n{table(head, lines)}"
+    head = ["layer", "dtype", "batch", TODAY, *present]
+    return f"{_wrapped(text)}\n\n{table(head, lines, left=2)}"
 
 
 def language_model(rows: Sequence[Row]) -> str:
@@ -94,7 +94,7 @@ def language_model(rows: Sequence[Row]) -> str:
         f"B = {first.batch_size}, T = {first.steps}, beside the same operations in plain PyTorch "
         "as fastai writes them:"
     )
-    return f"{_wrapped(text)}\n\n{table(head, lines)}"
+    return f"{_wrapped(text)}\n\n{table(head, lines, left=2)}"
 
 
 def dropout_cost(rows: Sequence[Row]) -> str:
@@ -153,7 +153,7 @@ def _wrapped(text: str) -> str:
 def _shape(row: Row) -> tuple[str, str, str]:
     layer = f"{row.input_size}->{row.hidden_size}"
     name = f"stack {row.input_size}->...->{row.input_size}" if row.question == "stack" else layer
-    return name, str(row.batch_size), row.dtype
+    return name, row.dtype, str(row.batch_size)
 
 
 def _time(row: Row) -> str:

@@ -387,7 +387,7 @@ def test_the_readme_is_written_from_the_rows(tmp_path, settings):
     ]
     write_rows(tmp_path / "cpu_x.csv", rows)
     section = plots.section(tmp_path)
-    assert "| 400->1152 |    64 | float32 |             2.500 s |   2.000 s (1.25) |" in section
+    assert "| 400->1152 | float32 |    64 |             2.500 s |   2.000 s (1.25) |" in section
     assert "1.25, wanted >= 1.1: met by 14%" in section
     old = f"before\n\n{plots.BEGIN}\nold\n{plots.END}\n\nafter\n"
     assert plots.rewrite(old, section) == f"before\n\n{section}\n\nafter\n"
