@@ -1,0 +1,174 @@
+"""The benchmark suite as a whole: memory, goals, the report, the README written from it."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import (
+    baselines,
+    bench_layer,
+    bench_lm_step,
+    goals,
+    machine,
+    memory,
+    optional,
+    plots,
+    report,
+    roofline,
+    show,
+)
+from benchmarks.rows import read_rows, write_rows
+from benchmarks.settings import Settings
+
+ROOT = machine.ROOT
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def settings(said):
+    found = Settings(tiny=True, repeats=2, say=said.append)
+    found.ceilings = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
+    return found
+
+
+def test_what_is_saved_is_counted_once():
+    x = torch.randn(8, 4, requires_grad=True)
+    # Both factors of the square are the one tensor; x itself was there before.
+    assert memory.saved_bytes(lambda: (x.sin() ** 2 * 3).sum(), [x]) == 8 * 4 * 4
+    assert memory.saved_bytes(lambda: x.sin().sum(), [x]) == 0
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        functools.partial(optional.fastai_layer, weight_p=0.5),
+        functools.partial(optional.flashrnn_layer, dtype=torch.float32),
+        functools.partial(optional.torchrl_layer, dtype=torch.float32),
+    ],
+    ids=["fastai", "flashrnn", "torchrl"],
+)
+def test_an_absent_package_says_why(load, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(optional.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match="is left out: ModuleNotFoundError: No module named"):
+        load(baselines.make_weights((4, 4), "cpu"))
+
+
+def test_goals_say_by_how_much(settings):
+    def step(name, median):
+        return settings.row(
+            question="lm_step",
+            implementation=name,
+            passes="step",
+            vocab_size=15_008,
+            dtype="float32",
+            median_us=median,
+        )
+
+    rows = [step(bench_lm_step.TODAY, 100.0), step(bench_lm_step.OURS, 80.0)]
+    assert [line.partition(": ")[2] for line in goals.lines(rows)] == [
+        "1.25, wanted >= 1.3: missed by 4%"
+    ]
+    assert goals.lines(rows[:1]) == []
+    memory_goal = next(goal for goal in goals.GOALS if goal.measure == "memory")
+    fields = {"question": "lm_step", "passes": "step", "vocab_size": 60_008, "dtype": "bfloat16"}
+    pair = [
+        settings.row(implementation=name, peak_bytes=size, **fields)
+        for name, size in ((bench_lm_step.OURS, 2), (bench_lm_step.TODAY, 8))
+    ]
+    assert goals.ratio(memory_goal, pair) == 0.25
+
+
+def test_the_goals_name_what_the_questions_measure(settings):
+    names = {row.implementation for row in bench_layer.run(settings)}
+    names |= {row.implementation for row in bench_lm_step.run(settings)}
+    cpu = [goal for goal in goals.GOALS if goal.what.startswith("CPU")]
+    wanted = {goal.ours["implementation"] for goal in cpu}
+    assert wanted <= names
+    optional_ones = {"fastai WeightDropout", bench_lm_step.FASTAI}
+    assert {goal.theirs["implementation"] for goal in cpu} - optional_ones <= names
+
+
+def test_the_report_end_to_end(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--tiny", "--repeats", "2", "--out", str(tmp_path)]
+    asked = ["lm_step", "layer", "dropout_cost", "classifier_step", "masks", "scaling"]
+    assert report.main([*arguments, "--only", *asked]) == 0
+    (path,) = tmp_path.glob("*.csv")
+    rows = read_rows(path)
+    assert {row.question for row in rows} == set(asked)
+    assert all(row.right and row.median_us > 0 for row in rows)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".csv", ".png"}
+    text = capsys.readouterr().out
+    assert "WRONG" not in text and "ceilings copy" in text
+    assert report.main([*arguments, "--only", "masks"]) == 0
+    assert {row.question for row in read_rows(path)} == set(asked)
+
+
+@pytest.mark.parametrize("how", ["--tiny", "--dry-run"])
+def test_a_run_that_measures_nothing_leaves_the_results_alone(how, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="measures nothing"):
+        report.main([how, "--out", str(report.RESULTS)])
+
+
+def test_a_report_for_a_gpu_that_is_not_there_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        report.main(["--device", "cuda"])
+
+
+def test_memory_is_measured_in_a_process_of_its_own(settings):
+    peak = memory.peak_of_process("nn.LSTM", 6, 16, 3, 3)
+    assert peak is None or peak >= 0
+
+
+def test_the_first_step_is_timed_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "benchmarks.first_step", "eager", "cpu", "float32"]
+    result = subprocess.run(
+        [*command, "6", "16", "3", "3"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    seconds = json.loads(result.stdout)
+    assert list(seconds) == ["import", "first step", "second step"]
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_numbers_are_written_in_their_units():
+    assert show.duration(999.0) == "999.0 us" and show.duration(1e6) == "1.000 s"
+    assert show.size(10_616_832) == "10.6 MB" and show.size(1_070_000_000) == "1.07 GB"
+
+
+def test_the_readme_is_written_from_the_rows(tmp_path, settings):
+    fields = {
+        "question": "layer",
+        "passes": "training",
+        "input_size": 400,
+        "hidden_size": 1152,
+        "batch_size": 64,
+        "steps": 70,
+        "dtype": "float32",
+        "baseline": baselines.TODAY,
+    }
+    rows = [
+        settings.row(implementation=baselines.TODAY, median_us=2.5e6, times_as_fast=1.0, **fields),
+        settings.row(
+            implementation="ulmfit_fast auto", median_us=2e6, times_as_fast=1.25, **fields
+        ),
+    ]
+    write_rows(tmp_path / "cpu_x.csv", rows)
+    section = plots.section(tmp_path)
+    assert "| 400->1152 | float32 |    64 |             2.500 s |   2.000 s (1.25) |" in section
+    assert "1.25, wanted >= 1.1: met by 14%" in section
+    old = f"before\n\n{plots.BEGIN}\nold\n{plots.END}\n\nafter\n"
+    assert plots.rewrite(old, section) == f"before\n\n{section}\n\nafter\n"
+    with pytest.raises(ValueError, match="has no"):
+        plots.rewrite("no markers", section)
