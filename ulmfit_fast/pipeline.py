@@ -52,6 +52,7 @@ class TrainingSettings:
         clip: largest gradient norm, or None.
         alpha: weight of the activation regulariser AR.
         beta: weight of the temporal regulariser TAR.
+        capture: replay a language model's steps from a CUDA graph, see `LanguageModelStep`.
         slanted: slanted triangular learning rates over all steps; False keeps the rate constant.
         cut_frac: share of the steps on which the rate rises.
         ratio: largest learning rate over the smallest.
@@ -73,6 +74,7 @@ class TrainingSettings:
     clip: float | None = None
     alpha: float = 2.0
     beta: float = 1.0
+    capture: bool = False
     slanted: bool = True
     cut_frac: float = 0.1
     ratio: float = 32.0
@@ -166,8 +168,10 @@ def train_language_model(
     def stream(epoch: int) -> LMBatches:
         # Folding the epoch into the seed keeps an epoch's order independent of how many ran before.
         ids = concatenate_documents(documents, seed=(seed * 1009 + epoch) % 2**63)
-        return LMBatches(ids, settings.batch_size, settings.bptt)
+        batches = LMBatches(ids, settings.batch_size, settings.bptt)
+        return batches.pin_memory() if device.type == "cuda" else batches
 
+    device = next(model.parameters()).device
     batches = stream(0)
     optimizer, _ = _optimizer(model, settings)
     scheduler = _scheduler(optimizer, settings, settings.epochs * len(batches))
@@ -183,6 +187,7 @@ def train_language_model(
                 alpha=settings.alpha,
                 beta=settings.beta,
                 clip=settings.clip,
+                capture=settings.capture,
                 history=history,
                 description=f"{description}, epoch {epoch + 1}/{settings.epochs}",
                 progress=progress,

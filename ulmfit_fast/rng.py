@@ -17,7 +17,8 @@ every implementation of Philox gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ __all__ = [
     "keep_scale",
     "mask_gradient",
     "philox",
+    "seeds_from",
     "weight_keep",
 ]
 
@@ -50,6 +52,8 @@ _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 # Six int64 work arrays of this length stay near the core; measured best between 2**16 and 2**17.
 _BLOCK = 1 << 16
+
+_source: Callable[[], Tensor] | None = None
 
 
 def draw_seed(generator: torch.Generator | None = None) -> Tensor:
@@ -67,8 +71,30 @@ def draw_seed(generator: torch.Generator | None = None) -> Tensor:
     Returns:
         A 0-d int64 CPU tensor in [0, 2**63 - 1).
     """
+    if _source is not None and generator is None:
+        return _source()
     # On the CPU, whatever the default device is.
     return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu", generator=generator)
+
+
+@contextmanager
+def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
+    """Have `draw_seed` take its seeds from elsewhere, as a CUDA graph must, whose seeds change.
+
+    Example:
+        >>> with seeds_from(lambda: torch.tensor(7)):
+        ...     draw_seed()
+        tensor(7)
+
+    Args:
+        source: returns a 0-d int64 tensor at each call, on any device.
+    """
+    global _source
+    before, _source = _source, source
+    try:
+        yield
+    finally:
+        _source = before
 
 
 def keep_scale(p: float) -> float:

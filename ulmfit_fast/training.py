@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ulmfit_fast.nn import LanguageModel, TextClassifier, detach_state, language_model_loss
+from ulmfit_fast.lm_step import LanguageModelStep, LossReadings, Reading, not_finite, trainable
+from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.progress import progress_bar
 
@@ -70,17 +71,13 @@ class History:
     unfreeze_steps: list[int] = field(default_factory=list)
 
 
-def _trainable(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
 def _step(
     loss: Tensor, optimizer: Optimizer, scheduler: LRScheduler | None, clip: float | None
 ) -> None:
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if clip is not None:
-        nn.utils.clip_grad_norm_(_trainable(optimizer), clip)
+        nn.utils.clip_grad_norm_(trainable(optimizer), clip)
     optimizer.step()
     if scheduler is not None:
         scheduler.step()
@@ -89,10 +86,7 @@ def _step(
 def _check_finite(loss: Tensor, step: int, lrs: list[float]) -> float:
     value = float(loss)
     if not math.isfinite(value):
-        raise FloatingPointError(
-            f"loss is {value} at step {step} with learning rates {lrs}; "
-            "lower the learning rate or clip the gradient"
-        )
+        raise not_finite(value, step, lrs)
     return value
 
 
@@ -105,6 +99,7 @@ def train_language_model_epoch(
     alpha: float = 2.0,
     beta: float = 1.0,
     clip: float | None = None,
+    capture: bool = False,
     history: History | None = None,
     description: str = "language model",
     progress: bool = True,
@@ -119,6 +114,7 @@ def train_language_model_epoch(
         alpha: weight of the activation regulariser AR.
         beta: weight of the temporal regulariser TAR.
         clip: largest gradient norm, or None.
+        capture: replay the steps from a CUDA graph, see `LanguageModelStep`.
         history: gains a record of each step and of the epoch.
         description: shown beside the progress bar.
         progress: show the bar.
@@ -132,22 +128,30 @@ def train_language_model_epoch(
     model.train()
     device = next(model.parameters()).device
     history = history if history is not None else History()
-    state: State | None = None
+    step = LanguageModelStep(
+        model, optimizer, scheduler, alpha=alpha, beta=beta, clip=clip, capture=capture
+    )
+    step.steps = len(history.losses)
+    readings = LossReadings(step.steps)
     total, count, start = 0.0, 0, time.perf_counter()
     with progress_bar(description, len(batches), enabled=progress) as advance:
+
+        def take(reading: Reading) -> None:
+            nonlocal total, count
+            history.losses.append(reading.cross_entropy)
+            history.regularisers.append(reading.regularisers)
+            history.lrs.append(reading.lrs)
+            total += reading.cross_entropy * reading.tokens
+            count += reading.tokens
+            advance(f"loss {reading.cross_entropy:.3f}")
+
         for inputs, targets in batches:
-            output = model(inputs.to(device), state)
-            loss = language_model_loss(output, targets.to(device), alpha=alpha, beta=beta)
             lrs = [group["lr"] for group in optimizer.param_groups]
-            value = _check_finite(loss.cross_entropy.detach(), len(history.losses), lrs)
-            _step(loss.total, optimizer, scheduler, clip)
-            state = detach_state(output.state)
-            history.losses.append(value)
-            history.regularisers.append(float((loss.activation + loss.temporal).detach()))
-            history.lrs.append(lrs)
-            total += value * targets.numel()
-            count += targets.numel()
-            advance(f"loss {value:.3f}")
+            batch = (ids.to(device, non_blocking=True) for ids in (inputs, targets))
+            for reading in readings.add(step(*batch), lrs, targets.numel()):
+                take(reading)
+        for reading in readings.rest():
+            take(reading)
     result = EpochResult(total / max(1, count), count, time.perf_counter() - start)
     _log.info("%s: loss %.4f, %.0f s", description, result.loss, result.seconds)
     history.epochs.append(result)
@@ -165,16 +169,16 @@ def evaluate_language_model(model: LanguageModel, batches: SizedIterable) -> flo
     model.eval()
     device = next(model.parameters()).device
     state: State | None = None
-    total, count = 0.0, 0
+    # Summed on the device: reading each loss would wait for it.
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     for inputs, targets in batches:
-        output = model(inputs.to(device), state)
-        state = output.state
-        logits = output.logits.flatten(0, 1).float()
-        total += float(F.cross_entropy(logits, targets.to(device).flatten(), reduction="sum"))
+        inputs, targets = (ids.to(device, non_blocking=True) for ids in (inputs, targets))
+        loss, state = model.loss(inputs, targets, state, alpha=0.0, beta=0.0)
+        total += loss.cross_entropy.double() * targets.numel()
         count += targets.numel()
     if count == 0:
         raise ValueError("there are 0 tokens to evaluate on, expected at least 1; pass more text")
-    return total / count
+    return float(total) / count
 
 
 def train_classifier_epoch(

@@ -96,6 +96,11 @@ class LMBatches:
         """Return the number of batches."""
         return -(-self._steps // self.bptt)
 
+    def pin_memory(self) -> LMBatches:
+        """Put the stream where a GPU fetches it without the host waiting; return self."""
+        self._stream = self._stream.pin_memory()
+        return self
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs, targets), int64 of shape `(T, B)` each: views of one tensor, no copies."""
         for start in range(0, self._steps, self.bptt):

@@ -85,8 +85,8 @@ class AWDLSTM(nn.Module):
             incoming = prepare_state(
                 state, self.sizes, batch=batch, dtype=weight.dtype, device=weight.device
             )
-        x = embed(self.encoder, tokens, self.config.embed_p if self.training else 0.0)
-        x = self.input_dropout(x)
+        word_p, input_p = (self.config.embed_p, self.input_dropout.p) if self.training else (0, 0)
+        x = embed(self.encoder, tokens, word_p, locked_p=input_p)
         new_state: State = []
         for layer, (rnn, hx) in enumerate(zip(self.rnns, incoming, strict=True)):
             if layer > 0:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from ulmfit_fast import fused, rng
+from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn.awd_lstm import AWDLSTM, EMBEDDING_BOUND
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout
+from ulmfit_fast.nn.loss import LMLoss, check_loss_arguments, language_model_loss
 from ulmfit_fast.nn.state import State
 
 
@@ -81,6 +85,90 @@ class LanguageModel(nn.Module):
         dropped = self.output_dropout(raw)
         return LMOutput(self.decoder(dropped), raw, dropped, state)
 
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        *,
+        alpha: float = 2.0,
+        beta: float = 1.0,
+        ar_on: Literal["dropped", "raw"] = "dropped",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+    ) -> tuple[LMLoss, State]:
+        """Compute the training loss without ever holding all logits.
+
+        The value and gradients of `language_model_loss` on what `forward` returns, masks included.
+        In evaluation mode pass alpha = beta = 0, or read `cross_entropy` alone.
+
+        Example:
+            >>> import torch
+            >>> model = LanguageModel(AWDLSTMConfig(10, emb_size=4, hidden_size=6))
+            >>> tokens = torch.randint(10, (8, 3))
+            >>> loss, state = model.loss(tokens[:-1], tokens[1:])
+            >>> loss.total.backward()
+
+        Args:
+            tokens: token ids, (T, B), int64 or int32.
+            targets: token ids, (T, B), int64.
+            state: the state of the text before, or None at its start; see `AWDLSTM.forward`.
+            alpha: weight of AR; 0 leaves it out.
+            beta: weight of TAR; 0 leaves it out.
+            ar_on: AR after ("dropped") or before ("raw") output dropout.
+            label_smoothing: share of the target spread evenly over all V word types, in [0, 1].
+            ignore_index: target that does not count in the cross entropy.
+
+        Returns:
+            The parts of the loss, and the new state, still attached to the graph.
+
+        Raises:
+            TypeError: if tokens or targets are not integers, or the state is not (h, c) pairs.
+            ValueError: if an argument does not fit, as for `forward` and `language_model_loss`.
+
+        Source:
+            Merity et al. (2018), section 4.6.
+        """
+        if type(self.decoder) is not nn.Linear or _hooked(self) or _hooked(self.decoder):
+            # Another decoder computes its logits in its own way, and hooks want to see them.
+            output = self(tokens, state)
+            parts = language_model_loss(
+                output,
+                targets,
+                alpha=alpha,
+                beta=beta,
+                ar_on=ar_on,
+                label_smoothing=label_smoothing,
+                ignore_index=ignore_index,
+            )
+            return parts, output.state
+        check_loss_arguments(
+            targets, tokens.shape, alpha, beta, ar_on=ar_on, label_smoothing=label_smoothing
+        )
+        raw, state = self.encoder(tokens, state)
+        p = self.output_dropout.p if self.training else 0.0
+        seed = rng.draw_seed() if p > 0.0 else None
+        activation = temporal = raw.new_zeros(
+            (), dtype=torch.promote_types(raw.dtype, torch.float32)
+        )
+        if alpha > 0.0 or beta > 0.0:
+            dropped, square, difference = fused.dropout_and_regularisers(raw, seed, p, ar_on=ar_on)
+            # Multiplied by 0 an infinite activation would still be felt.
+            activation = alpha * square if alpha > 0.0 else activation
+            temporal = beta * difference if beta > 0.0 else temporal
+        else:
+            dropped = raw if seed is None else fused.locked_dropout(raw, seed, p)
+        cross_entropy = linear_cross_entropy(
+            dropped.flatten(0, 1),
+            self.decoder.weight,
+            self.decoder.bias,
+            targets.flatten(),
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+        )
+        total = cross_entropy + activation + temporal
+        return LMLoss(cross_entropy, activation, temporal, total), state
+
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the parameters by depth, for layer-wise learning rates and unfreezing.
 
@@ -93,3 +181,8 @@ class LanguageModel(nn.Module):
         known = {id(parameter) for parameter in embedding}
         decoder = [p for p in self.decoder.parameters() if id(p) not in known]
         return [embedding + decoder, *rnns]
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or bool(module._backward_pre_hooks)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ulmfit_fast.nn.language_model import LMOutput
+if TYPE_CHECKING:
+    from ulmfit_fast.nn.language_model import LMOutput
 
 
 class LMLoss(NamedTuple):
@@ -40,11 +41,13 @@ def language_model_loss(
 ) -> LMLoss:
     """Compute the training loss of a language model.
 
-    The regularisers belong to training: report and compare `cross_entropy`, and in evaluation
-    read that alone or pass alpha = beta = 0.
+    `LanguageModel.loss` is the same without the logits, in less time and memory. The regularisers
+    belong to training: report and compare `cross_entropy`, and in evaluation read that alone or
+    pass alpha = beta = 0.
 
     Example:
         >>> import torch
+        >>> from ulmfit_fast.nn import LMOutput
         >>> output = LMOutput(torch.zeros(3, 2, 10), torch.ones(3, 2, 4), torch.ones(3, 2, 4), [])
         >>> loss = language_model_loss(output, torch.zeros(3, 2, dtype=torch.int64))
         >>> [round(part.item(), 4) for part in loss]
@@ -73,28 +76,9 @@ def language_model_loss(
         Merity et al. (2018), section 4.6 (alpha, beta); total = CE + AR + TAR.
     """
     logits = _at_least_float32(output.logits)
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets must be int64 ids, got {targets.dtype}: convert with .long()")
-    if targets.shape != logits.shape[:2]:
-        raise ValueError(
-            f"targets must be {tuple(logits.shape[:2])} like the output, got "
-            f"{tuple(targets.shape)}: both are time first"
-        )
-    if targets.numel() == 0:
-        raise ValueError(
-            f"targets have shape {tuple(targets.shape)}, expected at least one: a mean over none "
-            "is not a number; leave the batch out"
-        )
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not value >= 0.0:
-            raise ValueError(f"{name} must be at least 0, got {value}: 0 leaves the term out")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(
-            f"label_smoothing must be in [0, 1], got {label_smoothing}: it is the share of the "
-            "target spread over all word types"
-        )
-    if ar_on not in ("dropped", "raw"):
-        raise ValueError(f"ar_on must be 'dropped' or 'raw', got {ar_on!r}")
+    check_loss_arguments(
+        targets, logits.shape[:2], alpha, beta, ar_on=ar_on, label_smoothing=label_smoothing
+    )
     # The mean that F.cross_entropy takes itself is 0 / 0 where every target is ignored.
     summed = F.cross_entropy(
         logits.flatten(0, 1),
@@ -112,6 +96,53 @@ def language_model_loss(
         raw = _at_least_float32(output.raw)
         temporal = beta * (raw[1:] - raw[:-1]).square().mean()
     return LMLoss(cross_entropy, activation, temporal, cross_entropy + activation + temporal)
+
+
+def check_loss_arguments(
+    targets: Tensor,
+    shape: torch.Size,
+    alpha: float,
+    beta: float,
+    *,
+    ar_on: str,
+    label_smoothing: float,
+) -> None:
+    """Refuse what `language_model_loss` says it refuses.
+
+    Args:
+        targets: what is to be (T, B) int64.
+        shape: (T, B) of the model's output.
+        alpha: weight of AR.
+        beta: weight of TAR.
+        ar_on: where AR is taken.
+        label_smoothing: share of the target spread over all word types.
+
+    Raises:
+        TypeError: if targets are not int64.
+        ValueError: if any other argument does not fit.
+    """
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets must be int64 ids, got {targets.dtype}: convert with .long()")
+    if targets.shape != shape:
+        raise ValueError(
+            f"targets must be {tuple(shape)} like the output, got "
+            f"{tuple(targets.shape)}: both are time first"
+        )
+    if targets.numel() == 0:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}, expected at least one: a mean over none "
+            "is not a number; leave the batch out"
+        )
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not value >= 0.0:
+            raise ValueError(f"{name} must be at least 0, got {value}: 0 leaves the term out")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(
+            f"label_smoothing must be in [0, 1], got {label_smoothing}: it is the share of the "
+            "target spread over all word types"
+        )
+    if ar_on not in ("dropped", "raw"):
+        raise ValueError(f"ar_on must be 'dropped' or 'raw', got {ar_on!r}")
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
