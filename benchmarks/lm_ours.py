@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.lm_plain import ADAM, ALPHA, BETA, CLIP
-from ulmfit_fast.nn import LanguageModel, detach_state, language_model_loss
+from ulmfit_fast.lm_step import LanguageModelStep
+from ulmfit_fast.nn import LanguageModel
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -20,29 +21,23 @@ def make_step(model: LanguageModel, dtype: torch.dtype, *, capture: bool = False
     Args:
         model: on its device, in float32.
         dtype: of autocast, or float32 for none.
-        capture: replay the step from a CUDA graph; not possible yet.
+        capture: replay the step from a CUDA graph.
 
     Returns:
         A function of (T, B) inputs and targets that trains once and returns the loss. The state is
         carried from call to call.
     """
-    if capture:
-        raise NotImplementedError("the step cannot be captured yet")
-    model.train()
-    optimizer = make_optimizer(model)
-    kept = {"state": None}
-
-    def step(inputs: Tensor, targets: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        with autocast(inputs.device.type, dtype):
-            output = model(inputs, kept["state"])
-            loss = language_model_loss(output, targets, alpha=ALPHA, beta=BETA)
-        loss.total.backward()
-        update(model, optimizer)
-        kept["state"] = detach_state(output.state)
-        return loss.total.detach()
-
-    return step
+    half = dtype if dtype in (torch.float16, torch.bfloat16) else None
+    step = LanguageModelStep(
+        model.train(),
+        make_optimizer(model),
+        alpha=ALPHA,
+        beta=BETA,
+        clip=CLIP,
+        autocast=half,
+        capture=capture,
+    )
+    return lambda inputs, targets: step(inputs, targets).total
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from benchmarks import lm_ours, lm_plain
 from benchmarks.lm_plain import ALPHA, BETA
-from ulmfit_fast.nn import EmbeddingDropout, LanguageModel, LMOutput, language_model_loss
+from ulmfit_fast import fused, rng
+from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
+from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.nn.dropout import embed
 
 if TYPE_CHECKING:
     from benchmarks.bench_lm_step import Problem
@@ -59,16 +62,14 @@ def our_parts(asked: Problem, dtype: torch.dtype) -> dict[str, Part]:
     model = LanguageModel(asked.config)
     model.load_state_dict(asked.start)
     model.to(asked.device).train()
-    encoder = model.encoder
+    encoder, config = model.encoder, asked.config
     inputs, targets = asked.batches()[0]
     size = (asked.steps, asked.batch_size, asked.config.emb_size)
     x, grad = _leaf(size, asked.device), torch.randn(size).to(asked.device)
 
-    lookup = EmbeddingDropout(encoder.encoder, asked.config.embed_p).train()
-
     def embedding(turn: int) -> None:
         with lm_ours.autocast(asked.device, dtype):
-            y = encoder.input_dropout(lookup(inputs))
+            y = embed(encoder.encoder, inputs, config.embed_p, locked_p=config.input_p)
         torch.autograd.grad(y, encoder.encoder.weight, grad.to(y.dtype))
 
     def layers(turn: int) -> None:
@@ -81,10 +82,13 @@ def our_parts(asked: Problem, dtype: torch.dtype) -> dict[str, Part]:
 
     def decoder(turn: int) -> None:
         with lm_ours.autocast(asked.device, dtype):
-            dropped = model.output_dropout(x)
-            output = LMOutput(model.decoder(dropped), x, dropped, [])
-            loss = language_model_loss(output, targets, alpha=ALPHA, beta=BETA)
-        torch.autograd.grad(loss.total, [x, *model.decoder.parameters()])
+            dropped, square, difference = fused.dropout_and_regularisers(
+                x, rng.draw_seed(), config.output_p
+            )
+            flat, bias = dropped.flatten(0, 1), model.decoder.bias
+            loss = linear_cross_entropy(flat, model.decoder.weight, bias, targets.flatten())
+            loss = loss + ALPHA * square + BETA * difference
+        torch.autograd.grad(loss, [x, *model.decoder.parameters()])
 
     _give_gradients(model)
     stepped = lm_ours.make_optimizer(model)
