@@ -243,7 +243,8 @@ def expect(variant: Variant, tile: Any) -> Expected:
     else:
         columns = tile.columns
         depth = 4 * -(-variant.hidden // columns) * columns // tile.k_parts
-        beside = columns
+        # Partial sums; gradients of h and c as the block left them.
+        beside = columns + 2 * columns // tile.k_parts
     past_l1 = tile.rows * (depth * size + beside * 4) // threads
     return Expected((tile.rows, columns, depth), tile.resident, past_l1)
 

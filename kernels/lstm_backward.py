@@ -206,7 +206,6 @@ def backward_kernel(
     outputs = piece * COLUMNS + tl.arange(0, COLUMNS)
     rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
-    seed_value = tl.load(seed)
 
     counter = counters + tl.program_id(1) * (K_PARTS + 2 * SLICES) * COUNTER_STRIDE
     if GROUPED:
@@ -229,7 +228,9 @@ def backward_kernel(
             weight,
             tile_units[:, None],
             outputs[None, :],
-            seed_value,
+            # Loaded after the barrier of the tile before, lest all tiles' masks be drawn at once:
+            # they would not fit into the registers.
+            tl.load(seed),
             mask_stream,
             weight_drop,
             HIDDEN,
@@ -251,8 +252,6 @@ def backward_kernel(
     unit_at = rows[:, None] * HIDDEN + units[None, :]
     gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
 
-    carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0)
-    carried_c = tl.load(grad_c + unit_at, mask=unit_in, other=0.0)
     alive = 1
     poison = 0.0
     for s in range(start, stop):
@@ -297,6 +296,12 @@ def backward_kernel(
         c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)
         c_prev = tl.load(cells + slot_prev * plane + unit_at, mask=unit_in, other=0.0)
         from_output = tl.load(grad_output + t * plane + unit_at, mask=unit_in, other=0.0)
+        # A block reads back what it wrote rather than hold it during the products.
+        carried_c = tl.load(grad_c + unit_at, mask=unit_in, other=0.0, cache_modifier=".cg")
+        if HAS_LENGTHS or s == start:
+            carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0, cache_modifier=".cg")
+        else:
+            carried = tl.zeros((ROWS, UNITS), tl.float32)
         if GATE_MASK != 0:
             # With c's bits, all masked off, layouts are converted before there are four scales.
             bits = bits ^ (carried_c.to(tl.int32, bitcast=True) & zero)
@@ -322,16 +327,12 @@ def backward_kernel(
                 carried = tl.where((t_after < length)[:, None], total, carried)
             else:
                 carried = total
-        elif not HAS_LENGTHS:
-            # Loaded here, it need not be held through later steps.
-            carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0)
-        old_c = carried_c
-        grads, carried_c = step_gradients(
+        grads, new_c = step_gradients(
             act.to(tl.float32),
             c,
             c_prev,
             carried + from_output.to(tl.float32) + poison,
-            old_c,
+            carried_c,
             bits,
             gate_drop,
             ROWS,
@@ -342,10 +343,13 @@ def backward_kernel(
             length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
             active = (t < length)[:, None]
             grads = tl.where(active, grads, 0.0)
-            carried_c = tl.where(active, carried_c, old_c)
+            new_c = tl.where(active, new_c, carried_c)
         grads_now = grad_gates + t * 4 * plane
         tl.store(grads_now + gate_at, grads.to(grad_gates.dtype.element_ty), mask=gate_in)
         arrive(gates_done)
+        tl.store(grad_c + unit_at, new_c + poison, mask=unit_in)
+        if HAS_LENGTHS:
+            tl.store(grad_h + unit_at, carried + poison, mask=unit_in)
         target = (s + 1 - start) * gate_blocks
         alive = wait(gates_done, error, target, alive, SPINS, INLINE_POLL)
 
@@ -357,7 +361,8 @@ def backward_kernel(
                 if group + j < K_TILES:
                     # Other blocks wrote this in the same launch: L1 must not serve it.
                     k = k_first + (group + j) * BLOCK_K + ks
-                    if PADDED == HIDDEN:
+                    # Only what the last K range may lack is masked.
+                    if (K_PARTS - 1) * DEPTH + (group + j + 1) * BLOCK_K <= 4 * HIDDEN:
                         grads_mask = row_in
                     else:
                         grads_mask = row_in & (k < 4 * HIDDEN)[None, :]
@@ -386,9 +391,6 @@ def backward_kernel(
         else:
             tl.store(sums_at, acc, mask=row_in & (sum_columns[None, :] < HIDDEN))
         arrive(sums_done + ((s - start) % 2) * COUNTER_STRIDE)
-    tl.store(grad_c + unit_at, carried_c + poison, mask=unit_in)
-    if HAS_LENGTHS:
-        tl.store(grad_h + unit_at, carried + poison, mask=unit_in)
 
 
 def run_stepwise(grad_output, gates, cells, dropped, grad_h, grad_c, lengths, seed, call, tile):

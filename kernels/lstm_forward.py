@@ -192,7 +192,6 @@ def forward_kernel(
     units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
-    seed_value = tl.load(seed)
     column_in = columns[None, :] < 4 * HIDDEN
 
     tiles = ()
@@ -205,12 +204,15 @@ def forward_kernel(
             other=0.0,
         )
         if WEIGHT_DROP:
+            # Loaded after the barrier of the tile before, lest all tiles' masks be drawn at once:
+            # they would not fit into the registers.
             z_i, z_f, z_g, z_o = weight_scales(
-                seed_value, units[None, :], k[:, None], mask_stream, weight_drop, HIDDEN
+                tl.load(seed), units[None, :], k[:, None], mask_stream, weight_drop, HIDDEN
             )
             scales = interleave_columns(z_i, z_f, z_g, z_o, BLOCK_K, UNITS)
             w = tl.where(scales > 0.0, w.to(tl.float32) * scales, 0.0)
         tiles = tiles + (w.to(states.dtype.element_ty),)
+        tl.debug_barrier()
 
     row_in = rows[:, None] < batch_size
     unit_in = row_in & (units[None, :] < HIDDEN)
@@ -225,7 +227,7 @@ def forward_kernel(
     unit_at = rows[:, None] * HIDDEN + units[None, :]
     first = steps - 1 - start if REVERSE else start
     next_gates = tl.load(gates + first * 4 * plane + gate_at, mask=gate_in, other=0.0)
-    bits = gate_bits(seed_value, rows, units, first, mask_stream, gate_drop, HIDDEN, GATE_MASK)
+    bits = gate_bits(tl.load(seed), rows, units, first, mask_stream, gate_drop, HIDDEN, GATE_MASK)
     alive = 1
     poison = 0.0
     for s in range(start, stop):
