@@ -132,6 +132,45 @@ def test_frozen_encoder_is_left_alone() -> None:
     assert [group[0].grad is None for group in groups] == [True, True, True, False]
 
 
+def saved_bytes(model: TextClassifier, tokens: Tensor, lengths: Tensor) -> tuple[int, list[bool]]:
+    """Return what autograd keeps of the layers, and which layers' inputs require a gradient."""
+    kept, wanted = {}, []
+    handles = [
+        rnn.register_forward_pre_hook(lambda _, args: wanted.append(args[0].requires_grad))
+        for rnn in model.encoder.rnns
+    ]
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = model.features(tokens, lengths)
+    for handle in handles:
+        handle.remove()
+    assert features.requires_grad
+    return sum(kept.values()), wanted
+
+
+@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "no-dropout"])
+def test_below_the_lowest_trainable_layer_nothing_is_kept(dropout: bool) -> None:
+    off = dict.fromkeys(["input_p", "hidden_p", "embed_p", "weight_p", "output_p"], 0.0)
+    # A wide first layer: what is kept of it would show.
+    model = make(50, 50, hidden_size=64, **({} if dropout else off)).train()
+    tokens, lengths = batch([torch.randint(2, 12, (40,)) for _ in range(3)])
+    every, wanted = saved_bytes(model, tokens, lengths)
+    assert wanted == [True, True]
+    groups = model.layer_groups()
+    for parameter in [*groups[0], *groups[1]]:
+        parameter.requires_grad_(False)
+    top, wanted = saved_bytes(model, tokens, lengths)
+    # The input of the last layer needs no gradient, so none is computed for it either.
+    assert wanted == [False, False]
+    # Gates and cells of the first layer: 40 steps, 3 rows, 5 times 64 units, 8 bytes.
+    assert every - top >= 40 * 3 * 5 * 64 * 8
+    assert top < every / 2
+
+
 def test_head_follows_the_paper() -> None:
     model = make()
     kinds = (nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Dropout, nn.Linear)
