@@ -60,8 +60,8 @@ class Problem(NamedTuple):
 
 def problem(settings: Settings) -> Problem:
     """Return the sizes of a run."""
-    vocab_size, batch_size, steps = settings.sized((15_008, 8, 432), (60_008, 64, 2880), (40, 4, 9))
-    bptt, max_len = settings.sized((72, 288), (72, 1440), (3, 6))
+    vocab_size, batch_size, steps = settings.sized((15_008, 8, 288), (60_008, 64, 2880), (40, 4, 9))
+    bptt, max_len = settings.sized((72, 144), (72, 1440), (3, 6))
     sizes = settings.sized({}, {}, {"emb_size": 6, "hidden_size": 16, "num_layers": 2})
     config = AWDLSTMConfig.classifier(vocab_size, **sizes)
     torch.manual_seed(0)

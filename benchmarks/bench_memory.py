@@ -1,4 +1,8 @@
-"""How much memory does a layer take, and how much does its forward keep for the backward?"""
+"""How much memory does a layer take, and how much does its forward keep for the backward?
+
+What is kept is counted as allocated. The highest use on a CPU counts pages that were written to, so
+it can be the smaller number where a workspace is not filled.
+"""
 
 from __future__ import annotations
 
