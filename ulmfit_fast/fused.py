@@ -263,7 +263,11 @@ def _softmax_cross_entropy(
         )
         return losses
     wide = torch.promote_types(logits.dtype, torch.float32)
-    log_p = torch.log_softmax(logits, 1, dtype=wide)
+    if logits.device.type == "cpu" and logits.dtype == wide and logits.is_contiguous():
+        # In place, row by row: new memory of this size costs more than the arithmetic.
+        log_p = torch.log_softmax(logits, 1, out=logits)
+    else:
+        log_p = torch.log_softmax(logits, 1, dtype=wide)
     ignored = targets == ignore_index
     chosen = targets.masked_fill(ignored, 0)[:, None]
     losses = log_p.gather(1, chosen).squeeze(1).mul_(label_smoothing - 1.0)
