@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ulmfit_fast import backend
-from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
+from ulmfit_fast.linear_cross_entropy import _even_chunks, linear_cross_entropy
 
 
 def problem(rows=37, width=8, classes=50, dtype=torch.float64, bias=True):
@@ -111,6 +111,21 @@ def test_the_logits_are_never_held_at_once():
     with Largest() as seen:
         F.cross_entropy(F.linear(*inputs), targets).backward()
     assert seen.elements == 1000 * 500
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "device", "expected"),
+    [
+        (1120, 15_008, "cpu", 560),
+        (4480, 60_008, "cpu", 560),
+        (4480, 60_008, "cuda", 1120),
+        (100, 60_008, "cpu", 100),
+        (4480, 17, "cpu", 4480),
+        (0, 17, "cuda", 1),
+    ],
+)
+def test_chunks_are_even_and_few(rows, classes, device, expected):
+    assert _even_chunks(rows, classes, device) == expected
 
 
 @pytest.mark.parametrize("needs", [[True, True, True], [False, True, False], [False] * 3])

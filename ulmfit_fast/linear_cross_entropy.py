@@ -76,8 +76,7 @@ def linear_cross_entropy(
         keywords: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": smoothing}
         return F.cross_entropy(logits, targets, reduction="sum", **keywords) / count
     if chunk_rows is None:
-        most = _LOGITS["cpu" if x.device.type == "cpu" else "cuda"] // max(1, weight.shape[0])
-        chunk_rows = max(_MIN_ROWS, most)
+        chunk_rows = _even_chunks(x.shape[0], weight.shape[0], x.device.type)
     recording = torch.is_grad_enabled()
     needs = [recording and t is not None and t.requires_grad for t in (x, weight, bias)]
     summed, *_ = _summed_loss(
@@ -85,6 +84,13 @@ def linear_cross_entropy(
     )
     mean: Tensor = summed / count
     return mean
+
+
+def _even_chunks(rows: int, classes: int, device: str) -> int:
+    """Return the rows of chunks of like size: a short one at the end would cost as much."""
+    chunks = round(rows * classes / _LOGITS["cpu" if device == "cpu" else "cuda"])
+    chunks = max(1, min(chunks, rows // _MIN_ROWS))
+    return max(1, -(-rows // chunks))
 
 
 def _check(
