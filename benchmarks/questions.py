@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from benchmarks import (
     bench_classifier_step,
+    bench_decoder,
     bench_dropout_cost,
     bench_first_step,
     bench_layer,
@@ -21,6 +22,7 @@ from benchmarks.settings import Settings
 QUESTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "lm_step": bench_lm_step.run,
     "layer": bench_layer.run,
+    "decoder": bench_decoder.run,
     "dropout_cost": bench_dropout_cost.run,
     "memory": bench_memory.run,
     "classifier_step": bench_classifier_step.run,

@@ -40,7 +40,7 @@ def device(rows: Sequence[Row], name: str) -> str:
         name: of the file.
     """
     parts = [_where(rows, name)]
-    for write in (layers, language_model, dropout_cost, memory, reached):
+    for write in (layers, language_model, decoder, dropout_cost, memory, reached):
         if text := write(rows):
             parts.append(text)
     return "\n\n".join(parts)
@@ -95,6 +95,27 @@ def language_model(rows: Sequence[Row]) -> str:
         "as fastai writes them:"
     )
     return f"{_wrapped(text)}\n\n{table(head, lines, left=2)}"
+
+
+def decoder(rows: Sequence[Row]) -> str:
+    """Write time and memory of the decoder with its loss."""
+    chosen = [row for row in rows if row.question == "decoder" and row.median_us]
+    if not chosen:
+        return ""
+    lines = [
+        [
+            row.implementation,
+            f"{row.vocab_size:,}",
+            f"{row.batch_size * row.steps:,}",
+            duration(row.median_us),
+            _ratio(row),
+            "" if row.peak_bytes is None else size(row.peak_bytes),
+        ]
+        for row in chosen
+    ]
+    text = "The tied decoder with its cross entropy, forward and backward:"
+    head = ["implementation", "V", "tokens", "time", "times as fast", "highest use"]
+    return f"{text}\n\n{table(head, lines)}"
 
 
 def dropout_cost(rows: Sequence[Row]) -> str:
