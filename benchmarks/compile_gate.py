@@ -330,7 +330,8 @@ HEAD = f"""# What the kernels compile to
 Written by `python -m benchmarks.compile_gate --write kernels/compile_report.md`, on a machine
 without a GPU, with Triton {triton.__version__}.
 Default: the form that runs when none is asked for; it may not spill on sm_90, whatever is dropped,
-but where rows have lengths or H fills no whole tile. Tile: the fields of the variant's tile in tiles.py, in their order.
+but where rows have lengths or H fills no whole tile.
+Tile: the fields of the variant's tile in tiles.py, in their order.
 Spilled: bytes of a thread's stack and the instructions that touch it, on gfx942 registers.
 Resident: tiles of the weight in shared memory before the time loop.
 

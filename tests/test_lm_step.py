@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from ulmfit_fast import SlantedTriangularLR, lm_step, rng
+from ulmfit_fast import SlantedTriangularLR, lm_step
 from ulmfit_fast.lm_step import LanguageModelStep, LossReadings
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, LMLoss, language_model_loss
 
@@ -161,54 +161,35 @@ def test_a_loss_that_is_not_finite_changes_no_parameter(waits, bad):
     assert not hasattr(optimizer, "found_inf")
 
 
-def captured(model, optimizer, **options):
-    """Return a step that captures, where the captured function is called at each replay."""
-    step = LanguageModelStep(model, optimizer, **options)
-    step.capture = True
-    return step
-
-
 @pytest.fixture
 def replays(monkeypatch):
-    """Have a graph's replay call what it captured; returns a list that grows with each."""
-    calls = []
+    """Have a graph's replay call what it would capture; returns a list that grows with each."""
+    calls, trained = [], []
 
     def record(body):
-        # As in a capture, gradients are new tensors that stay where they are.
-        held = {}
-
         def replay():
             calls.append(1)
-            for parameter, grad in held.items():
+            # As in a graph, the gradients are new ones whatever stood there before.
+            for parameter in trained:
                 parameter.grad = None
-                del grad
-            result = body()
-            for parameter in held:
-                held[parameter].copy_(parameter.grad)
-                parameter.grad = held[parameter]
-            return result
+            return body()
 
-        with rng.seeds_from(lambda: torch.tensor(1)):
-            body()
-        held.update((p, p.grad) for p in step_parameters[0] if p.grad is not None)
         return replay
 
     monkeypatch.setattr(lm_step, "record", record)
-    return calls
-
-
-step_parameters = [()]
+    return calls, trained
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_a_captured_step_trains_as_one_that_is_not(replays, clip):
+    calls, trained = replays
     results = []
     for capture in (False, True):
         model = make_model()
-        step_parameters[0] = tuple(model.parameters())
+        trained[:] = model.parameters()
         optimizer = Adam(model.parameters(), lr=0.01, fused=True)
-        step = LanguageModelStep(model, optimizer, clip=clip)
-        step.capture = capture
+        step = LanguageModelStep(model, optimizer, SlantedTriangularLR(optimizer, 10), clip=clip)
+        step.capture, step.waits = capture, False
         torch.manual_seed(4)
         losses = []
         for n, steps in enumerate((7, 7, 7, 7, 7, 7, 4, 7, 7, 7)):
@@ -219,11 +200,30 @@ def test_a_captured_step_trains_as_one_that_is_not(replays, clip):
                 for parameter in model.encoder.rnns[0].parameters():
                     parameter.requires_grad_(False)
             losses.append(step(*text(steps, seed=n)).total.item())
+        assert step.steps == 10
         results.append((losses, [p.detach().clone() for p in model.parameters()]))
     # Three steps before the capture, one of another length, one of other parameters.
-    assert len(replays) == 5
-    assert results[0][0] == results[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    assert len(calls) == 5
+    # A graph's learning rate is in float32.
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    for plain, replayed in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(replayed, plain, rtol=1e-6, atol=1e-8)
+
+
+def test_a_captured_loss_that_is_not_finite_changes_no_parameter(replays):
+    _, trained = replays
+    model = make_model()
+    trained[:] = model.parameters()
+    step = LanguageModelStep(model, Adam(model.parameters(), lr=0.1, fused=True))
+    step.capture, step.waits = True, False
+    for n in range(4):
+        step(*text(seed=n))
+    before = [p.detach().clone() for p in model.parameters()]
+    handle = model.decoder.register_forward_hook(lambda *args: args[2] * math.nan)
+    assert math.isnan(step(*text(seed=5)).total)
+    handle.remove()
+    step(*text(seed=6))
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 def test_capture_needs_cuda_and_autocast_a_dtype_it_has():

@@ -54,16 +54,17 @@ class LanguageModelStep:
         clip: largest gradient norm, or None.
         autocast: dtype of autocast, bfloat16 or float16, or None for none. Gradients are not
             scaled, so float16 is for models whose gradients stand it.
-        capture: on CUDA, capture forward, backward and clipping in a CUDA graph after a few steps
-            and replay it for every batch of that shape; the optimizer follows it. The masks are
-            those of a run without it.
+        capture: on CUDA, capture the step in a CUDA graph after the first few, the update with it,
+            and replay it for every batch of that shape. The masks are those of a run without it;
+            the optimizer's state_dict then says `capturable`.
 
     Attributes:
         state: what goes into the next batch; None at the start of texts.
         steps: updates so far.
 
     Raises:
-        ValueError: if autocast is another dtype, or capture is asked for without CUDA.
+        ValueError: if autocast is another dtype, or capture is asked for without CUDA or with an
+            optimizer that is not fused.
     """
 
     def __init__(
@@ -94,6 +95,11 @@ class LanguageModelStep:
         self.state: State | None = None
         self.steps = 0
         fused = all(group.get("fused") for group in optimizer.param_groups)
+        if capture and not fused:
+            raise ValueError(
+                f"capture needs a fused optimizer, this {type(optimizer).__name__} is not: pass "
+                "fused=True to it"
+            )
         self.waits = self.device.type != "cuda" or not fused
         self._failed = torch.zeros((), device=self.device)
         self._graph: _CapturedStep | None = None
@@ -122,7 +128,11 @@ class LanguageModelStep:
             self.optimizer.zero_grad(set_to_none=True)
             loss, self.state = self.forward_backward(inputs, targets, self.state)
             self._warm += 1
-        self._update(loss)
+            self._look_at(loss)
+            self.update(loss)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.steps += 1
         return loss
 
     def forward_backward(
@@ -148,24 +158,28 @@ class LanguageModelStep:
             nn.utils.clip_grad_norm_(trainable(self.optimizer), self.clip)
         return LMLoss(*(part.detach() for part in loss)), detach_state(state)
 
-    def _update(self, loss: LMLoss) -> None:
+    def _look_at(self, loss: LMLoss) -> None:
+        value = float(loss.total) if self.waits else 0.0
+        if not math.isfinite(value):
+            lrs = [group["lr"] for group in self.optimizer.param_groups]
+            raise not_finite(value, self.steps, lrs)
+
+    def update(self, loss: LMLoss) -> None:
+        """Step the optimizer, unless this loss or an earlier one is not finite.
+
+        Args:
+            loss: of this step.
+        """
         if self.waits:
-            value = float(loss.total)
-            if not math.isfinite(value):
-                lrs = [group["lr"] for group in self.optimizer.param_groups]
-                raise not_finite(value, self.steps, lrs)
             self.optimizer.step()
-        else:
-            # Once set it stays set: the state of the model is not finite either from here on.
-            self._failed.logical_or_(~torch.isfinite(loss.total))
-            self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
-            try:
-                self.optimizer.step()
-            finally:
-                del self.optimizer.found_inf  # type: ignore[attr-defined]
-        if self.scheduler is not None:
-            self.scheduler.step()
-        self.steps += 1
+            return
+        # Once set it stays set: the state of the model is not finite either from here on.
+        self._failed.logical_or_(~torch.isfinite(loss.total))
+        self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
 
     def _replayed(self, inputs: Tensor, targets: Tensor) -> LMLoss | None:
         """Replay the graph, made first when it is time; None for what it does not fit."""
@@ -183,7 +197,7 @@ class LanguageModelStep:
 
 
 class _CapturedStep:
-    """Forward, backward and clipping as a CUDA graph, with the tensors that it reads and writes."""
+    """A whole step as a CUDA graph, with the tensors that it reads and writes."""
 
     def __init__(
         self,
@@ -198,12 +212,25 @@ class _CapturedStep:
         self.state = [(h.clone(), c.clone()) for h, c in state]
         # A seed that is drawn on the host would be the same one at each replay.
         self.seeds = torch.zeros(_seeds_of(step), dtype=torch.int64, device=inputs.device)
+        # So would a learning rate that is a number.
+        self.groups = step.optimizer.param_groups
+        self.lrs = [torch.zeros((), device=inputs.device) for _ in self.groups]
+        for group in self.groups:
+            group["capturable"] = True
         step.optimizer.zero_grad(set_to_none=True)
         self.parameters = trainable(step.optimizer)
 
         def body() -> LMLoss:
             with rng.seeds_from(iter(self.seeds.unbind()).__next__):
                 loss, state = step.forward_backward(self.inputs, self.targets, self.state)
+            numbers = [group["lr"] for group in self.groups]
+            try:
+                for group, lr in zip(self.groups, self.lrs, strict=True):
+                    group["lr"] = lr
+                step.update(loss)
+            finally:
+                for group, number in zip(self.groups, numbers, strict=True):
+                    group["lr"] = number
             for mine, new in zip(self.state, state, strict=True):
                 for tensor, value in zip(mine, new, strict=True):
                     tensor.copy_(value)
@@ -220,6 +247,8 @@ class _CapturedStep:
         if self.seeds.device.type == "cuda":
             seeds = seeds.pin_memory()
         self.seeds.copy_(seeds, non_blocking=True)
+        for group, lr in zip(self.groups, self.lrs, strict=True):
+            lr.fill_(group["lr"])
         self.inputs.copy_(inputs, non_blocking=True)
         self.targets.copy_(targets, non_blocking=True)
         if state is not self.state:
