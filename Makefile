@@ -29,8 +29,11 @@ test: $(READY)
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate
 
+# Most of it is compiling, which goes in parallel where pytest-xdist is there.
+PARALLEL = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n 8 -p no:benchmark')
+
 test-gpu: $(READY)
-	$(PY) -m pytest -m gpu tests/gpu
+	$(PY) -m pytest -m gpu tests/gpu $(PARALLEL)
 
 bench-gpu: $(READY)
 	$(PY) -m benchmarks.report --device cuda
