@@ -3,7 +3,7 @@
 No GPU is needed. The launchers run on buffers without data, and what they would launch is compiled
 for sm_80, sm_90, sm_100 and gfx942. CI compiles a selection; the committed report is of `--all`:
 
-    python -m benchmarks.compile_gate --write kernels/compile_report.md
+    python -m benchmarks.compile_gate --all --write kernels/compile_report.md
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ def variants() -> list[Variant]:
 
 
 def selection() -> list[Variant]:
-    """Return what the report lists: H = 1152 in bfloat16, on sm_90 at both batch sizes.
+    """Return what CI compiles: H = 1152 in bfloat16, on sm_90 at both batch sizes.
 
-    The small kernels are listed at their own widths.
+    The small kernels have their own widths.
     """
     return [
         v
@@ -327,7 +327,7 @@ def line(result: Result) -> str:
 
 HEAD = f"""# What the kernels compile to
 
-Written by `python -m benchmarks.compile_gate --write kernels/compile_report.md`, on a machine
+Written by `python -m benchmarks.compile_gate --all --write kernels/compile_report.md`, on a machine
 without a GPU, with Triton {triton.__version__}.
 Default: the form that runs when none is asked for; it may not spill on sm_90, whatever is dropped,
 but where rows have lengths or H fills no whole tile.
@@ -343,7 +343,7 @@ Resident: tiles of the weight in shared memory before the time loop.
 def unlisted(report: str) -> list[str]:
     """Return the variants without a row in a report, and the rows without a variant."""
     listed = {row.split("|")[1].strip() for row in report.splitlines() if row.startswith("| ")}
-    return sorted(listed - {"variant"} ^ set(map(str, selection())))
+    return sorted(listed - {"variant"} ^ set(map(str, variants())))
 
 
 def main(argv: list[str] | None = None) -> int:
