@@ -17,7 +17,7 @@ FLOORS = [
     {"functional", "fused", "fused_checks", "linear_cross_entropy"},
     {"nn"},
     {"optim", "data", "progress"},
-    {"lm_step"},
+    {"lm_step", "captured_step", "loss_readings"},
     {"training", "checkpoint", "report", "report_charts", "report_html", "report_template"},
     {"pipeline"},
     {"estimator", "estimator_checks"},

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from ulmfit_fast import SlantedTriangularLR, lm_step
-from ulmfit_fast.lm_step import LanguageModelStep, LossReadings
+from ulmfit_fast import SlantedTriangularLR, captured_step
+from ulmfit_fast.lm_step import LanguageModelStep
+from ulmfit_fast.loss_readings import LossReadings
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, LMLoss, language_model_loss
 
 WORDS = 30
+NONE = dict.fromkeys(("input_p", "hidden_p", "embed_p", "weight_p", "output_p"), 0.0)
 DROPOUTS = {"input_p": 0.2, "hidden_p": 0.2, "embed_p": 0.1, "weight_p": 0.3, "output_p": 0.2}
 
 
@@ -110,7 +112,7 @@ def test_a_step_is_the_plain_one(clip):
 
 
 def test_reset_forgets_the_state():
-    model = make_model(**dict.fromkeys(DROPOUTS, 0.0))
+    model = make_model(**NONE)
     step = LanguageModelStep(model, SGD(model.parameters(), lr=0.0))
     first = step(*text()).total
     assert step(*text()).total != first
@@ -176,34 +178,35 @@ def replays(monkeypatch):
 
         return replay
 
-    monkeypatch.setattr(lm_step, "record", record)
+    monkeypatch.setattr(captured_step, "record", record)
     return calls, trained
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
-def test_a_captured_step_trains_as_one_that_is_not(replays, clip):
+@pytest.mark.parametrize("dropouts", [DROPOUTS, NONE], ids=["dropout", "no-dropout"])
+def test_a_captured_step_trains_as_one_that_is_not(replays, clip, dropouts):
     calls, trained = replays
     results = []
     for capture in (False, True):
-        model = make_model()
+        model = make_model(**dropouts)
         trained[:] = model.parameters()
         optimizer = Adam(model.parameters(), lr=0.01, fused=True)
-        step = LanguageModelStep(model, optimizer, SlantedTriangularLR(optimizer, 10), clip=clip)
+        step = LanguageModelStep(model, optimizer, SlantedTriangularLR(optimizer, 12), clip=clip)
         step.capture, step.waits = capture, False
         torch.manual_seed(4)
         losses = []
-        for n, steps in enumerate((7, 7, 7, 7, 7, 7, 4, 7, 7, 7)):
-            if n == 8:
+        for n, shape in enumerate([(7, 3)] * 6 + [(4, 3), (7, 3), (7, 2)] + [(7, 3)] * 3):
+            if n == 10:
                 step.reset()
-            if n == 9:
+            if n == 11:
                 # A frozen layer makes another graph.
                 for parameter in model.encoder.rnns[0].parameters():
                     parameter.requires_grad_(False)
-            losses.append(step(*text(steps, seed=n)).total.item())
-        assert step.steps == 10
+            losses.append(step(*text(*shape, seed=n)).total.item())
+        assert step.steps == 12
         results.append((losses, [p.detach().clone() for p in model.parameters()]))
-    # Three steps before the capture, one of another length, one of other parameters.
-    assert len(calls) == 5
+    # Three steps before the capture, two of another shape, one of other parameters.
+    assert len(calls) == 6
     # A graph's learning rate is in float32.
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
     for plain, replayed in zip(results[0][1], results[1][1], strict=True):

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ulmfit_fast.lm_step import LanguageModelStep, LossReadings, Reading, not_finite, trainable
+from ulmfit_fast.lm_step import LanguageModelStep, trainable
+from ulmfit_fast.loss_readings import LossReadings, Reading, not_finite
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.progress import progress_bar

@@ -9,7 +9,8 @@ from rehearsal import DEVICE, REHEARSAL, rehearsed, sized
 
 from ulmfit_fast import backend, fused
 from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
-from ulmfit_fast.lm_step import LanguageModelStep, LossReadings
+from ulmfit_fast.lm_step import LanguageModelStep
+from ulmfit_fast.loss_readings import LossReadings
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 
 STEPS, BATCH_SIZE, WIDTH, WORDS = sized((70, 64, 400, 60_008), (3, 2, 5, 17))
