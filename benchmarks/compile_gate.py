@@ -9,7 +9,6 @@ for sm_80, sm_90, sm_100 and gfx942. CI compiles a selection; the committed repo
 from __future__ import annotations
 
 import argparse
-import itertools
 import multiprocessing
 import sys
 import time
@@ -20,10 +19,18 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 
 from benchmarks.compile_inspect import Found, Launch, compile_launch, read, recorded, work
-from benchmarks.compile_small import SMALL, launch_small
+from benchmarks.compile_small import launch_small
+from benchmarks.compile_variants import (
+    DEVICES,
+    DTYPES,
+    MODES,
+    TARGETS,
+    Variant,
+    selection,
+    variants,
+)
 from ulmfit_fast.kernels import (  # noqa: TID251
     lstm_backward,
     lstm_forward,
@@ -31,61 +38,8 @@ from ulmfit_fast.kernels import (  # noqa: TID251
 )
 from ulmfit_fast.kernels.launch import DropArguments, LayerCall  # noqa: TID251
 
-DEVICES = {
-    "sm_89": tiles.Device("cuda", (8, 9), 128, 101_376),
-    "sm_80": tiles.Device("cuda", (8, 0), 108, 166_912),
-    "sm_90": tiles.Device("cuda", (9, 0), 132, 232_448),
-    "sm_100": tiles.Device("cuda", (10, 0), 148, 232_448),
-    "gfx942": tiles.Device("hip", (0, 0), 304, 65_536),
-}
-TARGETS = {
-    "sm_89": GPUTarget("cuda", 89, 32),
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 REPORT = Path(__file__).parents[1] / "kernels" / "compile_report.md"
-
-
-class Mode(NamedTuple):
-    """What a call asks of the kernels beside its sizes."""
-
-    weight_p: float = 0.0
-    gate_mask: int = 0
-    padded: bool = False
-    keep: bool = True
-
-
-# With lengths a few values more are held; their reloads cost less than loading h in more turns.
-SPILL_ALLOWED = {"padded": 16}
 TENSOR_MEMORY = 512  # columns
-# Dropout of weights and gates needs most registers; the others are compiled at one size only.
-MODES = {
-    "dropout": Mode(0.2, 1),
-    "plain": Mode(),
-    "weight-drop": Mode(0.2),
-    "sequence": Mode(0.2, 2),
-    "padded": Mode(0.2, 1, padded=True),
-    "inference": Mode(keep=False),
-}
-
-
-class Variant(NamedTuple):
-    """One launch of the product; its fields are its name. A small one's `hidden` is its width."""
-
-    arch: str
-    form: str
-    kernel: str
-    hidden: int
-    batch: int
-    dtype: str
-    mode: str
-
-    def __str__(self) -> str:
-        sizes = f"H{self.hidden} B{self.batch}"
-        return f"{self.arch} {self.form} {self.kernel} {sizes} {self.dtype} {self.mode}"
 
 
 class Expected(NamedTuple):
@@ -122,51 +76,6 @@ class Result(NamedTuple):
     product_work: float | None
     faults: list[str]
     note: str
-
-
-def variants() -> list[Variant]:
-    """Return the whole matrix."""
-    every = []
-    sizes = itertools.product((1152, 1150, 400), (64, 128), DTYPES)
-    for (hidden, batch, dtype), arch, kernel in itertools.product(
-        sizes, DEVICES, ("forward", "backward")
-    ):
-        rest = (kernel, hidden, batch, dtype)
-        modes = ("weight-drop", "dropout") if arch == "sm_90" else ("dropout",)
-        if (arch, *rest[1:]) == ("sm_90", 1152, 64, "bf16"):
-            modes = tuple(MODES)
-        for mode in modes:
-            if kernel == "backward" and mode == "inference":
-                continue
-            if arch == "sm_89" and dtype != "bf16":
-                continue
-            if DEVICES[arch].kind == "cuda":
-                every.append(Variant(arch, "persistent", *rest, mode))
-            # Rows of the batch are a grid's business: B = 128 is the same kernel.
-            if batch == 64:
-                every.append(Variant(arch, "stepwise", *rest, mode))
-    small = itertools.product(DEVICES, SMALL, DTYPES)
-    every += [
-        Variant(arch, "small", name, SMALL[name], 64, dtype, "dropout")
-        for arch, name, dtype in small
-    ]
-    return every
-
-
-def selection() -> list[Variant]:
-    """Return what CI compiles: H = 1152 in bfloat16, on sm_90 at both batch sizes.
-
-    The small kernels have their own widths.
-    """
-    return [
-        v
-        for v in variants()
-        if v.dtype == "bf16"
-        and (v.hidden == 1152 or v.form == "small")
-        and v.arch != "sm_89"
-        and (v.batch == 64 or v.form == "persistent")
-        and (v.mode == "dropout" or (v.mode == "weight-drop" and v.form == "persistent"))
-    ]
 
 
 def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
