@@ -19,10 +19,22 @@ FLOORS = [
     {"optim", "data", "progress"},
     {"lm_step", "captured_step", "loss_readings"},
     {"training", "checkpoint", "report", "report_charts", "report_html", "report_template"},
-    {"pipeline"},
+    {"pipeline", "lr_finder", "generation", "saliency"},
+    {"presets"},
     {"estimator", "estimator_checks"},
-    {"demo"},
-    {"cli", "__main__"},
+    {"ensemble", "sklearn_classifier"},
+    {"compat"},
+    {"demo", "ablation"},
+    {
+        "cli",
+        "cli_app",
+        "cli_convert",
+        "cli_data",
+        "cli_text",
+        "cli_train",
+        "cli_ablate",
+        "__main__",
+    },
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

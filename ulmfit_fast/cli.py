@@ -7,106 +7,42 @@ import logging
 import os
 import platform
 import sys
-import tempfile
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+
+from ulmfit_fast.cli_app import (
+    BatchSize,
+    Device,
+    Epochs,
+    Model,
+    Out,
+    Rate,
+    Seed,
+    TextColumn,
+    TextFiles,
+    app,
+    check_out,
+    check_writable,
+    guarded,
+    say,
+    typer,
+)
 
 if TYPE_CHECKING:
     from ulmfit_fast.estimator import ULMFiT
 
-try:
-    import typer
-except ModuleNotFoundError as error:
-    raise SystemExit(
-        "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
-    ) from error
-
 __all__ = ["app", "main"]
-
-app = typer.Typer(
-    help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-TextFiles = Annotated[
-    list[Path], typer.Option("--text", help=".txt (one text a line), .csv or .jsonl; repeatable.")
-]
-Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
-Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
-Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the texts.")]
-Rate = Annotated[float, typer.Option("--lr", help="Largest learning rate.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
-Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
-TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv and .jsonl files.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-Parameters = ParamSpec("Parameters")
-
-
-def _guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Let bad input end in one line and exit code 2, an interruption in exit code 130."""
-
-    @wraps(command)
-    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _say("interrupted; the model of the last finished epoch, if any, is in --out")
-            raise typer.Exit(130) from None
-        except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-            _say(f"error: {' '.join(str(error).split())}")
-            raise typer.Exit(2) from None
-        except (RuntimeError, MemoryError) as error:
-            # PyTorch's messages can go on for pages; the first line says what there is to say.
-            lines = str(error).strip().splitlines() or ["out of memory"]
-            _say(f"error: {lines[0]}")
-            raise typer.Exit(2) from None
-
-    return run
-
-
-def _check_out(out: Path) -> None:
-    """Find out before any work whether a model directory can be written here."""
-    target = out.resolve()
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise FileExistsError(
-            f"--out {out} holds something other than a model; choose a new directory"
-        )
-    if Path.cwd().is_relative_to(target):
-        raise FileExistsError(
-            f"--out {out} is the working directory, which cannot be replaced; choose another one"
-        )
-    _check_writable(out)
-
-
-def _check_writable(out: Path) -> None:
-    # Nothing is made yet, not even a directory above: the work may still fail.
-    above = next(path for path in out.resolve().parents if path.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(f"--out {out} lies below {above}, which is a file; choose another")
-    tempfile.TemporaryFile(dir=above).close()
 
 
 def _report_saved(model: ULMFiT, stage: str, out: Path) -> None:
     last = model.histories[stage].epochs[-1]
-    _say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
+    say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
 
 
 @app.command()
-@_guarded
+@guarded
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for the report.")] = Path(
         "demo-out"
@@ -118,13 +54,13 @@ def demo(
     from ulmfit_fast.demo.experiment import run_demo
     from ulmfit_fast.report import format_table
 
-    metrics = run_demo(out, quick=quick, seed=seed, say=_say)
+    metrics = run_demo(out, quick=quick, seed=seed, say=say)
     typer.echo(format_table(metrics))
     typer.echo(f"{out / 'report.html'} shows the curves; {out / 'metrics.json'} has the numbers.")
 
 
 @app.command()
-@_guarded
+@guarded
 def pretrain(
     text: TextFiles,
     out: Out,
@@ -146,7 +82,7 @@ def pretrain(
     """Train a language model from scratch on general text (stage 1)."""
     from ulmfit_fast.estimator import ULMFiT
 
-    _check_out(out)
+    check_out(out)
     model = ULMFiT(
         emb_size=emb_size,
         hidden_size=hidden_size,
@@ -168,14 +104,14 @@ def pretrain(
 def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
     from ulmfit_fast.estimator import ULMFiT
 
-    _check_out(out)
+    check_out(out)
     model = ULMFiT.load(directory, device=device)
     model.seed, model.checkpoint_dir = seed, out
     return model
 
 
 @app.command("fine-tune")
-@_guarded
+@guarded
 def fine_tune(
     model: Model,
     text: TextFiles,
@@ -197,7 +133,7 @@ def fine_tune(
 
 
 @app.command("fit-classifier")
-@_guarded
+@guarded
 def fit_classifier(
     model: Model,
     text: TextFiles,
@@ -226,7 +162,7 @@ def fit_classifier(
 
 
 @app.command()
-@_guarded
+@guarded
 def predict(
     model: Model,
     text: TextFiles,
@@ -243,7 +179,7 @@ def predict(
     if out is not None:
         if out.is_dir():
             raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
-        _check_writable(out)
+        check_writable(out)
     learner = ULMFiT.load(model, device=device)
     scores = learner.predict_proba(text, text_column=text_column, batch_size=batch_size)
     rows = [(learner.labels[int(row.argmax())], f"{row.max():.4f}") for row in scores]
@@ -267,7 +203,7 @@ def _write_csv(file: Any, rows: list[tuple[Any, str]]) -> None:
 
 
 @app.command()
-@_guarded
+@guarded
 def info() -> None:
     """Show versions, the device, and which LSTM would run."""
     import ulmfit_fast as uf

@@ -1,0 +1,108 @@
+"""What the commands share: the application, its options, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
+    ) from error
+
+__all__ = [
+    "BatchSize",
+    "Device",
+    "Epochs",
+    "Model",
+    "Out",
+    "Rate",
+    "Seed",
+    "TextColumn",
+    "TextFiles",
+    "app",
+    "check_out",
+    "check_writable",
+    "guarded",
+    "say",
+    "typer",
+]
+
+app = typer.Typer(
+    help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+TextFiles = Annotated[
+    list[Path], typer.Option("--text", help=".txt (one text a line), .csv or .jsonl; repeatable.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
+Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the texts.")]
+Rate = Annotated[float, typer.Option("--lr", help="Largest learning rate.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
+Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
+TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv and .jsonl files.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
+
+
+def say(line: str) -> None:
+    """Write one line to standard error."""
+    typer.echo(line, err=True)
+
+
+Parameters = ParamSpec("Parameters")
+
+
+def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Let bad input end in one line and exit code 2, an interruption in exit code 130."""
+
+    @wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("interrupted; the model of the last finished epoch, if any, is in --out")
+            raise typer.Exit(130) from None
+        except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+            say(f"error: {' '.join(str(error).split())}")
+            raise typer.Exit(2) from None
+        except (RuntimeError, MemoryError) as error:
+            # PyTorch's messages can go on for pages; the first line says what there is to say.
+            lines = str(error).strip().splitlines() or ["out of memory"]
+            say(f"error: {lines[0]}")
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def check_out(out: Path) -> None:
+    """Find out before any work whether a model directory can be written here."""
+    target = out.resolve()
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise FileExistsError(
+            f"--out {out} holds something other than a model; choose a new directory"
+        )
+    if Path.cwd().is_relative_to(target):
+        raise FileExistsError(
+            f"--out {out} is the working directory, which cannot be replaced; choose another one"
+        )
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Find out before any work whether a file or directory can be made here."""
+    # Nothing is made yet, not even a directory above: the work may still fail.
+    above = next(path for path in out.resolve().parents if path.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"--out {out} lies below {above}, which is a file; choose another")
+    tempfile.TemporaryFile(dir=above).close()
