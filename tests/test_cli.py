@@ -251,7 +251,12 @@ def test_interruption_exits_with_130_and_keeps_the_last_epoch(
 def start(*args: object, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ulmfit_fast", *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes, **options)
+    # A shell's background jobs ignore interruptions, and their children inherit it.
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes, **options)
+    finally:
+        signal.signal(signal.SIGINT, interrupted)
 
 
 @pytest.mark.slow
@@ -277,7 +282,10 @@ def test_real_interruption(folder: Path) -> None:
     while not out.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, error = process.communicate(timeout=60)
+    try:
+        output, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, output, error.count("\n")) == (130, "", 1), error
     assert error.startswith("interrupted; ")
     assert ULMFiT.load(out).perplexity(TEXTS) > 1
