@@ -14,11 +14,13 @@ NAMES = [
     "ULMFiT",
     "__version__",
     "backend",
+    "convert_lstm",
     "discriminative_groups",
     "dropout_masks",
     "functional",
     "nn",
     "optim",
+    "restore_lstm",
     "rng",
 ]
 
@@ -32,7 +34,8 @@ def test_public_names():
 def test_public_things_have_docstrings_with_an_example():
     for thing in (uf.LSTM, uf.ULMFiT, uf.SlantedTriangularLR, uf.GradualUnfreezing):
         assert ">>>" in thing.__doc__
-    for function in (uf.dropout_masks, uf.discriminative_groups, uf.functional.lstm):
+    functions = [uf.dropout_masks, uf.discriminative_groups, uf.functional.lstm]
+    for function in [*functions, uf.convert_lstm, uf.restore_lstm]:
         assert ">>>" in function.__doc__
 
 

@@ -16,7 +16,7 @@ if not (Path(__file__).parent / "kernels").is_dir():
 
 from ulmfit_fast import backend, functional, nn, optim, rng
 from ulmfit_fast.masks import DropoutMasks, dropout_masks
-from ulmfit_fast.nn import LSTM
+from ulmfit_fast.nn import LSTM, convert_lstm, restore_lstm
 from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discriminative_groups
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ __all__ = [
     "ULMFiT",
     "__version__",
     "backend",
+    "convert_lstm",
     "discriminative_groups",
     "dropout_masks",
     "functional",
     "nn",
     "optim",
+    "restore_lstm",
     "rng",
 ]
 

@@ -2,6 +2,7 @@
 
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.config import AWDLSTMConfig
+from ulmfit_fast.nn.convert import convert_lstm, restore_lstm
 from ulmfit_fast.nn.dropout import EmbeddingDropout, LockedDropout
 from ulmfit_fast.nn.heads import TextClassifier
 from ulmfit_fast.nn.language_model import LanguageModel, LMOutput
@@ -20,7 +21,9 @@ __all__ = [
     "LockedDropout",
     "State",
     "TextClassifier",
+    "convert_lstm",
     "detach_state",
     "language_model_loss",
     "resize_state",
+    "restore_lstm",
 ]
