@@ -159,6 +159,20 @@ def format_table(metrics: Metrics) -> str:
     counts = label_counts(table)
     rows = [["held-out accuracy, %", *(f"{count:,} labels" for count in counts)]]
     rows += [[method, *(format_score(row.get(c)) for c in counts)] for method, row in table.items()]
+    return aligned_table(rows)
+
+
+def aligned_table(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of cells, the head first, as a markdown table that lines up in a terminal.
+
+    >>> print(aligned_table([["way", "%"], ["full", "61.0"]]))
+    | way  |    % |
+    | :--- | ---: |
+    | full | 61.0 |
+
+    Args:
+        rows: cells; the first column is put to the left, the others to the right.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"

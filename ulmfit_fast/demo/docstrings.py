@@ -67,27 +67,43 @@ def read_docstrings(package: str) -> list[Document]:
     """
     seen: set[str] = set()
     documents: list[Document] = []
-    files = skipped = 0
-    with _quiet_parsing():
-        for root, path in _source_files(package):
-            files += 1
-            docstrings = _docstrings(path)
-            if docstrings is None:
-                skipped += 1
-                continue
-            where = f"{package} {path.relative_to(root).as_posix()}"
-            for name, docstring in docstrings:
-                text = _new_text(docstring, seen)
-                if text:
-                    documents.append(Document(f"{where}:{name}", text))
-    _log.info(
-        "%s: %d documents from %d files, %d unreadable files skipped",
-        package,
-        len(documents),
-        files,
-        skipped,
-    )
+    for source, docstring in raw_docstrings(package):
+        text = _new_text(docstring, seen)
+        if text:
+            documents.append(Document(source, text))
+    _log.info("%s: %d documents", package, len(documents))
     return documents
+
+
+def raw_docstrings(package: str) -> Iterator[tuple[str, str]]:
+    """Yield the docstrings of an installed package as they stand, with where each one stands.
+
+    >>> source, docstring = next(raw_docstrings("json"))
+    >>> source, docstring[:19]
+    ('json __init__.py:', 'JSON (JavaScript Ob')
+
+    Args:
+        package: as for `read_docstrings`.
+
+    Yields:
+        "package module/path:qualified.name" and the docstring, in the order of the files.
+
+    Raises:
+        ValueError: the name is no top-level package that keeps its source in a directory.
+        ModuleNotFoundError: the package is not installed.
+    """
+    files = skipped = 0
+    for root, path in _source_files(package):
+        files += 1
+        with _quiet_parsing():
+            docstrings = _docstrings(path)
+        if docstrings is None:
+            skipped += 1
+            continue
+        where = f"{package} {path.relative_to(root).as_posix()}"
+        for name, docstring in docstrings:
+            yield f"{where}:{name}", docstring
+    _log.info("%s: %d files, %d unreadable ones skipped", package, files, skipped)
 
 
 def _source_files(package: str) -> Iterator[tuple[Path, Path]]:

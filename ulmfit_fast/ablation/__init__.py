@@ -1,0 +1,1 @@
+"""What each part of ULMFiT brings, measured: `ulmfit-fast ablate`."""

@@ -1,0 +1,104 @@
+"""The command `ulmfit-fast ablate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from ulmfit_fast.cli_app import Device, Seed, TextColumn, app, check_writable, guarded, say, typer
+
+_FILES = ".txt (one text a line), .csv or .jsonl; repeatable."
+
+
+@app.command()
+@guarded
+def ablate(
+    task: Annotated[
+        str,
+        typer.Option("--task", help="swap, types, subpackages, or a .csv or .jsonl file of yours."),
+    ] = "types",
+    out: Annotated[
+        Path, typer.Option("--out", help="Directory for rows, tables, plot and models.")
+    ] = Path("ablation-out"),
+    labels: Annotated[
+        str, typer.Option("--labels", help="Numbers of labels, with commas between.")
+    ] = "",
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each row.")] = 3,
+    test: Annotated[int, typer.Option("--test", help="Texts to test on.")] = 1000,
+    general: Annotated[
+        list[Path] | None,
+        typer.Option("--general", help="General text for a task of your own: " + _FILES),
+    ] = None,
+    target: Annotated[
+        list[Path] | None,
+        typer.Option("--target", help="More text like that of your task: " + _FILES),
+    ] = None,
+    emb_size: Annotated[int, typer.Option("--emb-size", help="Embedding width.")] = 96,
+    hidden_size: Annotated[int, typer.Option("--hidden-size", help="LSTM units.")] = 192,
+    pretrain_epochs: Annotated[
+        int, typer.Option("--pretrain-epochs", help="Passes over the general text.")
+    ] = 1,
+    fine_tune_epochs: Annotated[
+        int, typer.Option("--fine-tune-epochs", help="Passes over the text of the task.")
+    ] = 1,
+    text_column: TextColumn = "text",
+    label_column: Annotated[
+        str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
+    ] = "label",
+    seed: Seed = 0,
+    device: Device = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes at a time; one a core if not given.")
+    ] = None,
+) -> None:
+    """Measure what each part of ULMFiT brings: rows, tables and a plot; a stopped run goes on."""
+    from ulmfit_fast.ablation.plan import AblationSettings
+    from ulmfit_fast.ablation.run import run_ablation
+    from ulmfit_fast.ablation.tables import format_ablation, plot_ablation
+    from ulmfit_fast.ablation.tasks import TASKS, own_task, read_task
+
+    check_writable(out)
+    settings = AblationSettings()
+    settings = replace(
+        settings,
+        seeds=seeds,
+        model={**settings.model, "emb_size": emb_size, "hidden_size": hidden_size},
+        pretrain={**settings.pretrain, "epochs": pretrain_epochs},
+        fine_tune={**settings.fine_tune, "epochs": fine_tune_epochs},
+        epochs=_epochs(labels, settings.epochs),
+    )
+    if task in TASKS:
+        if general or target:
+            raise ValueError(
+                f"--general and --target are for a task of your own, {task} brings its texts"
+            )
+        read = read_task(task, seed=seed, test=test)
+    elif not Path(task).exists():
+        raise ValueError(f"--task is {task!r}, expected one of {', '.join(TASKS)} or a file")
+    else:
+        if not general:
+            raise ValueError("a task of your own needs --general, text to pre-train on")
+        options: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
+        read = own_task(task, general=general, target=target or (), test=test, seed=seed, **options)
+    rows = run_ablation(read, out, settings, seed=seed, device=device, workers=workers, say=say)
+    table = format_ablation(rows)
+    (out / f"ablation_{read.name}.md").write_text(table + "\n", encoding="utf-8")
+    plot_ablation(rows, out / f"ablation_{read.name}.png")
+    typer.echo(table)
+
+
+def _epochs(labels: str, default: dict[int, int]) -> dict[int, int]:
+    """Give each number of labels the epochs of the nearest default from below."""
+    if not labels:
+        return default
+    try:
+        counts = [int(part) for part in labels.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 2:
+        raise ValueError(f"--labels is {labels!r}, expected numbers such as 100,300,1000")
+    return {
+        count: default[max((known for known in default if known <= count), default=min(default))]
+        for count in counts
+    }
