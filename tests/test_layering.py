@@ -16,7 +16,7 @@ FLOORS = [
     {"operators"},
     {"functional", "fused", "fused_checks", "linear_cross_entropy"},
     {"nn"},
-    {"optim", "data", "progress"},
+    {"optim", "data", "progress", "directories"},
     {"lm_step", "captured_step", "loss_readings"},
     {"training", "checkpoint", "report", "report_charts", "report_html", "report_template"},
     {"pipeline", "lr_finder", "generation", "saliency"},

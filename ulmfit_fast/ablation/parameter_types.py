@@ -51,9 +51,8 @@ def type_of(documented: str) -> str | None:
         documented: the type as a docstring states it.
     """
     text = _CLASS_ROLE.sub(r"\1", documented).replace("`", "")
+    text = re.sub(r"Optional\[(.*)\]", r"\1", text)
     text = _UNCERTAIN.sub("", text, count=1).strip().rstrip(".").lower()
-    if text.startswith("optional["):
-        text = text[len("optional[") : -1]
     if re.search(r"\bor\b|\||, *(?!of\b)\w+$|^union\[", text.split("[")[0]):
         return None
     # "list of ints" and "Tuple[int]" are what stands first; "typing.Callable" is its last part.
