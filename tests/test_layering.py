@@ -17,7 +17,7 @@ FLOORS = [
     {"functional", "fused", "fused_checks", "linear_cross_entropy"},
     {"nn"},
     {"optim", "data", "progress", "directories"},
-    {"lm_step", "captured_step", "loss_readings"},
+    {"lm_step", "captured_step", "loss_readings", "settings"},
     {"training", "checkpoint", "report", "report_charts", "report_html", "report_template"},
     {"pipeline", "lr_finder", "generation", "saliency"},
     {"presets"},
