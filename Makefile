@@ -14,7 +14,7 @@ help:
 	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
-	@echo "make compile-gate  compile the kernels for GPUs that need not be here, and inspect the code"
+	@echo "make compile-gate  compile all kernels for GPUs that need not be here, and inspect the code: 20 minutes, 2 cores"
 	@echo "make test-gpu      run the tests that need a CUDA device"
 	@echo "make bench-gpu     answer them on a CUDA device: under 9 minutes"
 	@echo "make sanitize      run some of them under compute-sanitizer"
@@ -27,7 +27,7 @@ test: $(READY)
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/interpreter tests/gpu
 
 compile-gate: $(READY)
-	$(PY) -m benchmarks.compile_gate
+	$(PY) -m benchmarks.compile_gate --all
 
 # Most of it is compiling, which goes in parallel where pytest-xdist is there.
 PARALLEL = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n 8 -p no:benchmark')

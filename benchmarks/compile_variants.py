@@ -94,7 +94,7 @@ def variants() -> list[Variant]:
 
 
 def selection() -> list[Variant]:
-    """Return what CI compiles: H = 1152 in bfloat16, on sm_90 at both batch sizes.
+    """Return what a change is first tried on: H = 1152 in bfloat16, on sm_90 at both batch sizes.
 
     The small kernels have their own widths.
     """
