@@ -7,6 +7,7 @@ Example:
     >>> output, (h, c) = lstm(torch.randn(7, 4, 400))
 """
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ulmfit_fast.nn import LSTM, convert_lstm, restore_lstm
 from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discriminative_groups
 
 if TYPE_CHECKING:
+    from ulmfit_fast import compat, presets
     from ulmfit_fast.estimator import ULMFiT
 
 __version__ = "0.1.0"
@@ -32,21 +34,30 @@ __all__ = [
     "ULMFiT",
     "__version__",
     "backend",
+    "compat",
     "convert_lstm",
     "discriminative_groups",
     "dropout_masks",
     "functional",
     "nn",
     "optim",
+    "presets",
     "restore_lstm",
     "rng",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The protocol needs the [text] extra; the LSTM does not, and is imported without it.
-    if name == "ULMFiT":
-        from ulmfit_fast.estimator import ULMFiT
+# The protocol needs the [text] extra, and what is not used is not imported; the LSTM needs neither.
+_LAZY = {
+    "ULMFiT": "ulmfit_fast.estimator",
+    "compat": "ulmfit_fast",
+    "presets": "ulmfit_fast",
+}
 
-        return ULMFiT
-    raise AttributeError(f"module 'ulmfit_fast' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ulmfit_fast' has no attribute {name!r}")
+    if _LAZY[name] == "ulmfit_fast":
+        return importlib.import_module(f"ulmfit_fast.{name}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,4 +1,4 @@
-"""The command line: `ulmfit-fast demo | pretrain | fine-tune | fit-classifier | predict | info`."""
+"""The command line `ulmfit-fast`: the stages of ULMFiT, and all other commands gathered."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
+from ulmfit_fast import cli_ablate, cli_convert
 from ulmfit_fast.cli_app import (
     BatchSize,
     Device,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from ulmfit_fast.estimator import ULMFiT
 
 __all__ = ["app", "main"]
+
+# To import one of these is to add its commands.
+_MORE_COMMANDS = (cli_ablate, cli_convert)
 
 
 def _report_saved(model: ULMFiT, stage: str, out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, ParamSpec
 
 try:
     import typer
+    import typer.core
 except ModuleNotFoundError as error:
     raise SystemExit(
         "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
@@ -33,7 +34,21 @@ __all__ = [
     "typer",
 ]
 
+_ORDER = (
+    *("demo", "pretrain", "fine-tune", "fit-classifier", "predict"),
+    *("find-lr", "generate", "explain", "tokenize", "convert", "ablate", "info"),
+)
+
+
+class _InOrder(typer.core.TyperGroup):
+    """Show the commands in the order in which one needs them."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        return sorted(self.commands, key=_ORDER.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
     no_args_is_help=True,
     add_completion=False,

@@ -32,7 +32,7 @@ CLASSIFIER_WAYS: Mapping[str, Mapping[str, Any]] = {
     "full": {**_CONSTANT, "gradual_unfreezing": 0},
     "full + discr": {"schedule": "constant", "gradual_unfreezing": 0},
     "last layer": {**_CONSTANT, "last_layer": True},
-    "chain-thaw": {**_CONSTANT, "chain_thaw": True, "gradual_unfreezing": 0},
+    "chain-thaw": {**_CONSTANT, "chain_thaw": True, "gradual_unfreezing": 1},
     "freez": {**_CONSTANT, "gradual_unfreezing": 1},
     "freez + discr": {"schedule": "constant", "gradual_unfreezing": 1},
     "freez + STLR": {"factor": 1.0, "gradual_unfreezing": 1},

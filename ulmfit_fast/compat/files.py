@@ -1,0 +1,273 @@
+"""Files of other projects, read without running what is in them, and written whole or not at all.
+
+Tensors come through `torch.load(weights_only=True)`, a vocabulary through an unpickler that admits
+lists and strings alone. What else a file holds is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import struct
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ulmfit_fast.directories import open_to_umask
+
+__all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
+
+Source = str | os.PathLike[str]
+
+_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_UNPICKLING_REASON = re.compile(r"WeightsUnpickler error: (.+)")
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Ignored:
+    """Stands where an optimizer's state holds something that is no tensor; does nothing."""
+
+    def __new__(cls, *args: object) -> _Ignored:
+        return object.__new__(cls)
+
+    def __init__(self, *args: object) -> None:
+        """Take no notice."""
+
+    def __setstate__(self, state: object) -> None:
+        """Take no notice."""
+
+
+# fastai saves its optimizer beside the model unless told otherwise, with these in it. PyTorch knows
+# a class by its module and name, so that what is read is always the class that does nothing.
+_IGNORED: list[Any] = [
+    type(name, (_Ignored,), {"__module__": module})
+    for module, name in (
+        ("fastcore.foundation", "L"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+    )
+]
+
+
+class _Refused(pickle.UnpicklingError):
+    """A pickle asks for something by name."""
+
+
+class _ListsAndStrings(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise _Refused(f"{module}.{name}")
+
+    def persistent_load(self, pid: object) -> NoReturn:
+        raise _Refused(f"a stored object {pid!r:.60}")
+
+
+def read_tensors(path: Source) -> dict[str, Any]:
+    """Read what `torch.save` wrote, running nothing of it, or a safetensors file.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.ones(2)}, f"{folder}/lm.pth")
+        ...     read_tensors(f"{folder}/lm.pth")
+        {'weight': tensor([1., 1.])}
+
+    Args:
+        path: a file of tensors by name, of any age of PyTorch: fastai's .pth, and also .h5 of
+            fastai 0.7 and .pt; or .safetensors.
+
+    Returns:
+        What the file holds, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds anything but tensors and plain values, or is damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, expected a file of weights; add its name")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_IGNORED):
+            # It remarks on pickles of other protocols before it refuses them.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = _REFUSED_GLOBAL.search(str(error))
+        name = found[1] if found else _first_global(path)
+        if name is None:
+            raise ValueError(_no_weights(path, error)) from error
+        raise ValueError(
+            f"{path} is refused: it asks for {name}, and a file of weights may hold tensors and "
+            "plain values alone; a whole model must be loaded by the project that made it, and its "
+            "state_dict saved"
+        ) from error
+    except (*_PICKLE_ERRORS, RuntimeError) as error:
+        raise ValueError(_no_weights(path, error)) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, expected tensors by name; save a state_dict"
+        )
+    return dict(content)
+
+
+def _no_weights(path: Path, error: Exception) -> str:
+    # PyTorch advises to read the file in the way that runs what is in it; the reason stands behind.
+    found = _UNPICKLING_REASON.search(str(error))
+    reason = found[1] if found else (str(error).splitlines() or [""])[0]
+    if not reason or "weights_only" in reason:
+        reason = type(error).__name__
+    return f"{path} is no file of weights that torch.save wrote, or it is damaged ({reason:.200})"
+
+
+def _first_global(path: Path) -> str | None:
+    """Return what a pickle asks for first, where PyTorch gave up before it saw that."""
+    try:
+        with path.open("rb") as file:
+            _ListsAndStrings(file).load()
+    except _Refused as refused:
+        return str(refused)
+    except _PICKLE_ERRORS:
+        return None
+    return None
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs the package safetensors; pip install 'ulmfit-fast[text]'"
+        ) from error
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or it is damaged ({error})") from error
+
+
+def read_words(path: Source) -> list[str]:
+    """Read a vocabulary: a pickled list of strings, a .json list, or .txt with one word a line.
+
+    Example:
+        >>> import pickle, tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "itos.pkl")
+        ...     _ = path.write_bytes(pickle.dumps(["xxunk", "the"]))
+        ...     read_words(path)
+        ['xxunk', 'the']
+
+    Args:
+        path: .json, .txt in UTF-8, or a pickle by any other name.
+
+    Returns:
+        The words in the order of their ids.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds anything but a list of strings, or is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, expected a vocabulary; add its name")
+    try:
+        if path.suffix == ".txt":
+            # splitlines would also part a word at signs that are no line ends in a file.
+            return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        if path.suffix == ".json":
+            words = json.loads(path.read_text(encoding="utf-8-sig"))
+        else:
+            with path.open("rb") as file:
+                words = _ListsAndStrings(file).load()
+    except _Refused as error:
+        raise ValueError(
+            f"{path} is refused: it asks for {error}, and a vocabulary may hold a list of strings "
+            "alone; write pickle.dump(list(words), file)"
+        ) from error
+    except (*_PICKLE_ERRORS, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is no vocabulary, or it is damaged ({reason:.200})") from error
+    # The class itself: a subclass could only come from something that was asked for by name.
+    if type(words) is not list:
+        raise ValueError(
+            f"{path} is refused: it holds a {type(words).__name__}, expected a list of strings"
+        )
+    for position, word in enumerate(words):
+        if type(word) is not str:
+            raise ValueError(
+                f"{path} is refused: place {position} holds a {type(word).__name__}, expected a "
+                "list of strings"
+            )
+    return words
+
+
+def write_tensors_and_words(
+    path: Source, tensors: Mapping[str, Tensor], words: Sequence[str]
+) -> tuple[Path, Path]:
+    """Write the pair of files that fastai calls `pretrained_fnames`.
+
+    Both are complete on the disk before the first is put in its place.
+
+    Args:
+        path: name of the weights, ending in .pth; the vocabulary gets the same name with .pkl.
+            Files that are there are replaced.
+        tensors: written by `torch.save`.
+        words: written as a pickled plain list.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        ValueError: if the name does not end in .pth, where fastai looks.
+        OSError: if a file cannot be written; older ones stay as they were.
+    """
+    path = Path(path)
+    if path.suffix != ".pth":
+        raise ValueError(f"{path} does not end in .pth, where fastai looks for weights; rename it")
+    vocabulary = path.with_suffix(".pkl")
+    for target in (path, vocabulary):
+        if target.is_dir():
+            raise IsADirectoryError(f"{target} is a directory, expected a file; choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written: list[tuple[str, Path]] = []
+    try:
+        _write(path, written, lambda file: torch.save(dict(tensors), file))
+        _write(vocabulary, written, lambda file: pickle.dump(list(words), file, protocol=4))
+        for temporary, target in written:
+            os.replace(temporary, target)
+    finally:
+        for temporary, _ in written:
+            Path(temporary).unlink(missing_ok=True)
+    return path, vocabulary
+
+
+def _write(
+    target: Path, written: list[tuple[str, Path]], save: Callable[[IO[bytes]], object]
+) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    written.append((temporary, target))
+    with os.fdopen(descriptor, "wb") as file:
+        save(file)
+        file.flush()
+        os.fsync(file.fileno())
+    open_to_umask(Path(temporary))
