@@ -100,6 +100,17 @@ def test_labels_keep_their_types(tmp_path: Path, labels: list[str | int]) -> Non
     assert loaded.language_model is None
 
 
+def test_the_same_model_gives_the_same_files(tmp_path: Path) -> None:
+    for single_file in (False, True):
+        for n in range(4):
+            save_model(tmp_path / f"{single_file} {n}", parts(), single_file=single_file)
+        files = [
+            {path.name: path.read_bytes() for path in (tmp_path / f"{single_file} {n}").iterdir()}
+            for n in range(4)
+        ]
+        assert files[0] == files[1] == files[2] == files[3]
+
+
 def test_embedding_is_stored_once(directory: Path) -> None:
     weights = sum(4 * p.numel() for p in parts().language_model.parameters())
     size = (directory / "language_model.safetensors").stat().st_size
@@ -223,13 +234,13 @@ def test_failing_writer_leaves_what_was_there(
         save_model(tmp_path / "model", parts())
     calls = []
 
-    def write(model: object, path: str) -> None:
+    def write(model: object, path: str, **options: object) -> None:
         Path(path).write_bytes(b"half of it")
         calls.append(path)
         if len(calls) > call:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_model", write)
+    monkeypatch.setattr("safetensors.torch.save_file", write)
     with pytest.raises(OSError, match="No space left"):
         save_model(tmp_path / "model", parts(1))
     monkeypatch.undo()
@@ -239,10 +250,10 @@ def test_failing_writer_leaves_what_was_there(
 
 
 def test_a_full_disk_is_an_os_error(tmp_path: Path, monkeypatch) -> None:
-    def write(model: object, path: str) -> None:
+    def write(model: object, path: str, **options: object) -> None:
         raise SafetensorError("File too large (os error 27)")
 
-    monkeypatch.setattr("safetensors.torch.save_model", write)
+    monkeypatch.setattr("safetensors.torch.save_file", write)
     with pytest.raises(OSError, match="safetensors cannot be written: File too large"):
         save_model(tmp_path / "model", parts())
 

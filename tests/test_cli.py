@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ulmfit_fast import ULMFiT, pipeline
+from ulmfit_fast import ULMFiT, lm_stage
 from ulmfit_fast.cli import app
+from ulmfit_fast.cli_app import _ORDER
 
 SMALL = "--epochs 1 --batch-size 8".split()
 SIZES = "--emb-size 8 --hidden-size 10 --num-layers 2 --min-freq 1 --bptt 10".split()
@@ -140,7 +141,7 @@ def test_info_names_versions_device_and_backend() -> None:
 
 def test_help_names_every_command() -> None:
     shown = succeed("--help").stdout
-    for command in ("demo", "pretrain", "fine-tune", "fit-classifier", "predict", "info"):
+    for command in _ORDER:
         assert command in shown
         assert "--" in succeed(command, "--help").stdout
 
@@ -167,7 +168,7 @@ PREDICT = "predict --model {0}/classifier --text {0}/texts.txt"
         (f"{PRETRAIN} --text {{0}}/none.txt", "none.txt does not exist"),
         (f"{PRETRAIN} --text {{0}}/rows.csv", "rows.csv has no column 'text'"),
         ("pretrain --text {0}/empty.txt --out {0}/new", "empty.txt is empty, expected"),
-        ("pretrain --text {0}/lm --out {0}/new", "lm is a directory; pass the files in it"),
+        ("pretrain --text {0}/lm --out {0}/new", "lm is a directory with files of none of"),
         (f"{PRETRAIN} --out {{0}}/rows.csv", "rows.csv is a file, expected a directory"),
         (f"{PRETRAIN} --out {{0}}/rows.csv/a/b", "rows.csv, which is a file"),
         (f"{PRETRAIN} --out {{0}}", "holds something other than a model"),
@@ -230,7 +231,7 @@ def test_failing_disk_leaves_no_half_of_the_predictions(folder: Path, monkeypatc
 def test_interruption_exits_with_130_and_keeps_the_last_epoch(
     folder: Path, monkeypatch, epoch: int
 ) -> None:
-    train, calls = pipeline.train_language_model_epoch, []
+    train, calls = lm_stage.train_language_model_epoch, []
 
     def interrupt(*args: object, **options: object):
         calls.append(1)
@@ -238,7 +239,7 @@ def test_interruption_exits_with_130_and_keeps_the_last_epoch(
             raise KeyboardInterrupt
         return train(*args, **options)
 
-    monkeypatch.setattr(pipeline, "train_language_model_epoch", interrupt)
+    monkeypatch.setattr(lm_stage, "train_language_model_epoch", interrupt)
     names, out = set(os.listdir(folder)), folder / "new"
     text = ("--text", folder / "texts.txt", "--out", out)
     result = run("pretrain", *text, *SIZES, "--epochs", 3, "--batch-size", 8)
@@ -246,6 +247,38 @@ def test_interruption_exits_with_130_and_keeps_the_last_epoch(
     assert result.stderr.startswith("interrupted; ") and result.stderr.count("\n") == 1
     assert set(os.listdir(folder)) - names == ({"new"} if epoch == 2 else set())
     assert epoch == 1 or ULMFiT.load(out).perplexity(TEXTS) > 1
+
+
+def test_presets_and_settings_reach_the_model(folder: Path) -> None:
+    out, text = folder / "new", ("--text", folder / "texts.txt")
+    plan = ("--preset", "fastai_v2", "--backwards", "--set", "precision=bfloat16")
+    succeed("pretrain", *text, "--out", out, *plan, *SMALL, *SIZES, "--set", "betas=[0.8, 0.9]")
+    model = ULMFiT.load(out)
+    assert model.settings["preset"]["name"] == "fastai_v2" and model.settings["backwards"]
+    assert model.settings["emb_size"] == 8
+    tuned = folder / "new-tuned"
+    succeed(
+        *("fine-tune", "--model", out, *text, "--out", tuned, "--bptt", 10, "--batch-size", 8),
+        *("--epochs", 2, "--drop-mult", 0.5, "--set", "gradual_unfreezing=0"),
+    )
+    assert ULMFiT.load(tuned).language_model.config.input_p == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("precision", "--set is 'precision', expected NAME=VALUE"),
+        ("precision=half", "precision is 'half', expected one of float32, bfloat16, float16"),
+        ("speed=9", "unexpected keyword argument 'speed'"),
+    ],
+)
+def test_wrong_settings_are_one_line(folder: Path, assignment: str, message: str) -> None:
+    result = run(
+        *("pretrain", "--text", folder / "texts.txt", "--out", folder / "new", *SMALL, *SIZES),
+        *("--set", assignment),
+    )
+    assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not (folder / "new").exists()
 
 
 def start(*args: object, **options: object) -> subprocess.Popen[str]:

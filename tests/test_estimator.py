@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_fast import ULMFiT, pipeline
-from ulmfit_fast.training import EpochResult, predict_logits
+from ulmfit_fast import ULMFiT, lm_stage, pipeline
+from ulmfit_fast.evaluation import predict_logits
+from ulmfit_fast.training import EpochResult
 
 FILLERS = "the a of and it was film story with some very long music night".split()
 LM = {"epochs": 2, "batch_size": 8, "bptt": 10}
@@ -273,8 +274,8 @@ def test_interruption_leaves_the_last_finished_epoch(
     fitted: ULMFiT, tmp_path: Path, monkeypatch, stage: str
 ) -> None:
     part = "classifier" if stage == "fit_classifier" else "language_model"
-    name = f"train_{part}_epoch"
-    train, finished = getattr(pipeline, name), []
+    room, name = (pipeline if part == "classifier" else lm_stage), f"train_{part}_epoch"
+    train, finished = getattr(room, name), []
 
     def epoch(model, *args, **options):
         if finished:
@@ -285,7 +286,7 @@ def test_interruption_leaves_the_last_finished_epoch(
         finished.append([])
         return result
 
-    monkeypatch.setattr(pipeline, name, epoch)
+    monkeypatch.setattr(room, name, epoch)
     interrupted = fitted.copy(checkpoint_dir=tmp_path / "model")
     labels = [LABELS] if stage == "fit_classifier" else []
     with pytest.raises(KeyboardInterrupt):

@@ -137,7 +137,7 @@ def test_rates_are_slanted_triangular_over_all_epochs(kind: str) -> None:
 
 @KINDS
 def test_rates_are_constant_and_equal_on_request(kind: str) -> None:
-    history = train(make(kind), replace(SETTINGS, epochs=2, slanted=False, factor=1.0))
+    history = train(make(kind), replace(SETTINGS, epochs=2, schedule="constant", factor=1.0))
     assert {rate for rates in history.lrs for rate in rates} == {0.05}
 
 
@@ -181,7 +181,7 @@ def test_weight_decay_is_decoupled_from_the_gradient() -> None:
         train(model, replace(settings, weight_decay=weight_decay))
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    settings = replace(SETTINGS, bptt=1000, slanted=False, factor=1.0)  # one step at 0.05
+    settings = replace(SETTINGS, bptt=1000, schedule="constant", factor=1.0)  # one step at 0.05
     torch.manual_seed(0)
     start = torch.cat([p.detach().flatten() for p in make("language model").parameters()])
     assert torch.allclose(trained(0.0) - trained(0.5), 0.05 * 0.5 * start, atol=1e-6)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from ulmfit_fast.report import Metrics, format_table, scores, write_report
+from ulmfit_fast.report import Metrics, format_table, scores, write_explanations, write_report
 
 METHODS = {
     "majority class": (50.0, 0.0),
@@ -224,3 +224,52 @@ def test_a_failing_page_leaves_the_old_report(metrics, tmp_path):
     with pytest.raises(KeyError):
         write_report(metrics, path)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def explained(text: str, values: list[float]) -> dict:
+    words = [{"word": w, "score": v} for w, v in zip(text.split(), values, strict=True)]
+    return {"text": text, "label": "<good>", "probability": 0.875, "words": words}
+
+
+def test_explained_words_are_coloured_by_sign_and_size(tmp_path):
+    path = tmp_path / "page.html"
+    values = [1.0, -0.5, 0.01, 0.0, -7.0]
+    write_explanations([explained("a <b>bad</b> & dull film", values)], path)
+    page = path.read_text(encoding="utf-8")
+    words = [a for tag, a in elements(page) if tag == "span" and "title" in a]
+    assert [a["class"] for a in words] == [
+        "word for",
+        "word against",
+        "word",
+        "word",
+        "word against",
+    ]
+    assert [a.get("style") for a in words] == [
+        "--share: 1.00", "--share: 0.50", None, None, "--share: 1.00"
+    ]  # fmt: skip
+    assert [a["title"] for a in words] == ["+1.00", "-0.50", "+0.01", "+0.00", "-7.00"]
+    assert "&lt;b&gt;bad&lt;/b&gt;" in page and ">&amp;</span>" in page and "<b>" not in page
+    assert "<strong>&lt;good&gt;</strong>" in page and "probability 0.875" in page
+    assert "1 text<" in page and "script" not in page and "http" not in page.split("<body>")[1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_to_explain_leaves_the_old_page(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="there are no explanations; pass at least one"):
+        write_explanations([], path)
+    with pytest.raises(KeyError):
+        write_explanations([{"text": "only"}], path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_examples_of_a_report_may_be_coloured(metrics, tmp_path):
+    metrics = deepcopy(metrics)
+    metrics["examples"][0]["words"] = [{"word": "<path>", "score": 0.5}]
+    write_report(metrics, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert '<span class="word for" style="--share: 0.50" title="+0.50">&lt;path&gt;</span>' in page
+    assert "shortest" not in page and "The output the is array" in page
+    assert "Filled words speak for" in page
+    assert elements(page)

@@ -22,22 +22,27 @@ from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discrimina
 
 if TYPE_CHECKING:
     from ulmfit_fast import compat, presets
+    from ulmfit_fast.ensemble import Ensemble, fit_ensemble
     from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LSTM",
     "DropoutMasks",
+    "Ensemble",
     "GradualUnfreezing",
     "SlantedTriangularLR",
     "ULMFiT",
+    "ULMFiTClassifier",
     "__version__",
     "backend",
     "compat",
     "convert_lstm",
     "discriminative_groups",
     "dropout_masks",
+    "fit_ensemble",
     "functional",
     "nn",
     "optim",
@@ -49,8 +54,11 @@ __all__ = [
 
 # The protocol needs the [text] extra, and what is not used is not imported; the LSTM needs neither.
 _LAZY = {
+    "Ensemble": "ulmfit_fast.ensemble",
     "ULMFiT": "ulmfit_fast.estimator",
+    "ULMFiTClassifier": "ulmfit_fast.sklearn_classifier",
     "compat": "ulmfit_fast",
+    "fit_ensemble": "ulmfit_fast.ensemble",
     "presets": "ulmfit_fast",
 }
 

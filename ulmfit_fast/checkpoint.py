@@ -5,6 +5,8 @@
     language_model.safetensors   weights, the tied decoder once
     classifier.safetensors       weights, when there is a classifier
 
+With `single_file` the weights of both stand in `model.safetensors`, as on the Hugging Face Hub.
+
 A directory is written beside its destination and put in place by renaming, so that a reader sees
 the old model or the new one, and an error in writing leaves the old one as it was.
 """
@@ -13,24 +15,30 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.directories import CONFIG, open_to_umask, write_directory, write_text
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
-__all__ = ["FORMAT_VERSION", "ModelParts", "load_model", "save_model"]
+__all__ = [
+    "ENSEMBLE_FORMAT",
+    "FORMAT_VERSION",
+    "ModelParts",
+    "load_model",
+    "read_config",
+    "save_model",
+]
 
 FORMAT_VERSION = 1
+ENSEMBLE_FORMAT = "ulmfit_fast ensemble"
 _FORMAT = "ulmfit_fast model"
-_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
-_LANGUAGE_MODEL, _CLASSIFIER = "language_model.safetensors", "classifier.safetensors"
+_TOKENIZER, _WEIGHTS = "tokenizer.json", "model.safetensors"
 
 
 @dataclass
@@ -52,73 +60,30 @@ class ModelParts:
     settings: dict[str, Any]
 
 
-def save_model(directory: str | os.PathLike[str], parts: ModelParts) -> None:
+def save_model(
+    directory: str | os.PathLike[str], parts: ModelParts, *, single_file: bool = False
+) -> None:
     """Write a model directory, replacing one that is there.
 
     Args:
         directory: where to; its parent is created when missing.
         parts: what to write.
+        single_file: put all weights into `model.safetensors`, the layout of the Hugging Face Hub.
 
     Raises:
         FileExistsError: if the directory exists and is no model directory, or this process works
             in it.
         OSError: if it cannot be written; an older model there stays as it was.
     """
-    # Resolved, so that behind a link it is the model that is replaced.
-    target = Path(directory).resolve()
-    if target.exists() and not _may_replace(target):
-        raise FileExistsError(
-            f"{target} exists and is no model directory (it has no {_CONFIG}); "
-            "choose another directory or remove it"
-        )
-    if Path.cwd().is_relative_to(target):
-        raise FileExistsError(
-            f"{target} is the working directory, which cannot be replaced; "
-            "choose a directory in it or beside it"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        _write(written, parts)
-        _replace(written, target)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    write_directory(directory, lambda written: _write(written, parts, single_file))
 
 
-def _may_replace(target: Path) -> bool:
-    return target.is_dir() and ((target / _CONFIG).is_file() or not any(target.iterdir()))
-
-
-def _replace(written: Path, target: Path) -> None:
-    """Rename a finished directory into place; the old one goes only when the new one stands."""
-    os.chmod(written, 0o777 & ~_umask())
-    if not target.exists():
-        os.replace(written, target)
-        return
-    old = written.with_name(f"{written.name}-old")
-    try:
-        os.replace(target, old)
-        os.replace(written, target)
-    except BaseException:
-        # An interruption between the two, too, must leave a model where it was.
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        raise
-    finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write(directory: Path, parts: ModelParts) -> None:
+def _write(directory: Path, parts: ModelParts, single_file: bool) -> None:
     config: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": FORMAT_VERSION,
+        "model_type": "ulmfit",
+        "single_file": single_file,
         "labels": parts.labels,
         "settings": parts.settings,
         "language_model": None,
@@ -127,7 +92,6 @@ def _write(directory: Path, parts: ModelParts) -> None:
     if parts.language_model is not None:
         config["language_model"] = parts.language_model.config.to_dict()
         config["language_model_dtype"] = _dtype_name(parts.language_model)
-        _save_tensors(directory / _LANGUAGE_MODEL, parts.language_model)
     if parts.classifier is not None:
         classifier = parts.classifier
         config["classifier"] = {
@@ -139,28 +103,42 @@ def _write(directory: Path, parts: ModelParts) -> None:
             "head_p": classifier.head_p,
             "dtype": _dtype_name(classifier),
         }
-        _save_tensors(directory / _CLASSIFIER, classifier)
-    _write_text(directory / _TOKENIZER, parts.tokenizer.to_json())
-    _write_text(directory / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False))
+    files = _weight_files(parts.language_model, parts.classifier, single_file)
+    for name, model in files.items():
+        _save_tensors(directory / name, model)
+    write_text(directory / _TOKENIZER, parts.tokenizer.to_json())
+    write_text(directory / CONFIG, json.dumps(config, indent=2, ensure_ascii=False))
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _weight_files(
+    language_model: LanguageModel | None, classifier: TextClassifier | None, single_file: bool
+) -> dict[str, nn.Module]:
+    """Return what stands in each file of weights."""
+    found = {"language_model": language_model, "classifier": classifier}
+    models: dict[str, nn.Module] = {n: model for n, model in found.items() if model is not None}
+    if single_file:
+        return {_WEIGHTS: nn.ModuleDict(models)}
+    return {f"{name}.safetensors": model for name, model in models.items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what the state_dict holds, a shared tensor under the first of its names alone."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    kept = model.state_dict()
+    return {name: kept[name].contiguous() for name, _ in named if name in kept}
 
 
 def _save_tensors(path: Path, model: nn.Module) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import save_model as save_safetensors
+    from safetensors.torch import save_file
 
     try:
-        save_safetensors(model, str(path))
+        # The note is what libraries of the Hub look for; of two the order would change by itself.
+        save_file(_tensors(model), str(path), metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}; make room or move") from error
     # It is written for its owner alone and may not have reached the disk.
-    path.chmod(0o666 & ~_umask())
+    open_to_umask(path)
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
@@ -180,9 +158,7 @@ def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelP
         ValueError: if it is of a newer version, or a file of it is damaged.
     """
     path = Path(directory)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is no directory; give the directory of a saved model")
-    config = _read_config(path)
+    config = read_config(path, _FORMAT)
     try:
         tokenizer = _read_tokenizer(path)
         language_model = classifier = None
@@ -190,7 +166,6 @@ def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelP
             lm_config = AWDLSTMConfig.from_dict(config["language_model"])
             _check_vocabulary(path, tokenizer, lm_config)
             language_model = LanguageModel(lm_config).to(_dtype(config["language_model_dtype"]))
-            _load_tensors(path, _LANGUAGE_MODEL, language_model, device)
         if config["classifier"] is not None:
             sizes = config["classifier"]
             encoder_config = AWDLSTMConfig.from_dict(sizes["encoder"])
@@ -201,10 +176,12 @@ def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelP
                 len(config["labels"]),
                 **{name: sizes[name] for name in names},
             ).to(_dtype(sizes["dtype"]))
-            _load_tensors(path, _CLASSIFIER, classifier, device)
+        single_file = bool(config.get("single_file", False))
+        for name, model in _weight_files(language_model, classifier, single_file).items():
+            _load_tensors(path, name, model, device)
         labels, settings = list(config["labels"]), dict(config["settings"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path / _CONFIG} is damaged: {error!r}; save the model again") from error
+        raise ValueError(f"{path / CONFIG} is damaged: {error!r}; save the model again") from error
     return ModelParts(tokenizer, language_model, classifier, labels, settings)
 
 
@@ -219,16 +196,32 @@ def _read(path: Path, name: str) -> str:
         raise ValueError(f"{path / name} is damaged: {error}; save the model again") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, expected: str) -> dict[str, Any]:
+    """Read the `config.json` of a model directory, or of an ensemble's.
+
+    Args:
+        path: the directory.
+        expected: the format that it has to name.
+
+    Raises:
+        FileNotFoundError: if there is no such directory or file.
+        ValueError: if it is of another format, of a newer version or damaged.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is no directory; give the directory of a saved model")
     try:
-        config = json.loads(_read(path, _CONFIG))
+        config: dict[str, Any] = json.loads(_read(path, CONFIG))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path / _CONFIG} is damaged: {error}; save the model again") from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        raise ValueError(f"{path / _CONFIG} does not describe an ulmfit_fast model")
+        raise ValueError(f"{path / CONFIG} is damaged: {error}; save the model again") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != expected:
+        readers = {_FORMAT: "ULMFiT", ENSEMBLE_FORMAT: "Ensemble"}
+        reader = readers.get(found) if isinstance(found, str) else None
+        hint = f"; {reader}.load reads it" if reader else ""
+        raise ValueError(f"{path / CONFIG} does not describe an {expected}{hint}")
     version = config.get("format_version")
     if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{path / _CONFIG} is damaged: format version {version!r}")
+        raise ValueError(f"{path / CONFIG} is damaged: format version {version!r}")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, this ulmfit_fast reads up to {FORMAT_VERSION}; "
@@ -248,7 +241,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: AWDLSTMConfig) -> None:
     if len(tokenizer.vocab) != config.vocab_size:
         raise ValueError(
-            f"{path / _TOKENIZER} has {len(tokenizer.vocab)} words and {_CONFIG} "
+            f"{path / _TOKENIZER} has {len(tokenizer.vocab)} words and {CONFIG} "
             f"{config.vocab_size}, expected those of one model; save the model again"
         )
 
@@ -277,6 +270,6 @@ def _load_tensors(path: Path, name: str, model: nn.Module, device: str) -> None:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(
-            f"{path / name} does not fit its {_CONFIG}: {reason}; save the model again"
+            f"{path / name} does not fit its {CONFIG}: {reason}; save the model again"
         ) from error
     model.to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import platform
@@ -12,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from ulmfit_fast import cli_ablate, cli_convert
+from ulmfit_fast import cli_ablate, cli_convert, cli_data, cli_text, cli_train
 from ulmfit_fast.cli_app import (
     BatchSize,
     Device,
-    Epochs,
     Model,
     Out,
-    Rate,
     Seed,
     TextColumn,
     TextFiles,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 # To import one of these is to add its commands.
-_MORE_COMMANDS = (cli_ablate, cli_convert)
+_MORE_COMMANDS = (cli_ablate, cli_convert, cli_data, cli_text, cli_train)
 
 
 def _report_saved(model: ULMFiT, stage: str, out: Path) -> None:
@@ -63,22 +62,69 @@ def demo(
     typer.echo(f"{out / 'report.html'} shows the curves; {out / 'metrics.json'} has the numbers.")
 
 
+Integer = int | None
+Number = float | None
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="paper, fastai07, fastai_v2 or multifit; kept with the model."),
+]
+DropMult = Annotated[Number, typer.Option("--drop-mult", help="Factor on every dropout.")]
+MaybeRate = Annotated[Number, typer.Option("--lr", help="Largest learning rate.")]
+MaybeBatchSize = Annotated[Integer, typer.Option("--batch-size", help="Rows of a batch.")]
+Bptt = Annotated[Integer, typer.Option("--bptt", help="Tokens of a step.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="NAME=VALUE for any other field of TrainingSettings, such as precision=bfloat16, "
+        "random_bptt=true or gradual_unfreezing=[1,1]; repeatable.",
+    ),
+]
+
+
+def _epochs(default: int) -> Any:
+    return typer.Option("--epochs", help=f"Passes over the texts; the preset's, or {default}.")
+
+
+def _given(assignments: list[str] | None, **options: Any) -> dict[str, Any]:
+    """Return the options that were given, and what `--set` assigns, as JSON or else as a word."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for assignment in assignments or ():
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set is {assignment!r}, expected NAME=VALUE")
+        try:
+            given[name] = json.loads(text)
+        except json.JSONDecodeError:
+            given[name] = text
+    return given
+
+
 @app.command()
 @guarded
 def pretrain(
     text: TextFiles,
     out: Out,
-    epochs: Epochs = 10,
-    lr: Rate = 4e-3,
-    batch_size: BatchSize = 64,
-    bptt: Annotated[int, typer.Option("--bptt", help="Tokens of a step.")] = 70,
-    emb_size: Annotated[int, typer.Option("--emb-size", help="Embedding width.")] = 400,
-    hidden_size: Annotated[int, typer.Option("--hidden-size", help="LSTM units.")] = 1152,
-    num_layers: Annotated[int, typer.Option("--num-layers", help="LSTM layers.")] = 3,
-    max_vocab: Annotated[int, typer.Option("--max-vocab", help="Largest vocabulary.")] = 60_000,
-    min_freq: Annotated[int, typer.Option("--min-freq", help="Rarest word kept.")] = 3,
-    drop_mult: Annotated[float, typer.Option("--drop-mult", help="Factor on dropout.")] = 1.0,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="word or subword.")] = "word",
+    preset: Preset = None,
+    epochs: Annotated[Integer, _epochs(10)] = None,
+    lr: MaybeRate = None,
+    batch_size: MaybeBatchSize = None,
+    bptt: Bptt = None,
+    emb_size: Annotated[Integer, typer.Option("--emb-size", help="Embedding width; 400.")] = None,
+    hidden_size: Annotated[Integer, typer.Option("--hidden-size", help="LSTM units; 1152.")] = None,
+    num_layers: Annotated[Integer, typer.Option("--num-layers", help="LSTM layers; 3.")] = None,
+    max_vocab: Annotated[
+        Integer, typer.Option("--max-vocab", help="Largest vocabulary; 60000.")
+    ] = None,
+    min_freq: Annotated[Integer, typer.Option("--min-freq", help="Rarest word kept; 3.")] = None,
+    drop_mult: DropMult = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="word, subword or spacy; word.")
+    ] = None,
+    backwards: Annotated[
+        bool, typer.Option("--backwards", help="Read every text from its end.")
+    ] = False,
+    settings: Settings = None,
     seed: Seed = 0,
     text_column: TextColumn = "text",
     device: Device = None,
@@ -87,21 +133,21 @@ def pretrain(
     from ulmfit_fast.estimator import ULMFiT
 
     check_out(out)
-    model = ULMFiT(
+    sizes = _given(
+        None,
         emb_size=emb_size,
         hidden_size=hidden_size,
         num_layers=num_layers,
-        tokenizer=tokenizer,  # type: ignore[arg-type]
+        tokenizer=tokenizer,
         max_vocab=max_vocab,
         min_freq=min_freq,
         drop_mult=drop_mult,
-        device=device,
-        seed=seed,
-        checkpoint_dir=out,
     )
-    model.pretrain(
-        text, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, text_column=text_column
+    model = ULMFiT(
+        preset=preset, backwards=backwards, device=device, seed=seed, checkpoint_dir=out, **sizes
     )
+    given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt)
+    model.pretrain(text, text_column=text_column, **given)
     _report_saved(model, "pretrain", out)
 
 
@@ -120,19 +166,22 @@ def fine_tune(
     model: Model,
     text: TextFiles,
     out: Out,
-    epochs: Epochs = 15,
-    lr: Rate = 4e-3,
-    batch_size: BatchSize = 64,
-    bptt: Annotated[int, typer.Option("--bptt", help="Tokens of a step.")] = 70,
+    epochs: Annotated[Integer, _epochs(15)] = None,
+    lr: MaybeRate = None,
+    batch_size: MaybeBatchSize = None,
+    bptt: Bptt = None,
+    drop_mult: DropMult = None,
+    settings: Settings = None,
     seed: Seed = 0,
     text_column: TextColumn = "text",
     device: Device = None,
 ) -> None:
     """Adapt a language model to the text of the task (stage 2)."""
     learner = _load(model, out, seed, device)
-    learner.fine_tune_lm(
-        text, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, text_column=text_column
+    given = _given(
+        settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, drop_mult=drop_mult
     )
+    learner.fine_tune_lm(text, text_column=text_column, **given)
     _report_saved(learner, "fine_tune_lm", out)
 
 
@@ -142,9 +191,11 @@ def fit_classifier(
     model: Model,
     text: TextFiles,
     out: Out,
-    epochs: Epochs = 10,
-    lr: Rate = 1e-2,
-    batch_size: BatchSize = 64,
+    epochs: Annotated[Integer, _epochs(10)] = None,
+    lr: MaybeRate = None,
+    batch_size: MaybeBatchSize = None,
+    drop_mult: DropMult = None,
+    settings: Settings = None,
     seed: Seed = 0,
     text_column: TextColumn = "text",
     label_column: Annotated[
@@ -154,14 +205,8 @@ def fit_classifier(
 ) -> None:
     """Fit a classifier on a language model's encoder (stage 3)."""
     learner = _load(model, out, seed, device)
-    learner.fit_classifier(
-        text,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        text_column=text_column,
-        label_column=label_column,
-    )
+    given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, drop_mult=drop_mult)
+    learner.fit_classifier(text, text_column=text_column, label_column=label_column, **given)
     _report_saved(learner, "fit_classifier", out)
 
 

@@ -19,10 +19,8 @@ except ModuleNotFoundError as error:
 __all__ = [
     "BatchSize",
     "Device",
-    "Epochs",
     "Model",
     "Out",
-    "Rate",
     "Seed",
     "TextColumn",
     "TextFiles",
@@ -60,8 +58,6 @@ TextFiles = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
 Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
-Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the texts.")]
-Rate = Annotated[float, typer.Option("--lr", help="Largest learning rate.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv and .jsonl files.")]

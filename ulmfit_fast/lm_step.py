@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -14,6 +16,8 @@ from ulmfit_fast.captured_step import CapturedStep
 from ulmfit_fast.loss_readings import not_finite
 from ulmfit_fast.nn import LanguageModel, LMLoss, detach_state
 from ulmfit_fast.nn.state import State
+from ulmfit_fast.optim.groups import layer_rates
+from ulmfit_fast.precision import autocast as autocasting
 
 __all__ = ["LanguageModelStep", "trainable"]
 
@@ -48,8 +52,12 @@ class LanguageModelStep:
         alpha: weight of the activation regulariser AR.
         beta: weight of the temporal regulariser TAR.
         clip: largest gradient norm, or None.
-        autocast: dtype of autocast, bfloat16 or float16, or None for none. Gradients are not
-            scaled, so float16 is for models whose gradients stand it.
+        label_smoothing: share of the target spread evenly over all words.
+        rescale_to: s, take a step of T tokens with T / s of the learning rate, for that step alone;
+            None leaves the rate alone.
+        autocast: dtype of autocast, bfloat16 or float16, or None for none.
+        scaler: scales the loss so that gradients in float16 do not vanish; a step whose gradients
+            overflow changes no parameter. None for none.
         capture: on CUDA, capture the step in a CUDA graph after the first few, the update with it,
             and replay it for every batch of that shape. The masks are those of a run without it;
             the optimizer's state_dict then says `capturable`.
@@ -59,8 +67,8 @@ class LanguageModelStep:
         steps: updates so far.
 
     Raises:
-        ValueError: if autocast is another dtype, or capture is asked for without CUDA or with an
-            optimizer that is not fused.
+        ValueError: if autocast is another dtype, or capture is asked for without CUDA, with an
+            optimizer that is not fused, with rescaled rates or with scaled gradients.
     """
 
     def __init__(
@@ -72,7 +80,10 @@ class LanguageModelStep:
         alpha: float = 2.0,
         beta: float = 1.0,
         clip: float | None = None,
+        label_smoothing: float = 0.0,
+        rescale_to: int | None = None,
         autocast: torch.dtype | None = None,
+        scaler: GradScaler | None = None,
         capture: bool = False,
     ) -> None:
         if autocast not in (None, torch.bfloat16, torch.float16):
@@ -87,7 +98,8 @@ class LanguageModelStep:
             )
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.alpha, self.beta, self.clip = alpha, beta, clip
-        self.autocast, self.capture = autocast, capture
+        self.label_smoothing, self.rescale_to = label_smoothing, rescale_to
+        self.autocast, self.scaler, self.capture = autocast, scaler, capture
         self.state: State | None = None
         self.steps = 0
         fused = all(group.get("fused") for group in optimizer.param_groups)
@@ -95,6 +107,11 @@ class LanguageModelStep:
             raise ValueError(
                 f"capture needs a fused optimizer, this {type(optimizer).__name__} is not: pass "
                 "fused=True to it"
+            )
+        if capture and (rescale_to is not None or scaler is not None):
+            name = "rescale_to" if rescale_to is not None else "scaler"
+            raise ValueError(
+                f"capture and {name} are both given, and a graph has neither: leave one of them out"
             )
         self.waits = self.device.type != "cuda" or not fused
         self._failed = torch.zeros((), device=self.device)
@@ -125,7 +142,8 @@ class LanguageModelStep:
             loss, self.state = self.forward_backward(inputs, targets, self.state)
             self._warm += 1
             self._look_at(loss)
-            self.update(loss)
+            with self._rescaled(len(inputs)):
+                self.update(loss)
         if self.scheduler is not None:
             self.scheduler.step()
         self.steps += 1
@@ -141,36 +159,76 @@ class LanguageModelStep:
             targets: token ids, `(T, B)`.
             state: the state before.
         """
-        context: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if self.autocast is not None:
-            # A captured graph must convert the weights anew at each replay.
-            context = torch.autocast(
-                self.device.type, self.autocast, cache_enabled=not self.capture
+        # A captured graph must convert the weights anew at each replay.
+        with autocasting(self.device, self.autocast, cache_enabled=not self.capture):
+            loss, state = self.model.loss(
+                inputs,
+                targets,
+                state,
+                alpha=self.alpha,
+                beta=self.beta,
+                label_smoothing=self.label_smoothing,
             )
-        with context:
-            loss, state = self.model.loss(inputs, targets, state, alpha=self.alpha, beta=self.beta)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        if self.scaler is None:
+            loss.total.backward()  # type: ignore[no-untyped-call]
+        else:
+            # The scaler skips a step by its gradients: a loss that is not finite has to show there.
+            self._note_failure(loss)
+            guard = torch.where(self._failed > 0, torch.nan, 1.0)
+            self.scaler.scale(loss.total * guard).backward()  # type: ignore[no-untyped-call]
+            self.scaler.unscale_(self.optimizer)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(trainable(self.optimizer), self.clip)
         return LMLoss(*(part.detach() for part in loss)), detach_state(state)
 
+    def rates(self, length: int | None) -> list[float]:
+        """Return the learning rate of each layer group for a step.
+
+        Args:
+            length: T of its batch; None leaves the rates of the schedule as they are.
+        """
+        scale = self._scale(length)
+        return [rate * scale for rate in layer_rates(self.optimizer)]
+
+    def _scale(self, length: int | None) -> float:
+        return 1.0 if self.rescale_to is None or length is None else length / self.rescale_to
+
+    @contextmanager
+    def _rescaled(self, length: int) -> Iterator[None]:
+        """Multiply the rates for one step; the schedule never sees it."""
+        groups = self.optimizer.param_groups
+        rates, scale = [group["lr"] for group in groups], self._scale(length)
+        try:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate if scale == 1.0 else rate * scale
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+
     def _look_at(self, loss: LMLoss) -> None:
         value = float(loss.total) if self.waits else 0.0
         if not math.isfinite(value):
-            lrs = [group["lr"] for group in self.optimizer.param_groups]
-            raise not_finite(value, self.steps, lrs)
+            raise not_finite(value, self.steps, self.rates(None))
+
+    def _note_failure(self, loss: LMLoss) -> None:
+        # Once set it stays set: the state of the model is not finite either from here on.
+        self._failed.logical_or_(~torch.isfinite(loss.total.detach()))
 
     def update(self, loss: LMLoss) -> None:
         """Step the optimizer, unless this loss or an earlier one is not finite.
 
         Args:
-            loss: of this step.
+            loss: of this step, whose gradients are there.
         """
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
         if self.waits:
             self.optimizer.step()
             return
-        # Once set it stays set: the state of the model is not finite either from here on.
-        self._failed.logical_or_(~torch.isfinite(loss.total))
+        self._note_failure(loss)
         self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
         try:
             self.optimizer.step()

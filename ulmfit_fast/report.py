@@ -63,13 +63,35 @@ class Confusion(TypedDict):
     counts: list[list[int]]
 
 
-class Example(TypedDict):
+class WordScore(TypedDict):
+    """One word of a text and what it adds to a prediction, about -1 to 1."""
+
+    word: str
+    score: float
+
+
+class PlainExample(TypedDict):
     """One held-out text with its prediction and the probability of that prediction."""
 
     text: str
     label: str
     prediction: str
     probability: float
+
+
+class Example(PlainExample, total=False):
+    """The same, where the page may colour each word by its score in place of the plain text."""
+
+    words: list[WordScore]
+
+
+class Explanation(TypedDict):
+    """One text, the class that is explained, its probability and each word's share in it."""
+
+    text: str
+    label: str
+    probability: float
+    words: list[WordScore]
 
 
 class Metrics(TypedDict):
@@ -226,7 +248,32 @@ a finished run holds
     # Only the page needs matplotlib; the schema and the table above are there without it.
     from .report_html import render_page
 
-    page = render_page(metrics)
+    _write_page(render_page(metrics), path)
+
+
+def write_explanations(explanations: Sequence[Explanation], path: str | os.PathLike[str]) -> None:
+    """Write a page that shows each text with its words coloured by their scores.
+
+    >>> write_explanations([], "page.html")
+    Traceback (most recent call last):
+    ValueError: there are no explanations; pass at least one
+
+    Args:
+        explanations: what `saliency.explain` found, each after `to_report`.
+        path: the file to write; it is replaced as a whole or not at all.
+
+    Raises:
+        ValueError: there is nothing to show.
+        OSError: the file cannot be written.
+    """
+    if not explanations:
+        raise ValueError("there are no explanations; pass at least one")
+    from .report_words import render_explanations
+
+    _write_page(render_explanations(explanations), path)
+
+
+def _write_page(page: str, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")

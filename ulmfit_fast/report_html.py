@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from .report import Json, Metrics, Score, format_score, label_counts, scores
 from .report_charts import accuracy_chart, learning_rate_chart, loss_chart
-from .report_template import OPENING, PAGE, QUICK, STYLE
+from .report_template import FOOTER, OPENING, PAGE, QUICK, STYLE
+from .report_words import coloured_words
 
 _GAP = format_score(None)
 _STAGES = {"pretrain": "Stage 1: pre-training", "fine_tune": "Stage 2: fine-tuning on the target"}
@@ -41,8 +42,8 @@ def render_page(metrics: Metrics) -> str:
     return PAGE.format(
         style=STYLE,
         sections="\n".join(section for section in sections if section),
-        version=_text(metrics["version"]),
-        seed=_text(metrics["seed"]),
+        title="ULMFiT on this machine",
+        footer=FOOTER.format(version=_text(metrics["version"]), seed=_text(metrics["seed"])),
     )
 
 
@@ -113,18 +114,20 @@ def _examples(metrics: Metrics) -> str:
     for example in metrics["examples"]:
         right = example["label"] == example["prediction"]
         verdict = example["prediction"] if right else f"✗ {example['prediction']}"
+        words = example.get("words")
         body.append(
-            _row(
-                example["text"],
+            _row_of(
+                coloured_words(words) if words else _text(example["text"]),
                 _cell(example["label"], "text"),
                 _cell(verdict, "text" if right else "text wrong"),
                 _cell(f"{example['probability']:.2f}"),
             )
         )
     head = ["held-out sentence", "is", "called", "probability"]
-    return "<h2>A few sentences</h2>\n" + _table(
-        head, body, "A cross marks a wrong answer.", kind="prose"
-    )
+    caption = "A cross marks a wrong answer."
+    if any("words" in example for example in metrics["examples"]):
+        caption += " Filled words speak for what the sentence is called, underlined ones against."
+    return "<h2>A few sentences</h2>\n" + _table(head, body, caption, kind="prose")
 
 
 def _language_model(metrics: Metrics) -> str:
@@ -234,7 +237,11 @@ def _table(head: Sequence[str], body: Sequence[str], caption: str, *, kind: str 
 
 
 def _row(head: str, *cells: str) -> str:
-    return f'<tr><th scope="row">{_text(head)}</th>{"".join(cells)}</tr>'
+    return _row_of(_text(head), *cells)
+
+
+def _row_of(head: str, *cells: str) -> str:
+    return f'<tr><th scope="row">{head}</th>{"".join(cells)}</tr>'
 
 
 def _cell(text: str, kind: str = "") -> str:

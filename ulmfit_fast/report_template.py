@@ -5,15 +5,16 @@ from __future__ import annotations
 STYLE = """
 :root {
   color-scheme: light dark; --ink: #1d2129; --paper: #fdfdfc; --muted: #6a707c; --line: #dfe2e7;
-  --soft: #f3f4f6; --accent: 38 98 204; --wrong: #b3261e; --series-0: #2662cc;
+  --soft: #f3f4f6; --accent: 38 98 204; --against: 179 38 30; --wrong: #b3261e; --series-0: #2662cc;
   --series-1: #c2570c; --series-2: #16836b; --series-3: #8e44ad; --series-4: #b8860b;
   --series-5: #c2306d;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ink: #e4e6ea; --paper: #15181d; --muted: #989fab; --line: #343a44; --soft: #1e2229;
-    --accent: 112 160 255; --wrong: #ff8a80; --series-0: #70a0ff; --series-1: #f2935c;
-    --series-2: #4fc3a5; --series-3: #c792ea; --series-4: #e0b84c; --series-5: #f28bb0;
+    --accent: 112 160 255; --against: 255 138 128; --wrong: #ff8a80; --series-0: #70a0ff;
+    --series-1: #f2935c; --series-2: #4fc3a5; --series-3: #c792ea; --series-4: #e0b84c;
+    --series-5: #f28bb0;
   }
 }
 * { box-sizing: border-box; }
@@ -51,6 +52,14 @@ td { white-space: nowrap; }
 .confusion thead td { border: 0; }
 .confusion td { text-align: center; min-width: 6.5rem; border: 1px solid var(--line); }
 .wrong { color: var(--wrong); }
+.words { white-space: normal; line-height: 2; text-align: left; overflow-wrap: anywhere; }
+.word { border-radius: 3px; padding: .1em .15em; }
+.for { background: rgb(var(--accent) / calc(var(--share) * .6)); }
+.against {
+  background: rgb(var(--against) / calc(var(--share) * .4)); text-decoration: underline;
+  text-decoration-color: rgb(var(--against) / var(--share)); text-decoration-thickness: 2px;
+}
+article { border-top: 1px solid var(--line); padding: .6rem 0; }
 figure { margin: 1rem 0; }
 svg { width: 100%; height: auto; color: var(--ink); font-family: inherit; stroke-linejoin: round; }
 code {
@@ -68,18 +77,29 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1"/>
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; style-src 'unsafe-inline'"/>
-<title>ULMFiT on this machine</title>
+<title>{title}</title>
 <style>{style}</style>
 </head>
 <body>
 <main>
-<h1>ULMFiT on this machine</h1>
+<h1>{title}</h1>
 {sections}
 </main>
-<footer class="note">ulmfit_fast {version}, seed {seed}.
-The numbers are in <code>metrics.json</code>.</footer>
+<footer class="note">{footer}</footer>
 </body>
 </html>
+"""
+
+FOOTER = """ulmfit_fast {version}, seed {seed}.
+The numbers are in <code>metrics.json</code>."""
+
+WORDS_OPENING = """
+<p class="lead">What each word did to the classifier's answer. A <span class="word for"
+style="--share: .7">filled word</span> speaks for the answer, an <span class="word against"
+style="--share: .7">underlined word</span> against it; the stronger the colour, the more. The score
+of a word shows where the pointer rests on it.</p>
+<p class="note">The score is the gradient of the answer's log-probability times the word's embedding
+(or the gradient's size alone, which has no direction), relative to the largest of the text.</p>
 """
 
 OPENING = """

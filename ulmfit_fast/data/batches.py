@@ -10,7 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["ClassifierBatch", "ClassifierBatches", "LMBatches", "concatenate_documents"]
+__all__ = [
+    "ClassifierBatch",
+    "ClassifierBatches",
+    "LMBatches",
+    "concatenate_documents",
+    "random_lengths",
+]
 
 Document = npt.NDArray[np.integer[Any]] | Tensor | Sequence[int]
 
@@ -48,6 +54,45 @@ def concatenate_documents(docs: Sequence[Document], seed: int | None = None) -> 
     return torch.from_numpy(np.concatenate(parts, dtype=np.int64, casting="same_kind"))
 
 
+def random_lengths(steps: int, bptt: int, seed: int = 0, epoch: int = 0) -> list[int]:
+    """Cut time steps into batches of random length.
+
+    Each length is drawn from a normal distribution of deviation 5 around bptt, or with probability
+    0.05 around half of it, is at least 5 and at most bptt + 10; the last one is what remains.
+
+    >>> lengths = random_lengths(1000, bptt=70)
+    >>> sum(lengths), max(lengths) <= 80
+    (1000, True)
+
+    Args:
+        steps: time steps to cut.
+        bptt: s, the usual length.
+        seed: of the lengths.
+        epoch: 0 or larger; together with the seed it decides the lengths.
+
+    Returns:
+        The lengths; their sum is `steps`.
+
+    Raises:
+        ValueError: if steps or bptt is below 1, or epoch is negative.
+
+    Source:
+        Merity et al. 2018 (arXiv:1708.02182), section 4.1, with the bounds of its code.
+    """
+    _check_positive(steps=steps, bptt=bptt)
+    if epoch < 0:
+        raise ValueError(f"epoch is {epoch}, expected 0 or larger")
+    draw = np.random.default_rng((seed % 2**64, epoch))
+    lengths: list[int] = []
+    left = steps
+    while left > 0:
+        base = bptt if draw.random() < 0.95 else bptt / 2
+        length = min(max(5, int(draw.normal(base, 5))), bptt + 10, left)
+        lengths.append(length)
+        left -= length
+    return lengths
+
+
 class LMBatches:
     """Cuts a stream of ids into `batch_size` contiguous rows and walks along all of them at once.
 
@@ -64,6 +109,12 @@ class LMBatches:
         ids: `(N,)` integers, the stream.
         batch_size: rows B.
         bptt: time steps T of a batch.
+        random_bptt: draw the time steps of each batch around bptt, see `random_lengths`.
+        seed: of those lengths.
+        epoch: 0 or larger; together with the seed it decides them.
+
+    Attributes:
+        lengths: time steps of each batch.
 
     Raises:
         TypeError: if ids is not of an integer dtype.
@@ -71,7 +122,14 @@ class LMBatches:
     """
 
     def __init__(
-        self, ids: Tensor | npt.NDArray[np.integer[Any]], batch_size: int, bptt: int
+        self,
+        ids: Tensor | npt.NDArray[np.integer[Any]],
+        batch_size: int,
+        bptt: int,
+        *,
+        random_bptt: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
     ) -> None:
         ids = torch.as_tensor(ids)
         if ids.dim() != 1:
@@ -87,14 +145,18 @@ class LMBatches:
             )
         self.batch_size = batch_size
         self.bptt = bptt
-        self._steps = (len(ids) - 1) // batch_size
+        steps = (len(ids) - 1) // batch_size
+        if random_bptt:
+            self.lengths = random_lengths(steps, bptt, seed, epoch)
+        else:
+            self.lengths = [min(bptt, steps - start) for start in range(0, steps, bptt)]
         # Each row holds one token more, the last target: (steps + 1, B), time first.
-        rows = ids[: self._steps * batch_size + 1].unfold(0, self._steps + 1, self._steps)
+        rows = ids[: steps * batch_size + 1].unfold(0, steps + 1, steps)
         self._stream = rows.t().to(torch.int64).contiguous()
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-self._steps // self.bptt)
+        return len(self.lengths)
 
     def pin_memory(self) -> LMBatches:
         """Put the stream where a GPU fetches it without the host waiting; return self."""
@@ -103,9 +165,11 @@ class LMBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs, targets), int64 of shape `(T, B)` each: views of one tensor, no copies."""
-        for start in range(0, self._steps, self.bptt):
-            stop = min(start + self.bptt, self._steps)
+        start = 0
+        for length in self.lengths:
+            stop = start + length
             yield self._stream[start:stop], self._stream[start + 1 : stop + 1]
+            start = stop
 
 
 class ClassifierBatch(NamedTuple):

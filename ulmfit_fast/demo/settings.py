@@ -68,7 +68,13 @@ FULL = DemoSettings(
     # that of the last one: a factor of 2.6 leaves the perplexity on the target far higher.
     fine_tune={"epochs": 1, "lr": 4e-3, "factor": 1.3, "batch_size": 16, "bptt": 40},
     epochs=(10, 6, 4),
-    plain={"lr": 3e-3, "batch_size": 32, "factor": 1.0, "slanted": False, "gradual_unfreezing": 0},
+    plain={
+        "lr": 3e-3,
+        "batch_size": 32,
+        "factor": 1.0,
+        "schedule": "constant",
+        "gradual_unfreezing": 0,
+    },
     schedule={"lr": 2.5e-2, "batch_size": 32, "gradual_unfreezing": 1},
 )
 QUICK = DemoSettings(

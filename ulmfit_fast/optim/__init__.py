@@ -1,7 +1,16 @@
-"""Schedules, discriminative learning rates and gradual unfreezing, as plain PyTorch."""
+"""Schedules, discriminative learning rates, unfreezing and NT-ASGD, as plain PyTorch."""
 
 from ulmfit_fast.optim.groups import discriminative_groups
+from ulmfit_fast.optim.nt_asgd import NTASGD
+from ulmfit_fast.optim.one_cycle import OneCycleLR
 from ulmfit_fast.optim.schedules import SlantedTriangularLR
-from ulmfit_fast.optim.unfreeze import GradualUnfreezing
+from ulmfit_fast.optim.unfreeze import ChainThaw, GradualUnfreezing
 
-__all__ = ["GradualUnfreezing", "SlantedTriangularLR", "discriminative_groups"]
+__all__ = [
+    "NTASGD",
+    "ChainThaw",
+    "GradualUnfreezing",
+    "OneCycleLR",
+    "SlantedTriangularLR",
+    "discriminative_groups",
+]

@@ -1,15 +1,19 @@
-"""Parameter groups with discriminative learning rates."""
+"""Parameter groups with discriminative learning rates, and with weight decay on weights alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-__all__ = ["discriminative_groups"]
+__all__ = ["discriminative_groups", "layer_rates", "without_decay"]
 
 Group = nn.Module | Iterable[Tensor]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 
 
 def group_parameters(group: Group) -> list[Tensor]:
@@ -37,7 +41,11 @@ def layer_groups(model: nn.Module | Sequence[Group]) -> list[list[Tensor]]:
 
 
 def discriminative_groups(
-    model: nn.Module | Sequence[Group], lr: float, factor: float = 2.6
+    model: nn.Module | Sequence[Group],
+    lr: float,
+    factor: float = 2.6,
+    *,
+    multipliers: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Give each layer group its own learning rate, lr / factor ** (L - l).
 
@@ -54,6 +62,7 @@ def discriminative_groups(
             input to output.
         lr: rate of the last group.
         factor: how much smaller the rate of the group below is; 1 gives all groups one rate.
+        multipliers: each group's rate over `lr`, from input to output, in place of the factor.
 
     Returns:
         A dictionary {"params", "lr", "name"} for each group, from input to output, frozen
@@ -61,7 +70,8 @@ def discriminative_groups(
         that stands in several groups is kept in the first of them.
 
     Raises:
-        ValueError: if lr or factor is not positive, or there is no parameter.
+        ValueError: if lr, factor or a multiplier is not positive, there are not as many
+            multipliers as groups, or there is no parameter.
         TypeError: if the model has no layer groups.
 
     Source:
@@ -72,12 +82,76 @@ def discriminative_groups(
     if not factor > 0:
         raise ValueError(f"factor is {factor}, expected a positive number; 1 gives one rate to all")
     groups = layer_groups(model)
+    shares = [1.0 / factor ** (len(groups) - 1 - index) for index in range(len(groups))]
+    if multipliers is not None:
+        shares = _checked_multipliers(multipliers, len(groups))
     seen: set[int] = set()
     result: list[dict[str, Any]] = []
     for index, group in enumerate(groups):
         own = [p for p in group if id(p) not in seen and not seen.add(id(p))]  # type: ignore[func-returns-value]
-        rate = lr / factor ** (len(groups) - 1 - index)
-        result.append({"params": own, "lr": rate, "name": f"group {index}"})
+        result.append({"params": own, "lr": lr * shares[index], "name": f"group {index}"})
     if not seen:
         raise ValueError("model has 0 parameters, expected at least one layer with parameters")
     return result
+
+
+def _checked_multipliers(multipliers: Sequence[float], count: int) -> list[float]:
+    shares = [float(value) for value in multipliers]
+    if len(shares) != count:
+        raise ValueError(
+            f"multipliers has {len(shares)} values for {count} layer groups, expected one for each"
+        )
+    for value in shares:
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"multipliers has {value}, expected positive numbers")
+    return shares
+
+
+def without_decay(groups: Sequence[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """Split from each group its parameters that weight decay leaves alone.
+
+    These are the parameters of normalisation layers and every parameter whose name is `bias`. As
+    in fastai the biases inside an LSTM, which have other names, stand with the weights.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> groups = without_decay(discriminative_groups([layer], lr=0.01), layer)
+        >>> [(len(group["params"]), group.get("weight_decay")) for group in groups]
+        [(1, None), (1, 0.0)]
+
+    Args:
+        groups: parameter groups, as from `discriminative_groups`.
+        model: the module whose parameters they are.
+
+    Returns:
+        Each group, followed by one without decay where it has such parameters; the latter has the
+        key "twin", for `layer_rates`.
+
+    Source:
+        fastai 2.8.12, `Learner(wd_bn_bias=False)`.
+    """
+    spared: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" or isinstance(module, _NORMS):
+                spared.add(id(parameter))
+    result: list[dict[str, Any]] = []
+    for group in groups:
+        own: dict[bool, list[Tensor]] = {True: [], False: []}
+        for parameter in group["params"]:
+            own[id(parameter) in spared].append(parameter)
+        result.append({**group, "params": own[False]})
+        if own[True]:
+            name = f"{group.get('name', 'group')} without decay"
+            twin = {"params": own[True], "weight_decay": 0.0, "name": name, "twin": True}
+            result.append({**group, **twin})
+    return result
+
+
+def layer_rates(optimizer: Optimizer) -> list[float]:
+    """Return the learning rate of each layer group, from input to output.
+
+    Args:
+        optimizer: of groups as from `discriminative_groups` or `without_decay`, or any others.
+    """
+    return [float(g["lr"]) for g in optimizer.param_groups if not g.get("twin", False)]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import numbers
-from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+
+from ulmfit_fast.optim.closed_form import ClosedFormLR
 
 __all__ = ["SlantedTriangularLR"]
 
 
-class SlantedTriangularLR(LRScheduler):
+class SlantedTriangularLR(ClosedFormLR):
     r"""Raise the learning rate for a short while, then lower it for a long one, both linearly.
 
     With T = total_steps, c = cut_frac and t the steps taken:
@@ -64,30 +62,15 @@ class SlantedTriangularLR(LRScheduler):
         ratio: float = 32,
         last_epoch: int = -1,
     ) -> None:
-        if not _is_whole(total_steps) or total_steps < 1:
-            raise ValueError(
-                f"total_steps is {total_steps!r}, expected a whole number, at least 1; "
-                "pass epochs * len(batches)"
-            )
-        if not _is_whole(last_epoch) or last_epoch < -1:
-            raise ValueError(
-                f"last_epoch is {last_epoch!r}, expected a whole number, at least -1; "
-                "-1 starts anew"
-            )
         if not 0.0 < cut_frac < 1.0:
             raise ValueError(f"cut_frac is {cut_frac}, expected a share between 0 and 1")
         if not ratio >= 1.0:
             raise ValueError(f"ratio is {ratio}, expected 1 or more (math.inf allowed)")
-        self.total_steps = int(total_steps)
         self.cut_frac = cut_frac
         self.ratio = ratio
-        if last_epoch == -1 and isinstance(optimizer, Optimizer):
-            # An earlier schedule leaves its own base rates here, and the parent would keep them.
-            for group in optimizer.param_groups:
-                group.pop("initial_lr", None)
-        super().__init__(optimizer, int(last_epoch))
+        super().__init__(optimizer, total_steps, last_epoch)
 
-    def _share(self) -> float:
+    def share(self) -> float:
         """Return lr / lr_max at the present step."""
         step = min(self.last_epoch, self.total_steps)
         cut = self.total_steps * self.cut_frac
@@ -98,48 +81,3 @@ class SlantedTriangularLR(LRScheduler):
         if math.isinf(self.ratio):
             return p
         return (1.0 + p * (self.ratio - 1.0)) / self.ratio
-
-    def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Return the rate of each group at the present step, from its lr_max alone."""
-        share = self._share()
-        return [float(base) * share for base in self.base_lrs]
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume: go on at the saved step, and give the optimizer the rates of that step.
-
-        Args:
-            state_dict: what `state_dict` returned.
-
-        Raises:
-            ValueError: if it is no state of this schedule, or of another number of groups.
-        """
-        missing = sorted({"base_lrs", "last_epoch", "total_steps"} - set(state_dict))
-        if missing:
-            raise ValueError(
-                f"the state has no {missing[0]!r}, expected that of a SlantedTriangularLR; "
-                "pass what state_dict() returned"
-            )
-        groups = self.optimizer.param_groups
-        if len(state_dict["base_lrs"]) != len(groups):
-            raise ValueError(
-                f"the state has {len(state_dict['base_lrs'])} rates, expected {len(groups)}, one a "
-                "parameter group; make the optimizer with the saved groups"
-            )
-        super().load_state_dict(state_dict)
-        # Making this schedule gave the optimizer the first rate, perhaps after its own state was
-        # loaded; without this the next step would be taken with it.
-        for group, base, rate in zip(groups, self.base_lrs, self.get_lr(), strict=True):
-            group["initial_lr"] = _copied(base)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        self._last_lr = [_copied(group["lr"]) for group in groups]
-
-
-def _copied(rate: float | Tensor) -> float | Tensor:
-    return rate.clone() if isinstance(rate, Tensor) else rate
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Real) and float(value).is_integer()

@@ -1,0 +1,147 @@
+"""Steps in bfloat16, and with gradients that are scaled as for float16."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import Adam, AdamW
+
+from ulmfit_fast.data import ClassifierBatches
+from ulmfit_fast.lm_step import LanguageModelStep
+from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+from ulmfit_fast.pipeline import (
+    TrainingSettings,
+    build_classifier,
+    fit_classifier,
+    perplexity,
+    train_language_model,
+)
+from ulmfit_fast.precision import Precision
+from ulmfit_fast.training import classifier_step, predict_logits
+
+CONFIG = AWDLSTMConfig(14, emb_size=8, hidden_size=10, num_layers=2)
+SETTINGS = TrainingSettings(batch_size=4, bptt=5, lr=0.02)
+KINDS = pytest.mark.parametrize("kind", ["language model", "classifier"])
+
+
+def documents(count=12):
+    draw = np.random.default_rng(0)
+    return [draw.integers(2, 14, 3 + n % 7).astype(np.int32) for n in range(count)]
+
+
+def make(kind):
+    torch.manual_seed(0)
+    model = LanguageModel(CONFIG)
+    return model if kind == "language model" else build_classifier(model, CONFIG, 2, SETTINGS)
+
+
+def train(model, settings, **options):
+    if isinstance(model, LanguageModel):
+        return train_language_model(model, documents(), settings, progress=False, **options)
+    labels = torch.arange(12) % 2
+    return fit_classifier(model, documents(), labels, settings, progress=False, **options)
+
+
+def _batches():
+    return ClassifierBatches(documents(), np.arange(12) % 2, 12, shuffle=True)
+
+
+@KINDS
+def test_bfloat16_trains_near_float32_and_keeps_the_weights(kind):
+    settings = replace(SETTINGS, epochs=2, lr=1e-3, batch_size=12)
+    plain, half = (make(kind) for _ in range(2))
+    for model in (plain, half):
+        with torch.no_grad():  # BatchNorm blows up what hardly differs from text to text.
+            next(model.parameters()).mul_(40)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):  # Another dtype draws other masks there.
+                module.p = 0.0
+    torch.manual_seed(1)
+    first = train(plain, settings)
+    torch.manual_seed(1)
+    second = train(half, replace(settings, precision="bfloat16"))
+    assert second.losses[0] == pytest.approx(first.losses[0], rel=2e-2)
+    assert second.losses != first.losses
+    assert all(p.dtype == torch.float32 for p in half.parameters())
+    if kind == "language model":
+        full, low = (perplexity(half, documents(), precision=p) for p in ("float32", "bfloat16"))
+    else:
+        full = predict_logits(half, _batches(), 12)
+        low = predict_logits(half, _batches(), 12, autocast=torch.bfloat16)
+        full, low = full.softmax(1)[:, 0].mean().item(), low.softmax(1)[:, 0].mean().item()
+    assert low == pytest.approx(full, rel=5e-2) and low != full
+
+
+@KINDS
+def test_float16_is_refused_without_cuda(kind):
+    with pytest.raises(ValueError, match="the model is on cpu, expected CUDA"):
+        train(make(kind), replace(SETTINGS, precision="float16"))
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_scaled_gradients_train_as_others(clip):
+    """The scaler works on the CPU too; its powers of two leave every bit of a gradient."""
+
+    def trained(scaler):
+        model = make("language model").double()
+        optimizer = Adam(model.parameters(), lr=0.01, fused=True)
+        step = LanguageModelStep(model, optimizer, clip=clip, scaler=scaler)
+        torch.manual_seed(1)
+        text = torch.randint(2, 14, (25, 3))
+        losses = [step(text[n : n + 5], text[n + 1 : n + 6]).total.item() for n in range(0, 20, 5)]
+        return losses, [p.detach() for p in model.parameters()]
+
+    plain, scaled = trained(None), trained(GradScaler("cpu"))
+    assert scaled[0] == pytest.approx(plain[0], rel=1e-12)
+    for a, b in zip(plain[1], scaled[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_scaled_step_that_overflows_changes_no_parameter_and_lowers_the_scale():
+    model = make("language model")
+    scaler = GradScaler("cpu", init_scale=2.0**20)
+    optimizer = Adam(model.parameters(), lr=0.01, fused=True)
+    step = LanguageModelStep(model, optimizer, scaler=scaler)
+    text = torch.randint(2, 14, (6, 3))
+    model.decoder.bias.register_hook(lambda grad: grad * math.inf)
+    before = copy.deepcopy(model.state_dict())
+    step(text[:-1], text[1:])
+    assert scaler.get_scale() == 2.0**19
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+
+
+def test_a_scaled_loss_that_is_not_finite_changes_no_parameter_from_there_on():
+    model = make("language model")
+    scaler = GradScaler("cpu")
+    step = LanguageModelStep(model, Adam(model.parameters(), lr=0.01, fused=True), scaler=scaler)
+    step.waits = False
+    text = torch.randint(2, 14, (6, 3))
+    step(text[:-1], text[1:])
+    before = copy.deepcopy(model.state_dict())
+    handle = model.decoder.register_forward_hook(lambda *args: args[2] * math.inf)
+    assert not math.isfinite(step(text[:-1], text[1:]).total)
+    handle.remove()
+    step(text[:-1], text[1:])
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+
+
+def test_a_scaled_classifier_step_is_the_plain_one():
+    results = []
+    for precision in (Precision(), Precision(None, GradScaler("cpu"))):
+        model = make("classifier").double()
+        optimizer = AdamW(model.parameters(), lr=0.01, fused=True)
+        (batch,) = _batches()
+        torch.manual_seed(2)
+        losses = [
+            classifier_step(model.train(), batch, optimizer, clip=0.1, precision=precision)
+            for _ in range(3)
+        ]
+        results.append((losses, [p.detach() for p in model.parameters()]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

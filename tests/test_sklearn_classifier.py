@@ -1,0 +1,225 @@
+"""The estimator of scikit-learn: its conventions, its tools, and texts in place of numbers."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
+
+from ulmfit_fast import ULMFiT
+from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+
+TEXTS = [f"a {word} {thing}" for thing in ("film", "story", "song") for word in ("fine", "dull")]
+TEXTS, LABELS = TEXTS * 10, ["good", "bad"] * 30
+SIZES = {"emb_size": 8, "hidden_size": 10, "num_layers": 2, "min_freq": 1}
+LEARNS = {"epochs": 12, "lr": 0.03, "batch_size": 16, "drop_mult": 0.1, "gradual_unfreezing": 0}
+
+# Those that look at parameters alone. The others feed columns of numbers (check_fit2d_1sample,
+# check_estimators_dtypes, check_classifiers_train and so on), ask for weights of samples, sparse
+# matrices or features by name, and a text has none of these; what they ask of X, y and the order
+# of the samples is asked below with texts.
+APPLICABLE = (
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_do_not_raise_errors_in_init_or_set_params",
+    "check_get_params_invariance",
+    "check_set_params",
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+    "check_estimator_tags_renamed",
+    "check_valid_tag_types",
+    "check_mixin_order",
+)
+
+
+def new(**options) -> ULMFiTClassifier:
+    values = {"fine_tune_lm": False, "model_options": SIZES, "random_state": 0, **LEARNS}
+    return ULMFiTClassifier(**{**values, **options})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> ULMFiTClassifier:
+    return new().fit(TEXTS, LABELS)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> ULMFiT:
+    model = ULMFiT(**SIZES, progress=False)
+    return model.pretrain(TEXTS, epochs=1, batch_size=8, bptt=10)
+
+
+@pytest.mark.parametrize("name", APPLICABLE)
+def test_checks_of_scikit_learn(name: str) -> None:
+    check = getattr(estimator_checks, name, None)
+    if check is None:
+        pytest.skip(f"this version of scikit-learn has no {name}")
+    check("ULMFiTClassifier", ULMFiTClassifier())
+
+
+def test_learns_and_answers_in_order(fitted: ULMFiTClassifier) -> None:
+    assert is_classifier(fitted) and fitted.score(TEXTS, LABELS) == 1.0
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = [TEXTS[n] for n in order]
+    assert fitted.predict(shuffled).tolist() == [LABELS[n] for n in order]
+    scores = fitted.predict_proba(TEXTS)
+    assert scores.shape == (60, 2) and np.allclose(scores.sum(1), 1)
+    assert np.allclose(fitted.predict_proba(shuffled), scores[order], atol=1e-6)
+    alone = np.concatenate([fitted.predict_proba([text]) for text in TEXTS[:6]])
+    assert np.allclose(alone, scores[:6], atol=1e-6)
+    assert fitted.classes_.tolist() == ["bad", "good"] == fitted.model_.labels
+
+
+def test_fit_returns_itself_and_changes_no_parameter() -> None:
+    model = new(epochs=1)
+    before = dict(model.get_params())
+    assert model.fit(TEXTS, LABELS) is model
+    after = model.get_params()
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+
+
+def test_random_state(fitted: ULMFiTClassifier) -> None:
+    again = new().fit(TEXTS, LABELS)
+    assert np.array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+    generator = np.random.RandomState(0)
+    drawn = [new(epochs=1, random_state=generator).fit(TEXTS, LABELS) for _ in range(2)]
+    one, two = (model.predict_proba(TEXTS) for model in drawn)
+    assert not np.array_equal(one, two), "a generator goes on"
+    assert np.array_equal(one, new(epochs=1).fit(TEXTS, LABELS).predict_proba(TEXTS))
+    np.random.seed(3)
+    first = new(epochs=1, random_state=None).fit(TEXTS, LABELS).predict_proba(TEXTS)
+    np.random.seed(3)
+    second = new(epochs=1, random_state=None).fit(TEXTS, LABELS).predict_proba(TEXTS)
+    assert np.array_equal(first, second)
+
+
+def test_clone_pickle_and_set_params(fitted: ULMFiTClassifier, pretrained: ULMFiT) -> None:
+    twin = clone(fitted)
+    assert not hasattr(twin, "model_") and twin.get_params() == fitted.get_params()
+    assert twin.set_params(lr=0.5).lr == 0.5 and fitted.lr == 0.03
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+    assert again.predict(TEXTS[:2]).tolist() == ["good", "bad"]
+    assert clone(new(language_model=pretrained, model_options=None)).language_model is not None
+
+
+def test_search_and_cross_validation() -> None:
+    search = GridSearchCV(new(), {"lr": [1e-7, 0.03]}, cv=2).fit(TEXTS, LABELS)
+    assert search.best_params_ == {"lr": 0.03} and search.best_score_ > 0.9
+    assert search.predict(["a fine film", "a dull film"]).tolist() == ["good", "bad"]
+    assert cross_val_score(new(), TEXTS, LABELS, cv=2).mean() > 0.9
+    assert (cross_val_predict(new(), TEXTS, LABELS, cv=2) == np.array(LABELS)).mean() > 0.9
+
+
+def test_stands_at_the_end_of_a_pipeline() -> None:
+    lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
+    pipeline = make_pipeline(lower, new(epochs=1))
+    pipeline.set_params(ulmfitclassifier__epochs=12).fit([t.upper() for t in TEXTS], LABELS)
+    assert pipeline.score(TEXTS, LABELS) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([7, -2], [-2, 7]),
+        ([True, False], [False, True]),
+        ([1.0, 0.0], [0.0, 1.0]),
+        (["b", "a"], ["a", "b"]),
+    ],
+    ids=["int", "bool", "float", "str"],
+)
+def test_labels_of_any_kind(labels: list, classes: list) -> None:
+    y = np.array(labels * 30)
+    model = new().fit(np.array(TEXTS), y)
+    assert model.classes_.tolist() == classes and model.classes_.dtype == y.dtype
+    assert model.predict(TEXTS).dtype == y.dtype and model.score(TEXTS, y) == 1.0
+
+
+def test_a_label_never_seen_counts_as_wrong(fitted: ULMFiTClassifier) -> None:
+    truth = ["good", "bad", "odd", "good"]
+    assert fitted.score(TEXTS[:4], truth) == 0.5
+
+
+def test_texts_of_other_words_and_without_words(fitted: ULMFiTClassifier) -> None:
+    scores = fitted.predict_proba(["", "wholly unheard-of words", "\N{SNOWMAN}", " "])
+    assert scores.shape == (4, 2) and np.isfinite(scores).all()
+
+
+def test_starts_from_a_language_model_and_leaves_it_alone(
+    pretrained: ULMFiT, tmp_path: Path
+) -> None:
+    pretrained.save(tmp_path / "model")
+    before = pretrained.perplexity(TEXTS)
+    frozen = {"epochs": 1, "gradual_unfreezing": 1, "model_options": None}  # the head alone
+    for start in (pretrained, tmp_path / "model", str(tmp_path / "model")):
+        model = new(language_model=start, **frozen).fit(TEXTS, LABELS).model_
+        weight = pretrained.language_model.encoder.encoder.weight
+        assert weight.equal(model.classifier.encoder.encoder.weight)
+    options = {"lm_epochs": 2, "lm_options": {"batch_size": 8}}
+    tuned = new(language_model=pretrained, fine_tune_lm=True, **frozen, **options)
+    histories = tuned.fit(TEXTS, LABELS).model_.histories
+    assert [len(history.epochs) for history in histories.values()] == [1, 2, 1]
+    assert pretrained.perplexity(TEXTS) == before and pretrained.classifier is None
+    scratch = new(fine_tune_lm=True, **options).fit(TEXTS, LABELS)
+    assert list(scratch.model_.histories) == ["pretrain", "fit_classifier"]
+
+
+def test_options_reach_their_stage() -> None:
+    model = new(preset="fastai_v2", classifier_options={"max_len": 3}, batch_size=7, epochs=5)
+    classifier = model.fit(TEXTS, LABELS).model_.classifier
+    assert classifier.max_len == 3 and model.model_.settings["preset"]["name"] == "fastai_v2"
+    assert classifier.encoder.config.weight_p == pytest.approx(0.05), "0.5 times drop_mult"
+    assert len(model.model_.histories["fit_classifier"].losses) == 5 * 9
+
+
+@pytest.mark.parametrize(
+    ("fit", "error", "message"),
+    [
+        (lambda: new().fit(TEXTS, ["good"] * 60), ValueError, r"the one class \['good'\]"),
+        (lambda: new().fit(TEXTS, LABELS[:3]), ValueError, "inconsistent numbers of samples"),
+        (lambda: new().fit([], []), ValueError, "X has 0 samples"),
+        (lambda: new().fit("a fine film", ["a"]), TypeError, "X is the string 'a fine film'"),
+        (lambda: new().fit([1, 2], ["a", "b"]), TypeError, r"X\[0\] is 1 \(int\), expected a str"),
+        (lambda: new().fit(["a", None], ["a", "b"]), TypeError, r"X\[1\] is None"),
+        (lambda: new().fit(np.array([TEXTS]).T, LABELS), ValueError, r"X has shape \(60, 1\)"),
+        (lambda: new().fit(TEXTS, np.linspace(0, 1, 60)), ValueError, "Unknown label type"),
+        (lambda: new().fit(TEXTS, np.eye(60)), ValueError, "y should be a 1d array"),
+        (lambda: new(language_model=3, model_options=None).fit(TEXTS, LABELS), TypeError,
+         "language_model is 3 .int., expected a ULMFiT, the directory of one, or None"),
+        (lambda: new(language_model=ULMFiT()).fit(TEXTS, LABELS), ValueError,
+         "model_options is given beside language_model"),
+        (lambda: new(language_model=ULMFiT(), model_options=None).fit(TEXTS, LABELS), ValueError,
+         "language_model has no language model yet"),
+        (lambda: new(language_model="nowhere", model_options=None).fit(TEXTS, LABELS),
+         FileNotFoundError, "nowhere is no directory"),
+        (lambda: new(lr=-1.0).fit(TEXTS, LABELS), ValueError, "lr is -1.0"),
+        (lambda: new().predict(TEXTS), NotFittedError, "is not fitted yet"),
+        (lambda: new().score(TEXTS, LABELS), NotFittedError, "is not fitted yet"),
+    ],
+    ids=[
+        "one class", "lengths", "empty", "string", "numbers", "missing", "two columns",
+        "continuous", "two-dimensional y", "no model", "both options", "untrained", "no directory",
+        "bad rate", "predict first", "score first",
+    ],
+)  # fmt: skip
+def test_refuses(fit, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fit()
+
+
+def test_without_scikit_learn_the_error_names_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import ulmfit_fast.estimator\n"
+        "try: import ulmfit_fast.sklearn_classifier\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'ulmfit-fast[sklearn]'" in found.stdout, found.stderr

@@ -1,0 +1,110 @@
+"""The command `ulmfit-fast tokenize`: a corpus to a store of ids."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ulmfit_fast.cli_app import TextColumn, app, check_writable, guarded, say, typer
+
+if TYPE_CHECKING:
+    from ulmfit_fast.data import Tokenizer
+
+__all__ = ["tokenize"]
+
+_LAYOUTS = "plain, wikitext, imdb, ag_news, dbpedia or yelp"
+
+
+@app.command()
+@guarded
+def tokenize(
+    text: Annotated[
+        list[Path],
+        typer.Option(
+            "--text",
+            help=".txt (one text a line), .csv, .jsonl, .parquet, or a folder of .txt; repeatable.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the store that is written.")],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Saved model, or another store, whose tokenizer is used."),
+    ] = None,
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            "--tokenizer", help="word, subword or spacy, learnt here; or a tokenizer.json."
+        ),
+    ] = "word",
+    max_vocab: Annotated[int, typer.Option("--max-vocab", help="Largest vocabulary.")] = 60_000,
+    min_freq: Annotated[int, typer.Option("--min-freq", help="Rarest word kept.")] = 3,
+    layout: Annotated[
+        str, typer.Option("--layout", help=f"How --text is laid out: {_LAYOUTS}.")
+    ] = "plain",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes; all CPUs when not given.")
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Replace what is there instead of going on with it.")
+    ] = False,
+    text_column: TextColumn = "text",
+) -> None:
+    """Turn a corpus, also one larger than memory, into ids; go on where it was broken off."""
+    from ulmfit_fast.data import TokenStore
+
+    check_writable(out)
+    source = _source(text, layout)
+    try:
+        found = _tokenizer(model, tokenizer)
+        if found is None:
+            found = _learnt(_source(text, layout), text_column, tokenizer, max_vocab, min_freq)
+        say(f"a {found.kind} tokenizer with a vocabulary of {len(found.vocab)}")
+        store = TokenStore.build(
+            out, source, found, text_column=text_column, workers=workers, resume=not anew
+        )
+    except KeyboardInterrupt:
+        say("interrupted; what is done is kept: give the same command again to go on")
+        # Not typer.Exit, which `guarded` would take for a failure.
+        raise SystemExit(130) from None
+    say(f"{len(store)} documents, {len(store.ids)} tokens in {out}")
+
+
+def _source(paths: list[Path], layout: str) -> Any:
+    """Return what `read_texts` takes."""
+    from ulmfit_fast.data.formats import LAYOUTS
+
+    if layout == "plain":
+        return paths
+    if layout not in LAYOUTS:
+        raise ValueError(f"--layout is {layout!r}, expected {_LAYOUTS}")
+    # Read the first of each here, so that a wrong path is told before any work.
+    return itertools.chain.from_iterable([LAYOUTS[layout](path) for path in paths])
+
+
+def _tokenizer(model: Path | None, name: str) -> Tokenizer | None:
+    """Return the tokenizer that is there already, or None if one is to be learnt."""
+    from ulmfit_fast.data import Tokenizer
+
+    if model is not None:
+        path = model / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"--model {model} has no tokenizer.json, expected a saved model or a store"
+            )
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    if not name.endswith(".json"):
+        return None
+    content = json.loads(Path(name).read_text(encoding="utf-8"))
+    if isinstance(content, dict) and "format" in content:
+        return Tokenizer.from_json(json.dumps(content))
+    return Tokenizer.from_huggingface(name)
+
+
+def _learnt(source: Any, text_column: str, kind: str, max_vocab: int, min_freq: int) -> Tokenizer:
+    from ulmfit_fast.data import Tokenizer, read_texts
+
+    texts = read_texts(source, text_column=text_column)
+    say("learning the vocabulary")
+    return Tokenizer.train(texts, kind, max_vocab, min_freq)  # type: ignore[arg-type]

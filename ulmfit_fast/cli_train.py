@@ -1,0 +1,93 @@
+"""The command `find-lr`: a learning rate for a model and its texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from ulmfit_fast.cli_app import (
+    BatchSize,
+    Device,
+    Model,
+    Seed,
+    TextColumn,
+    TextFiles,
+    app,
+    check_writable,
+    guarded,
+    say,
+    typer,
+)
+
+__all__ = ["find_lr_command"]
+
+
+@app.command("find-lr")
+@guarded
+def find_lr_command(
+    model: Model,
+    text: TextFiles,
+    out: Annotated[Path, typer.Option("--out", help="Picture of the curve, .png or .svg.")],
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            "--label-column", "--labels", help="Column of labels: the rate of a new classifier."
+        ),
+    ] = None,
+    batch_size: BatchSize = 64,
+    bptt: Annotated[int, typer.Option("--bptt", help="Tokens of a step.")] = 70,
+    gradual_unfreezing: Annotated[
+        int, typer.Option("--gradual-unfreezing", help="1 trains a classifier's head alone.")
+    ] = 0,
+    steps: Annotated[int, typer.Option("--steps", help="Steps at most.")] = 100,
+    seed: Seed = 0,
+    text_column: TextColumn = "text",
+    device: Device = None,
+) -> None:
+    """Find a learning rate for a language model, or for a classifier on its encoder.
+
+    A copy of the model trains with a rate that grows until the loss runs away.
+    """
+    import torch
+
+    from ulmfit_fast.data.corpus import read_labelled, read_texts
+    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.lr_finder import find_lr
+    from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
+    from ulmfit_fast.pipeline import TrainingSettings, build_classifier
+
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
+    check_writable(out)
+    settings = TrainingSettings(
+        batch_size=batch_size, bptt=bptt, gradual_unfreezing=gradual_unfreezing
+    )
+    learner = ULMFiT.load(model, device=device)
+    if learner.tokenizer is None or learner.language_model is None:
+        raise ValueError(f"the model in {model} has no language model, expected one; pre-train it")
+    trained: LanguageModel | TextClassifier = learner.language_model
+    classes = None
+    if label_column is None:
+        corpus = list(read_texts(text, text_column=text_column))
+    else:
+        corpus, labels = read_labelled(text, text_column=text_column, label_column=label_column)
+        names = sorted(set(labels))
+        classes = torch.tensor([names.index(label) for label in labels])
+        own = learner.language_model.config
+        config = AWDLSTMConfig.classifier(
+            own.vocab_size,
+            emb_size=own.emb_size,
+            hidden_size=own.hidden_size,
+            num_layers=own.num_layers,
+            **learner.settings["classifier_dropout"],
+        ).scaled(learner.settings["drop_mult"])
+        torch.manual_seed(seed)
+        trained = build_classifier(learner.language_model, config, len(names), settings)
+        trained = trained.to(learner.device)
+    documents = learner.tokenizer.encode_batch(corpus)
+    result = find_lr(trained, documents, settings, labels=classes, steps=steps, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    result.plot(out)
+    for name in ("valley", "steep", "minimum"):
+        typer.echo(f"{name} {getattr(result.suggestions, name):.2e}")
+    say(f"the curve of {len(result.lrs)} steps is in {out}")

@@ -1,0 +1,133 @@
+"""Directories that are there as a whole or not at all: written beside, then renamed into place."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["CONFIG", "local_directory", "open_to_umask", "write_directory", "write_text"]
+
+CONFIG = "config.json"
+_REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
+
+
+def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Have a directory written beside its destination and rename it into place.
+
+    Args:
+        directory: where to; its parent is created when missing.
+        write: called with an empty directory to fill, `config.json` among its files.
+
+    Raises:
+        FileExistsError: if the directory exists and is no model directory, or this process works
+            in it.
+        OSError: if it cannot be written; an older model there stays as it was.
+    """
+    # Resolved, so that behind a link it is the model that is replaced.
+    target = Path(directory).resolve()
+    if target.exists() and not _may_replace(target):
+        raise FileExistsError(
+            f"{target} exists and is no model directory (it has no {CONFIG}); "
+            "choose another directory or remove it"
+        )
+    if Path.cwd().is_relative_to(target):
+        raise FileExistsError(
+            f"{target} is the working directory, which cannot be replaced; "
+            "choose a directory in it or beside it"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        write(written)
+        _replace(written, target)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+
+
+def _may_replace(target: Path) -> bool:
+    return target.is_dir() and ((target / CONFIG).is_file() or not any(target.iterdir()))
+
+
+def _replace(written: Path, target: Path) -> None:
+    """Rename a finished directory into place; the old one goes only when the new one stands."""
+    os.chmod(written, 0o777 & ~_umask())
+    if not target.exists():
+        os.replace(written, target)
+        return
+    old = written.with_name(f"{written.name}-old")
+    try:
+        os.replace(target, old)
+        os.replace(written, target)
+    except BaseException:
+        # An interruption between the two, too, must leave a model where it was.
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def open_to_umask(path: Path) -> None:
+    """Let all read a file that the umask lets in, where it was written for its owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 and see it on the disk.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def local_directory(name: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """Return a model directory by its path, or fetch it from the Hugging Face Hub by its name.
+
+    >>> local_directory(Path.cwd()) == Path.cwd()
+    True
+
+    Args:
+        name: a directory; or, where there is none, the name of a repository such as "user/model".
+        revision: branch, tag or commit of the repository.
+
+    Returns:
+        The directory, or the Hub's copy in its own cache.
+
+    Raises:
+        FileNotFoundError: if it is no directory and cannot be the name of a repository.
+        ImportError: if `huggingface_hub` is needed and not installed.
+        OSError: if the Hub cannot be reached or does not have it.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if not isinstance(name, str) or not _REPOSITORY.fullmatch(name):
+        raise FileNotFoundError(
+            f"{name} is no directory, nor a name such as user/model on the Hugging Face Hub; "
+            "check the path"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is no directory; to fetch it from the Hugging Face Hub "
+            "pip install huggingface_hub"
+        ) from error
+    # Nothing else is fetched, so no pickle can come along.
+    patterns = [CONFIG, "tokenizer.json", "*.safetensors"]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

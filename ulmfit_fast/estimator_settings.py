@@ -1,0 +1,178 @@
+"""The settings of `ULMFiT` and its stages: the caller's word, then a preset's, then defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ulmfit_fast.data.vocab import SPECIALS, check_vocabulary_limits
+from ulmfit_fast.estimator_checks import training_settings
+from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+from ulmfit_fast.pipeline import TrainingSettings
+from ulmfit_fast.presets import Preset, named
+
+__all__ = [
+    "check_model_settings",
+    "classifier_config",
+    "language_model_config",
+    "model_settings",
+    "preset_values",
+    "stage_settings",
+    "with_dropout",
+]
+
+_DROPOUTS = ("input_p", "hidden_p", "embed_p", "weight_p", "gate_p", "output_p")
+
+_SIZES = ("emb_size", "hidden_size", "num_layers")
+
+_MODEL: dict[str, Any] = {
+    "emb_size": 400,
+    "hidden_size": 1152,
+    "num_layers": 3,
+    "tokenizer": "word",
+    "max_vocab": 60_000,
+    "min_freq": 3,
+    "drop_mult": 1.0,
+    "lm_dropout": {},
+    "classifier_dropout": {},
+    "backwards": False,
+}
+_OF_STAGES = ("lr_decay", "reset_optimizer", "chain_thaw", "schedule_per")
+_PER_STAGE = ("cut_frac", "pct_start")
+_STAGES: dict[str, dict[str, Any]] = {
+    "pretrain": {"epochs": 10, "lr": 4e-3, "factor": 1.0},
+    "fine_tune_lm": {"epochs": 15, "lr": 4e-3},
+    "fit_classifier": {"epochs": 10, "lr": 1e-2, "gradual_unfreezing": 1},
+}
+
+
+def preset_values(preset: Preset | str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return a preset as plain values that JSON holds.
+
+    Args:
+        preset: a `Preset`, the name of one, the values of one from a model directory, or None.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: if there is none of this name.
+    """
+    if preset is None:
+        return None
+    if isinstance(preset, str):
+        preset = named(preset)
+    elif isinstance(preset, Mapping):
+        preset = Preset(**preset)
+    elif not isinstance(preset, Preset):
+        raise TypeError(
+            f"preset is {preset!r:.60} ({type(preset).__name__}), expected a Preset or its name"
+        )
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(preset)))
+    return values
+
+
+def model_settings(preset: Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
+    """Return the settings of a model; of `lm_dropout` and its like each entry counts by itself.
+
+    Args:
+        preset: what `preset_values` returned.
+        given: the caller's values, None where the caller says nothing.
+    """
+    settings = {**_MODEL, **(preset or {}).get("model", {})}
+    for name, value in given.items():
+        if value is None:
+            continue
+        is_table = isinstance(_MODEL[name], dict)
+        settings[name] = {**settings[name], **value} if is_table else value
+    return {name: dict(v) if isinstance(v, dict) else v for name, v in settings.items()}
+
+
+def check_model_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse values that the configurations of the networks do not check themselves.
+
+    Raises:
+        TypeError: if `backwards` is no truth value.
+        ValueError: if a name, a choice or a limit does not fit.
+    """
+    if settings["tokenizer"] not in ("word", "subword"):
+        raise ValueError(f'tokenizer is {settings["tokenizer"]!r}, expected "word" or "subword"')
+    check_vocabulary_limits(settings["max_vocab"], settings["min_freq"], name="max_vocab")
+    if not isinstance(settings["backwards"], bool):
+        raise TypeError(f"backwards is {settings['backwards']!r}, expected True or False")
+    for argument in ("lm_dropout", "classifier_dropout"):
+        unknown = sorted(set(settings[argument]) - set(_DROPOUTS))
+        if unknown:
+            raise ValueError(
+                f"{argument} has {unknown[0]!r}, expected names of {', '.join(_DROPOUTS)}"
+            )
+
+
+def stage_settings(
+    settings: Mapping[str, Any], stage: str, **given: Any
+) -> tuple[TrainingSettings, float]:
+    """Return how a stage trains, and its factor on every dropout.
+
+    A caller who asks for no unfreezing plan also gets rid of what the preset says of its stages.
+
+    Args:
+        settings: those of the model, its `preset` among them.
+        stage: "pretrain", "fine_tune_lm" or "fit_classifier".
+        given: the caller's values; epochs, lr, gradual_unfreezing and drop_mult may be None where
+            the caller says nothing.
+
+    Raises:
+        ValueError: if a name is unknown or a value does not fit.
+    """
+    silent = ("epochs", "lr", "gradual_unfreezing", "drop_mult")
+    said = {name: v for name, v in given.items() if v is not None or name not in silent}
+    recipe = dict((settings["preset"] or {}).get(stage, {}))
+    if said.get("gradual_unfreezing") in (0, (), []):
+        # Without an unfreezing plan there is nothing for these to apply to.
+        recipe = {
+            name: value
+            for name, value in recipe.items()
+            if name not in _OF_STAGES and not (name in _PER_STAGE and isinstance(value, list))
+        }
+    values = {**_STAGES[stage], **recipe, **said}
+    drop_mult = values.pop("drop_mult", settings["drop_mult"])
+    return training_settings(**values), drop_mult
+
+
+def language_model_config(
+    settings: Mapping[str, Any], drop_mult: float, vocab_size: int = len(SPECIALS)
+) -> AWDLSTMConfig:
+    """Return the language model's configuration.
+
+    Args:
+        settings: those of the model.
+        drop_mult: factor on every dropout.
+        vocab_size: V; as long as it is not known, any size serves to check the rest.
+
+    Raises:
+        TypeError: if a size is no whole number.
+        ValueError: if a size or a probability does not fit.
+    """
+    sizes = {name: settings[name] for name in _SIZES}
+    config = AWDLSTMConfig.language_model(vocab_size, **sizes, **settings["lm_dropout"])
+    return config.scaled(drop_mult)
+
+
+def classifier_config(
+    settings: Mapping[str, Any], drop_mult: float, vocab_size: int = len(SPECIALS)
+) -> AWDLSTMConfig:
+    """Return the configuration of the classifier's encoder; see `language_model_config`."""
+    sizes = {name: settings[name] for name in _SIZES}
+    config = AWDLSTMConfig.classifier(vocab_size, **sizes, **settings["classifier_dropout"])
+    return config.scaled(drop_mult)
+
+
+def with_dropout(model: LanguageModel, values: AWDLSTMConfig) -> LanguageModel:
+    """Return the language model with the dropout probabilities of `values` and its own weights."""
+    config = dataclasses.replace(model.config, **{n: getattr(values, n) for n in _DROPOUTS})
+    if config == model.config:
+        return model
+    weight = model.decoder.weight
+    result = LanguageModel(config).to(weight.device, weight.dtype)
+    result.load_state_dict(model.state_dict())
+    return result

@@ -1,0 +1,197 @@
+"""Stages 1 and 2 of ULMFiT: train a language model on documents, and measure it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ulmfit_fast.data.batches import LMBatches, concatenate_documents, random_lengths
+from ulmfit_fast.evaluation import evaluate_language_model
+from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.optim import NTASGD
+from ulmfit_fast.plan import TrainingPlan
+from ulmfit_fast.precision import Precision
+from ulmfit_fast.settings import TrainingSettings
+from ulmfit_fast.training import History, train_language_model_epoch
+
+__all__ = ["perplexity", "train_language_model", "training_stream"]
+
+Documents = Sequence[np.ndarray[Any, np.dtype[np.int32]]]
+EpochHook = Callable[[int, History], None]
+
+
+def train_language_model(
+    model: LanguageModel,
+    documents: Documents,
+    settings: TrainingSettings,
+    *,
+    valid_documents: Documents | None = None,
+    seed: int = 0,
+    description: str = "language model",
+    progress: bool = True,
+    after_epoch: EpochHook | None = None,
+) -> History:
+    """Train a language model on documents in an order drawn anew each epoch.
+
+    Args:
+        model: trained in place.
+        documents: token ids of each document, int32.
+        settings: how to train.
+        valid_documents: evaluated after every epoch, in their own order; None takes
+            `settings.valid_share` of the documents, which then are not trained on.
+        seed: of the order of the documents, of those held out, and of random lengths.
+        description: shown beside the progress bar.
+        progress: show the bar.
+        after_epoch: called with the number of finished epochs and the history so far. Once
+            NT-ASGD averages, the model then has the averaged weights.
+
+    Returns:
+        The losses and learning rates of every step, and the validation loss of every epoch.
+
+    Raises:
+        ValueError: if the corpus is too small for one batch, or there is nothing to evaluate on
+            where the settings need it.
+    """
+    device = next(model.parameters()).device
+    precision = Precision.of(settings.precision, device)
+    documents, valid = _held_out(documents, valid_documents, settings, seed)
+    history = History()
+    batches = training_stream(documents, settings, seed, 0, device)
+    plan = TrainingPlan(model, settings, _epoch_steps(batches, settings, seed))
+    with plan.unfreezing_groups():
+        for epoch in range(settings.epochs):
+            if plan.begin_epoch(epoch):
+                history.unfreeze_steps.append(len(history.losses))
+            if epoch > 0:
+                batches = training_stream(documents, settings, seed, epoch, device)
+            train_language_model_epoch(
+                model,
+                batches,
+                plan.optimizer,
+                plan.scheduler,
+                alpha=settings.alpha,
+                beta=settings.beta,
+                clip=settings.clip,
+                label_smoothing=settings.label_smoothing,
+                rescale_to=settings.bptt if settings.random_bptt and settings.rescale_lr else None,
+                precision=precision,
+                capture=settings.capture,
+                history=history,
+                description=f"{description}, epoch {epoch + 1}/{settings.epochs}",
+                progress=progress,
+            )
+            with _averaged(plan):
+                if valid is not None:
+                    loss = evaluate_language_model(model, valid, autocast=precision.dtype)
+                    history.valid_losses.append(loss)
+                if after_epoch is not None:
+                    after_epoch(epoch + 1, history)
+            if isinstance(plan.optimizer, NTASGD) and plan.optimizer.evaluated(loss):
+                history.average_step = len(history.losses)
+    plan.reached_end()
+    return history
+
+
+def training_stream(
+    documents: Documents, settings: TrainingSettings, seed: int, epoch: int, device: torch.device
+) -> LMBatches:
+    """Return the batches of an epoch, the documents in an order of its own.
+
+    Args:
+        documents: token ids of each document, int32.
+        settings: sizes of the batches.
+        seed: of the order and of random lengths.
+        epoch: 0 or larger.
+        device: where they are to go.
+
+    Raises:
+        ValueError: if there is too little text for one batch.
+    """
+    # Folding the epoch into the seed keeps an epoch's order independent of how many ran before.
+    ids = concatenate_documents(documents, seed=(seed * 1009 + epoch) % 2**63)
+    batches = LMBatches(
+        ids,
+        settings.batch_size,
+        settings.bptt,
+        random_bptt=settings.random_bptt,
+        seed=seed,
+        epoch=epoch,
+    )
+    return batches.pin_memory() if device.type == "cuda" else batches
+
+
+def _epoch_steps(first: LMBatches, settings: TrainingSettings, seed: int) -> list[int]:
+    """Return the number of batches of every epoch, which random lengths change."""
+    if not settings.random_bptt:
+        return [len(first)] * settings.epochs
+    tokens = sum(first.lengths)
+    lengths = (random_lengths(tokens, settings.bptt, seed, e) for e in range(settings.epochs))
+    return [len(own) for own in lengths]
+
+
+def _held_out(
+    documents: Documents, valid: Documents | None, settings: TrainingSettings, seed: int
+) -> tuple[Documents, LMBatches | None]:
+    """Return the documents to train on and batches of those to evaluate on."""
+    if valid is not None and settings.valid_share > 0:
+        raise ValueError(
+            f"valid_share is {settings.valid_share} and valid_documents are given as well, "
+            "expected one of them; leave the other out"
+        )
+    if settings.valid_share > 0:
+        if len(documents) < 2:
+            raise ValueError(
+                f"valid_share is {settings.valid_share} of {len(documents)} documents, expected at "
+                "least 2; pass valid_documents, or split the text into documents"
+            )
+        order = np.random.default_rng(seed % 2**64).permutation(len(documents)).tolist()
+        count = min(max(1, round(settings.valid_share * len(documents))), len(documents) - 1)
+        held_out = set(order[:count])
+        valid = [documents[i] for i in sorted(held_out)]
+        documents = [doc for i, doc in enumerate(documents) if i not in held_out]
+    if valid is None:
+        if settings.optimizer == "nt_asgd":
+            raise ValueError(
+                'optimizer is "nt_asgd", which averages by the validation loss, and there is '
+                "nothing to evaluate on; pass valid_share=0.1, or valid_documents"
+            )
+        return documents, None
+    return documents, _in_order(valid, settings.batch_size, settings.bptt)
+
+
+def _averaged(plan: TrainingPlan) -> contextlib.AbstractContextManager[None]:
+    optimizer = plan.optimizer
+    return optimizer.averaged() if isinstance(optimizer, NTASGD) else contextlib.nullcontext()
+
+
+def _in_order(documents: Documents, batch_size: int, bptt: int) -> LMBatches:
+    """Return batches of documents in their own order, with fewer streams when they are short."""
+    ids = concatenate_documents(documents)
+    return LMBatches(ids, max(1, min(batch_size, (len(ids) - 1) // 2)), bptt)
+
+
+def perplexity(
+    model: LanguageModel,
+    documents: Documents,
+    *,
+    batch_size: int = 16,
+    bptt: int = 70,
+    precision: str = "float32",
+) -> float:
+    """Return the perplexity of a language model on documents, in their own order.
+
+    Args:
+        model: put into evaluation mode.
+        documents: token ids of each document, int32.
+        batch_size: streams; fewer when the text is short.
+        bptt: tokens of a step; the value does not depend on it.
+        precision: as in `TrainingSettings`.
+    """
+    dtype = Precision.of(precision, next(model.parameters()).device).dtype
+    batches = _in_order(documents, batch_size, bptt)
+    return math.exp(evaluate_language_model(model, batches, autocast=dtype))
