@@ -5,8 +5,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TEXT = ["tokenizers>=0.20", "safetensors>=0.4.3", "typer>=0.12", "rich>=13"]
-DEMO = [*TEXT, "matplotlib>=3.8", "scikit-learn>=1.4", "networkx", "sympy"]
-TEST = [*DEMO, "pytest>=8", "pytest-benchmark>=4", "setuptools>=64", "wheel"]
+SKLEARN = [*TEXT, "scikit-learn>=1.4"]
+DATASETS = [*TEXT, "pyarrow>=15", "datasets>=2.18"]
+SPACY = [*TEXT, "spacy>=3.8,<4"]
+DEMO = [*SKLEARN, "matplotlib>=3.8", "networkx", "sympy"]
+TEST = [
+    *DEMO,
+    "pyarrow>=15",
+    "pandas>=2",
+    "pytest>=8",
+    "pytest-benchmark>=4",
+    "setuptools>=64",
+    "wheel",
+]
 
 setup(
     name="ulmfit-fast",
@@ -19,6 +30,11 @@ setup(
     install_requires=["torch>=2.6", 'triton>=3.6; platform_system == "Linux"', "numpy>=1.26"],
     extras_require={
         "text": TEXT,
+        "sklearn": SKLEARN,
+        "datasets": DATASETS,
+        "spacy": SPACY,
+        "hub": [*TEXT, "huggingface_hub>=0.23"],
+        "compat": [*SPACY, "fastai>=2.8.7"],
         "demo": DEMO,
         "test": TEST,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],

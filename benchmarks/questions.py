@@ -15,6 +15,7 @@ from benchmarks import (
     bench_masks,
     bench_memory,
     bench_scaling,
+    bench_tokenize,
 )
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
@@ -29,6 +30,7 @@ QUESTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "masks": bench_masks.run,
     "scaling": bench_scaling.run,
     "first_step": bench_first_step.run,
+    "tokenize": bench_tokenize.run,
 }
 # Asked by name only.
 ON_REQUEST: dict[str, Callable[[Settings], list[Row]]] = {

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ulmfit_fast.data import read_labelled, read_texts
 
 
 def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
@@ -24,6 +26,9 @@ def write(path: Path, content: str | bytes) -> Path:
         pytest.param("a.csv", b"\xef\xbb\xbftext,n\r\na,1\r\n", ["a"], id="csv-bom"),
         pytest.param("a.csv", "text\na\0b\n", ["a b"], id="csv-nul"),
         pytest.param("a.jsonl", '{"text": "a\\nb"}\n\n{"text": ""}', ["a\nb", ""], id="jsonl"),
+        pytest.param("a.txt.gz", gzip.compress(b"one\n\ntwo"), ["one", "two"], id="txt-gz"),
+        pytest.param("a.csv.GZ", gzip.compress(b'text\n"a\nb"\n'), ["a\nb"], id="csv-gz"),
+        pytest.param("a.jsonl.gz", gzip.compress(b'{"text": "a"}'), ["a"], id="jsonl-gz"),
     ],
 )
 def test_read_texts(tmp_path: Path, name: str, content: str, expected: list[str]) -> None:
@@ -80,6 +85,17 @@ def test_long_fields_leave_the_limit_of_the_csv_module(tmp_path: Path) -> None:
         pytest.param(
             "a.md", "text", "ends in '.md', expected one of .txt, .csv, .jsonl", id="suffix"
         ),
+        pytest.param(
+            "a.txt.gz",
+            gzip.compress(b"one\ncaf\xe9"),
+            "a.txt.gz, line 2: byte 0xe9",
+            id="gz-latin-1",
+        ),
+        pytest.param(
+            "a.txt.gz", gzip.compress(b"one\n" * 999)[:-9], "not a whole gzip file", id="gz-cut"
+        ),
+        pytest.param("a.txt.gz", "plain", "line 1: not a whole gzip file", id="gz-plain"),
+        pytest.param("a.parquet.gz", "x", "ends in '.gz', expected one of .txt", id="parquet-gz"),
         pytest.param("a.txt", " \n", "a.txt is empty, expected at least one text", id="blank"),
         pytest.param("a.csv", "", "is empty, expected", id="empty-csv"),
         pytest.param("a.csv", "text\n", "is empty, expected", id="header-only"),
@@ -100,7 +116,6 @@ def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str
         ("a\0b", ValueError, "got the string"),
         ("missing.csv", FileNotFoundError, "missing.csv does not exist"),
         ([Path("missing.txt")], FileNotFoundError, "missing.txt does not exist"),
-        (Path("."), ValueError, "is a directory"),
         ([], ValueError, "the corpus passed is empty"),
         (["a", 3], TypeError, r"texts\[1\] is 3 \(int\), expected a str"),
         (b"bytes", TypeError, "source is b'bytes'"),
@@ -108,8 +123,8 @@ def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str
         (None, TypeError, "source is None"),
     ],
     ids=[
-        "text", "long", "nul", "missing", "missing-in-list", "directory", "empty", "number",
-        "bytes", "dict", "none",
+        "text", "long", "nul", "missing", "missing-in-list", "empty", "number", "bytes", "dict",
+        "none",
     ],
 )  # fmt: skip
 def test_bad_sources(source, error: type[Exception], message: str) -> None:
@@ -176,3 +191,63 @@ def test_labels_that_look_alike_are_refused(tmp_path: Path) -> None:
 def test_bad_labels(tmp_path: Path, name: str, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_labelled(write(tmp_path / name, content))
+
+
+def test_a_folder_has_one_text_a_file(tmp_path: Path) -> None:
+    write(tmp_path / "b" / "2.txt", "second\n\nfile\n")
+    write(tmp_path / "a.txt", b"\xef\xbb\xbffirst")
+    write(tmp_path / "c.txt.gz", gzip.compress(b"third"))
+    write(tmp_path / "empty.txt", "")
+    write(tmp_path / ".cache" / "x.txt", "hidden")
+    write(tmp_path / "README.md", "of another kind")
+    expected = ["first", "second\n\nfile\n", "third", ""]
+    assert list(read_texts(tmp_path)) == list(read_texts(str(tmp_path))) == expected
+    assert list(read_texts([tmp_path / "b", tmp_path / "a.txt"])) == [expected[1], "first"]
+
+
+def test_a_folder_of_tables_is_read_file_by_file(tmp_path: Path) -> None:
+    write(tmp_path / "2.csv", "text,label\nc,x\n")
+    write(tmp_path / "1.csv", "text,label\na,x\nb,y\n")
+    assert list(read_texts(tmp_path)) == ["a", "b", "c"]
+    assert read_labelled(tmp_path) == (["a", "b", "c"], ["x", "y", "x"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.txt", "b.csv"], "is a directory with files of the kinds .csv, .txt, expected one"),
+        (["a.md"], "is a directory with files of none of .txt, .csv, .jsonl, .parquet"),
+    ],
+    ids=["two-kinds", "unknown-kind"],
+)
+def test_bad_folders(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        write(tmp_path / name, "x")
+    with pytest.raises(ValueError, match=message):
+        list(read_texts(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        read_labelled(tmp_path)
+
+
+def test_folders_are_the_labels_of_their_files(tmp_path: Path) -> None:
+    for name in ("pos/2.txt", "neg/deep/1.txt", "pos/1.txt"):
+        write(tmp_path / name, f"text of {name}")
+    texts, labels = read_labelled(tmp_path)
+    assert texts == ["text of neg/deep/1.txt", "text of pos/1.txt", "text of pos/2.txt"]
+    assert labels == ["neg", "pos", "pos"]
+    write(tmp_path / "urls.txt", "astray")
+    with pytest.raises(ValueError, match=r"urls.txt lies in no folder of a class, expected"):
+        read_labelled(tmp_path)
+
+
+def test_a_latin_1_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "fine")
+    write(tmp_path / "b.txt", b"one\ncaf\xe9")
+    with pytest.raises(ValueError, match=r"b.txt, line 2: byte 0xe9 is not UTF-8"):
+        list(read_texts(tmp_path))
+
+
+def test_files_are_read_as_they_come(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"one\ntwo\ncaf\xe9\n")
+    texts = read_texts(path)
+    assert [next(texts), next(texts)] == ["one", "two"]

@@ -54,7 +54,7 @@ app = typer.Typer(
 )
 
 TextFiles = Annotated[
-    list[Path], typer.Option("--text", help=".txt (one text a line), .csv or .jsonl; repeatable.")
+    list[Path], typer.Option("--text", help=".txt (one text a line), .csv, .jsonl, .parquet, or a folder; repeatable.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
 Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
@@ -79,6 +79,8 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
             command(*args, **kwargs)
+        except typer.Exit:
+            raise
         except KeyboardInterrupt:
             say("interrupted; the model of the last finished epoch, if any, is in --out")
             raise typer.Exit(130) from None

@@ -7,6 +7,7 @@ from ulmfit_fast.data.batches import (
     concatenate_documents,
 )
 from ulmfit_fast.data.corpus import read_labelled, read_texts
+from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.data.vocab import SPECIALS, Vocab, transfer_rows
 
@@ -15,6 +16,7 @@ __all__ = [
     "ClassifierBatch",
     "ClassifierBatches",
     "LMBatches",
+    "TokenStore",
     "Tokenizer",
     "Vocab",
     "concatenate_documents",

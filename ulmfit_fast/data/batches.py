@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ulmfit_fast.data.token_store import TokenStream
+
 __all__ = [
     "ClassifierBatch",
     "ClassifierBatches",
@@ -106,7 +108,8 @@ class LMBatches:
     [[3, 8], [4, 9]] [[4, 9], [5, 10]]
 
     Args:
-        ids: `(N,)` integers, the stream.
+        ids: `(N,)` integers, the stream; or a `TokenStream`, of which each batch is read from disk
+            when its turn comes.
         batch_size: rows B.
         bptt: time steps T of a batch.
         random_bptt: draw the time steps of each batch around bptt, see `random_lengths`.
@@ -123,7 +126,7 @@ class LMBatches:
 
     def __init__(
         self,
-        ids: Tensor | npt.NDArray[np.integer[Any]],
+        ids: Tensor | npt.NDArray[np.integer[Any]] | TokenStream,
         batch_size: int,
         bptt: int,
         *,
@@ -131,11 +134,8 @@ class LMBatches:
         seed: int = 0,
         epoch: int = 0,
     ) -> None:
-        ids = torch.as_tensor(ids)
-        if ids.dim() != 1:
-            raise ValueError(f"ids has shape {tuple(ids.shape)}, expected (N,)")
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise TypeError(f"ids has dtype {ids.dtype}, expected an integer dtype")
+        if not isinstance(ids, TokenStream):
+            ids = _checked_ids(ids)
         _check_positive(batch_size=batch_size, bptt=bptt)
         if len(ids) < batch_size + 1:
             smaller = f"batch_size={len(ids) - 1} or " if len(ids) > 1 else ""
@@ -150,9 +150,13 @@ class LMBatches:
             self.lengths = random_lengths(steps, bptt, seed, epoch)
         else:
             self.lengths = [min(bptt, steps - start) for start in range(0, steps, bptt)]
-        # Each row holds one token more, the last target: (steps + 1, B), time first.
-        rows = ids[: steps * batch_size + 1].unfold(0, steps + 1, steps)
-        self._stream = rows.t().to(torch.int64).contiguous()
+        self._pinned = False
+        self._stream: Tensor | TokenStream = ids
+        self._starts = steps * np.arange(batch_size)
+        if isinstance(ids, Tensor):
+            # Each row holds one token more, the last target: (steps + 1, B), time first.
+            rows = ids[: steps * batch_size + 1].unfold(0, steps + 1, steps)
+            self._stream = rows.t().to(torch.int64).contiguous()
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -160,16 +164,33 @@ class LMBatches:
 
     def pin_memory(self) -> LMBatches:
         """Put the stream where a GPU fetches it without the host waiting; return self."""
-        self._stream = self._stream.pin_memory()
+        self._pinned = True
+        if isinstance(self._stream, Tensor):
+            self._stream = self._stream.pin_memory()
         return self
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        if isinstance(self._stream, Tensor):
+            return self._stream[start:stop]
+        rows = torch.from_numpy(self._stream.window(self._starts + start, stop - start))
+        return rows.pin_memory() if self._pinned else rows
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs, targets), int64 of shape `(T, B)` each: views of one tensor, no copies."""
         start = 0
         for length in self.lengths:
-            stop = start + length
-            yield self._stream[start:stop], self._stream[start + 1 : stop + 1]
-            start = stop
+            rows = self._rows(start, start + length + 1)
+            yield rows[:-1], rows[1:]
+            start += length
+
+
+def _checked_ids(ids: Tensor | npt.NDArray[np.integer[Any]]) -> Tensor:
+    ids = torch.as_tensor(ids)
+    if ids.dim() != 1:
+        raise ValueError(f"ids has shape {tuple(ids.shape)}, expected (N,)")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"ids has dtype {ids.dtype}, expected an integer dtype")
+    return ids
 
 
 class ClassifierBatch(NamedTuple):

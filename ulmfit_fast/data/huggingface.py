@@ -11,12 +11,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ulmfit_fast.data.rules import Piece, chunk_pieces, split_chunks
-from ulmfit_fast.data.vocab import SPECIALS
+from ulmfit_fast.data.vocab import BOS, SPECIALS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
 
-__all__ = ["count_words", "split_words", "subword_model", "train_subword_pieces", "word_model"]
+__all__ = [
+    "begin_with_mark",
+    "count_words",
+    "exported_subwords",
+    "exported_words",
+    "library",
+    "split_words",
+    "subword_model",
+    "train_subword_pieces",
+    "word_model",
+]
 
 SPACE_MARK = "\u2581"
 
@@ -32,7 +42,8 @@ _WORD_PATTERN = (
 
 
 @functools.cache
-def _tokenizers() -> ModuleType:
+def library() -> ModuleType:
+    """Import the library `tokenizers`, or say how to install it."""
     try:
         import tokenizers
     except ImportError as error:
@@ -68,7 +79,7 @@ def _quiet_fork() -> None:
 
 def word_model(words: Sequence[str]) -> HFTokenizer:
     """Return a model that splits a chunk into words and knows these words."""
-    hf = _tokenizers()
+    hf = library()
     ids = {word: index for index, word in enumerate(words)}
     model = hf.Tokenizer(hf.models.WordLevel(ids, unk_token=SPECIALS[0]))
     pattern = hf.Regex(_WORD_PATTERN)
@@ -78,15 +89,40 @@ def word_model(words: Sequence[str]) -> HFTokenizer:
 
 def subword_model(pieces: Sequence[tuple[str, float]]) -> HFTokenizer:
     """Return a unigram model over pieces and their log probabilities."""
-    hf = _tokenizers()
+    hf = library()
     model = hf.Tokenizer(hf.models.Unigram([(p, float(s)) for p, s in pieces], unk_id=0))
     model.pre_tokenizer = hf.pre_tokenizers.Metaspace(replacement=SPACE_MARK)
     return model  # type: ignore[no-any-return]
 
 
+def exported_words(words: Sequence[str]) -> HFTokenizer:
+    """Return a tokenizer of ruled texts, whose marks are words of the model."""
+    return begin_with_mark(word_model(words))
+
+
+def exported_subwords(pieces: Sequence[tuple[str, float]]) -> HFTokenizer:
+    """Return a tokenizer of ruled texts, whose marks are cut out before the model sees a word."""
+    hf = library()
+    model = subword_model(pieces)
+    # The blanks on either side go with the mark, or they would become a piece of their own.
+    model.add_special_tokens(
+        [hf.AddedToken(s, lstrip=True, rstrip=True, special=True) for s in SPECIALS]
+    )
+    return begin_with_mark(model)
+
+
+def begin_with_mark(model: HFTokenizer) -> HFTokenizer:
+    """Let a tokenizer put `xxbos` in front of each text; return it."""
+    bos = SPECIALS[BOS]
+    model.post_processor = library().processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, BOS)]
+    )
+    return model
+
+
 def train_subword_pieces(texts: Iterable[str], max_vocab: int) -> list[tuple[str, float]]:
     """Train a unigram model and return its pieces, the specials first."""
-    hf = _tokenizers()
+    hf = library()
     model = hf.Tokenizer(hf.models.Unigram())
     model.pre_tokenizer = hf.pre_tokenizers.Metaspace(replacement=SPACE_MARK)
     trainer = hf.trainers.UnigramTrainer(
@@ -105,7 +141,9 @@ def train_subword_pieces(texts: Iterable[str], max_vocab: int) -> list[tuple[str
         if "not large enough" not in str(error):
             raise
         raise ValueError(too_small) from error
-    pieces = json.loads(model.to_str())["model"]["vocab"][len(SPECIALS) :]
+    learnt = json.loads(model.to_str())["model"]["vocab"][len(SPECIALS) :]
+    # Texts that spell a special out may have taught it as a piece of their own.
+    pieces = [(piece, score) for piece, score in learnt if piece not in SPECIALS]
     # The trainer makes room for the characters and leaves the specials out of account.
     if len(SPECIALS) + len(pieces) > max_vocab:
         raise ValueError(too_small)

@@ -27,18 +27,26 @@ from operator import eq
 
 from ulmfit_fast.data.vocab import MAJ, REP, SPECIALS, UNK, UP, WREP
 
-__all__ = ["Piece", "apply_rules", "chunk_pieces", "restore_text", "split_chunks"]
+__all__ = [
+    "ENTITY",
+    "SURROGATE",
+    "Piece",
+    "apply_rules",
+    "chunk_pieces",
+    "restore_text",
+    "split_chunks",
+]
 
 Piece = str | int
 
 # html.unescape alone would also turn the "&copy" of "?a=1&copy=2" into a sign.
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _STRAY_ENTITY = re.compile(r"(?:&|(?<!\w))(#(?:3[4689]|14[5-8]|160)|amp|apos|gt|lt|nbsp|quot);")
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _WIKITEXT_JOINER = re.compile(r" @([.,-])@ ")
 _RUN = re.compile(r"(\S)\1{2,}")
 _WORD = re.compile(r"\w+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 _GLUED_LEFT = re.compile(
     r" ([,.;:!?)\]}%]+(?= |$)|n['\u2019]t\b|['\u2019](?:s|m|d|ll|re|ve)\b)",
@@ -61,7 +69,7 @@ def split_chunks(text: str) -> list[Piece]:
         Chunks of the text, and the mark `xxwrep` as its id.
     """
     if not text.isascii():
-        text = _SURROGATE.sub("\ufffd", text)
+        text = SURROGATE.sub("\ufffd", text)
     text = _undo_html(text)
     for sign in "/#\\":
         text = text.replace(sign, f" {sign} ")
@@ -74,11 +82,13 @@ def split_chunks(text: str) -> list[Piece]:
 
 def _undo_html(text: str) -> str:
     if "&" in text:
-        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+        text = ENTITY.sub(lambda match: html.unescape(match[0]), text)
     if ";" in text:
         text = _STRAY_ENTITY.sub(lambda match: html.unescape(f"&{match[1]};"), text)
     if "<" in text:
         text = _LINE_BREAK.sub(" ", text)
+        # A word of its own, also where a joiner or a sign touches it.
+        text = text.replace("<unk>", " <unk> ")
     if "\\" in text:
         text = text.replace("\\n", " ").replace('\\"', '"')
     if " @" in text:

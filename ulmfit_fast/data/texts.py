@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-__all__ = ["CheckedTexts", "text_blocks"]
+__all__ = ["BLOCK_CHARACTERS", "CheckedTexts", "text_blocks"]
 
 # The memory in use must not grow with the corpus.
-_BLOCK_CHARACTERS = 1_000_000
+BLOCK_CHARACTERS = 1_000_000
 
 
 class CheckedTexts:
@@ -45,7 +45,7 @@ def text_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
     for text in texts:
         block.append(text)
         size += len(text)
-        if size > _BLOCK_CHARACTERS:
+        if size > BLOCK_CHARACTERS:
             yield block
             block, size = [], 0
     if block:

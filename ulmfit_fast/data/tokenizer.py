@@ -1,45 +1,54 @@
-"""From texts to ids and back: the xx-rules, then a word or a subword model."""
+"""From texts to ids and back, by words, subwords, spaCy or a tokenizer.json of Hugging Face."""
 
 from __future__ import annotations
 
 import json
-import unicodedata
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from ulmfit_fast.data import huggingface
-from ulmfit_fast.data.rules import Piece, apply_rules, chunk_pieces, restore_text, split_chunks
+from ulmfit_fast.data.engines import (
+    Encoder,
+    Engine,
+    Ids,
+    SubwordEngine,
+    WordEngine,
+    prepared_for_subwords,
+)
+from ulmfit_fast.data.huggingface_json import HuggingFaceEngine, adopted
+from ulmfit_fast.data.spacy_words import SpacyEngine, count_spacy_words
 from ulmfit_fast.data.texts import CheckedTexts, text_blocks
-from ulmfit_fast.data.vocab import BOS, SPECIALS, UNK, Vocab, check_vocabulary_limits
+from ulmfit_fast.data.vocab import SPECIALS, Vocab, check_vocabulary_limits
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
 
-__all__ = ["Kind", "Tokenizer"]
+__all__ = ["TRAINABLE_KINDS", "Kind", "Tokenizer"]
 
-Kind = Literal["word", "subword"]
-Ids = npt.NDArray[np.int32]
+Kind = Literal["word", "subword", "spacy", "huggingface"]
+TRAINABLE_KINDS = ("word", "subword", "spacy")
 
 _FORMAT = "ulmfit_fast tokenizer"
 _VERSION = 1
-_CACHED_CHUNKS = 200_000
 
 
 class Tokenizer:
-    """Turns texts into ids by the xx-rules and a vocabulary of words or subwords.
+    """Turns texts into ids by rules and a vocabulary of words or subwords.
 
-    Each text starts with `xxbos`; capitals and repetitions become marks (see `data.rules`); blanks
-    and line ends only separate. On the word level, `n't`, `'s` and their like, punctuation and
-    hyphens are split off, and numbers and dotted names ("3.14", "nn.linear") stay whole. This is
-    close to spaCy's blank English tokenizer, with these differences: abbreviations ("e.g.", "Mr.")
-    lose their last dot, emoticons and runs of punctuation are split into characters, every hyphen
-    and every slash stands alone, "10km" stays whole, line ends are no tokens.
+    There are four kinds. "word" and "subword" apply the xx-rules: each text starts with `xxbos`;
+    capitals and repetitions become marks (see `data.rules`); blanks and line ends only separate. On
+    the word level, `n't`, `'s` and their like, punctuation and hyphens are split off, and numbers
+    and dotted names ("3.14", "nn.linear") stay whole. This is close to spaCy's blank English
+    tokenizer, with these differences: abbreviations ("e.g.", "Mr.") lose their last dot, emoticons
+    and runs of punctuation are split into characters, every hyphen and every slash stands alone,
+    "10km" stays whole, line ends are no tokens.
 
-    A text never yields the id of a mark that the rules did not set: who writes "xxpad" or "xxbos"
-    in a text gets `xxunk`.
+    "spacy" gives the token lists of fastai v2 (see `data.spacy_words`), at spaCy's speed, and
+    "huggingface" is a tokenizer.json of another language or model (see `from_huggingface`).
+
+    But for "spacy", a text never yields the id of a mark that the rules did not set: who writes
+    "xxpad" or "xxbos" in a text gets `xxunk`.
 
     >>> tokenizer = Tokenizer.train(["The cat sat.", "The dog sat."], min_freq=1)
     >>> tokenizer.tokens("The CAT sat!!!")
@@ -51,28 +60,51 @@ class Tokenizer:
     'The dog sat.'
     """
 
-    def __init__(self, kind: Kind, vocab: Vocab, model: HFTokenizer, scores: list[float]) -> None:
-        """Put the parts together; `train` and `from_json` make them."""
+    def __init__(self, kind: Kind, engine: Engine) -> None:
+        """Put the parts together; the class methods make them."""
         self.kind: Kind = kind
-        self.vocab = vocab
-        self._model = model
-        self._scores = scores
+        self.vocab = engine.vocab
+        self._engine = engine
 
     @classmethod
-    def from_vocab(cls, vocab: Vocab) -> Tokenizer:
+    def from_vocab(cls, vocab: Vocab, kind: Literal["word", "spacy"] = "word") -> Tokenizer:
         """Return a word-level tokenizer with this vocabulary.
 
         >>> Tokenizer.from_vocab(Vocab(["cat"])).encode_batch(["cat dog"])[0].tolist()
         [2, 9, 0]
+
+        Args:
+            vocab: its words, such as those of a model trained with fastai.
+            kind: "word" or "spacy".
+
+        Raises:
+            ImportError: for kind "spacy" if the package spacy is missing.
+            ValueError: for another kind.
         """
-        return cls("word", vocab, huggingface.word_model(vocab.words), [])
+        if kind not in ("word", "spacy"):
+            raise ValueError(f"kind is {kind!r}, expected 'word' or 'spacy', which need words only")
+        return cls(kind, WordEngine(vocab) if kind == "word" else SpacyEngine(vocab))
 
     @classmethod
-    def _from_pieces(cls, pieces: list[tuple[str, float]]) -> Tokenizer:
-        vocab = Vocab([piece for piece, _ in pieces])
-        return cls(
-            "subword", vocab, huggingface.subword_model(pieces), [score for _, score in pieces]
-        )
+    def from_huggingface(cls, source: str | os.PathLike[str] | Any) -> Tokenizer:
+        """Take over a BPE, unigram, WordPiece or WordLevel tokenizer of Hugging Face.
+
+        Its words keep their order and come after our nine specials. Its unknown word becomes
+        `xxunk`; its other special tokens (such as "</s>" or "[CLS]") are left out, and a text that
+        spells one is split like any other. Its own normaliser decides on capitals: there are no
+        xx-rules. `xxbos` stands in front of every text.
+
+        Args:
+            source: the path of a tokenizer.json, a `tokenizers.Tokenizer`, or a fast tokenizer of
+                the library transformers.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ImportError: if the package tokenizers is missing.
+            TypeError: if source is something else.
+            ValueError: if the file holds no tokenizer, or one with another model.
+        """
+        return cls("huggingface", HuggingFaceEngine(adopted(source)))
 
     @classmethod
     def train(
@@ -86,8 +118,8 @@ class Tokenizer:
 
         Args:
             texts: any iterable of strings, read once.
-            kind: "word"; or "subword", a unigram model after NFKC, which also serves languages
-                written without blanks.
+            kind: "word"; "subword", a unigram model after NFKC, which also serves languages
+                written without blanks; or "spacy".
             max_vocab: largest number of words or pieces, the nine specials among them. For
                 subwords 15,000 to 30,000 are usual.
             min_freq: a word with fewer occurrences is left out; without effect on subwords.
@@ -96,20 +128,24 @@ class Tokenizer:
             A tokenizer with that vocabulary.
 
         Raises:
+            ImportError: if the package of that kind is missing.
             TypeError: if texts is one string, or one of the texts is no string.
             ValueError: if there are no texts, no word is frequent enough, or an option is wrong.
         """
-        if kind not in ("word", "subword"):
-            raise ValueError(f"kind is {kind!r}, expected 'word' or 'subword'")
+        if kind not in TRAINABLE_KINDS:
+            raise ValueError(
+                f"kind is {kind!r}, expected 'word', 'subword' or 'spacy'; a tokenizer.json comes "
+                "in by Tokenizer.from_huggingface"
+            )
         check_vocabulary_limits(max_vocab, min_freq, name="max_vocab")
         checked = CheckedTexts(texts)
         if kind == "subword":
-            ruled = (_normalised_for_subwords(text) for text in checked)
+            ruled = prepared_for_subwords(checked)
             result = cls._from_pieces(huggingface.train_subword_pieces(ruled, max_vocab))
         else:
-            result = cls.from_vocab(
-                Vocab.build(huggingface.count_words(checked), max_vocab, min_freq)
-            )
+            count = huggingface.count_words if kind == "word" else count_spacy_words
+            vocab = Vocab.build(count(checked), max_vocab, min_freq)
+            result = cls.from_vocab(vocab, "word" if kind == "word" else "spacy")
         if checked.count == 0:
             raise ValueError("texts is empty, expected at least one text")
         if len(result.vocab) == len(SPECIALS):
@@ -119,6 +155,11 @@ class Tokenizer:
             )
         return result
 
+    @classmethod
+    def _from_pieces(cls, pieces: list[tuple[str, float]]) -> Tokenizer:
+        vocab = Vocab([piece for piece, _ in pieces])
+        return cls("subword", SubwordEngine(vocab, [score for _, score in pieces]))
+
     def tokens(self, text: str) -> list[str]:
         """Return the tokens of one text as strings; words outside the vocabulary are shown too.
 
@@ -126,19 +167,10 @@ class Tokenizer:
             text: any string.
 
         Returns:
-            The tokens, `xxbos` first; a special that the text spells out is `xxunk`.
+            The tokens, `xxbos` first; a special that the text spells out is `xxunk`, but for kind
+            "spacy", which has fastai's tokens.
         """
-        shown = [SPECIALS[BOS]]
-        for piece in apply_rules(self._prepared(text)):
-            if isinstance(piece, int):
-                shown.append(SPECIALS[piece])
-                continue
-            if self.kind == "word":
-                words = huggingface.split_words(self._model, piece)
-            else:
-                words = self._model.encode(piece, add_special_tokens=False).tokens
-            shown += [SPECIALS[UNK] if word in SPECIALS else word for word in words]
-        return shown
+        return self._engine.tokens(text)
 
     def encode_batch(self, texts: Iterable[str]) -> list[Ids]:
         """Turn texts into ids.
@@ -152,35 +184,20 @@ class Tokenizer:
         Raises:
             TypeError: if texts is one string, or one of the texts is no string.
         """
-        ids: list[Ids] = []
-        known: dict[Piece, bytes] = dict(_MARKS)
-        for block in text_blocks(CheckedTexts(texts)):
-            chunked = [split_chunks(self._prepared(text)) for text in block]
-            if len(known) > _CACHED_CHUNKS:
-                known = dict(_MARKS)
-            self._learn(set().union(*chunked).difference(known), known)
-            for chunks in chunked:
-                buffer = bytearray(_MARKS[BOS])
-                buffer += b"".join(map(known.__getitem__, chunks))
-                ids.append(np.frombuffer(buffer, dtype=np.int32))
-        return ids
+        encode = self.encoder()
+        return [ids for block in text_blocks(CheckedTexts(texts)) for ids in encode(block)]
 
-    def _learn(self, chunks: set[Piece], known: dict[Piece, bytes]) -> None:
-        """Add the ids of chunks to `known`; texts repeat most of their chunks."""
-        pieces = {chunk: chunk_pieces(chunk) for chunk in chunks if isinstance(chunk, str)}
-        strings = sorted({p for ps in pieces.values() for p in ps if isinstance(p, str)})
-        encodings = self._model.encode_batch(strings, add_special_tokens=False)
-        ids_of: dict[Piece, bytes] = dict(_MARKS)
-        for string, encoding in zip(strings, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.int32)
-            # A special that is spelled out in the text is a word that nobody knows.
-            ids[ids < len(SPECIALS)] = UNK
-            ids_of[string] = ids.tobytes()
-        for chunk, parts in pieces.items():
-            known[chunk] = b"".join(map(ids_of.__getitem__, parts))
+    def encoder(self) -> Encoder:
+        """Return a function that encodes a list of texts and remembers the words it has met.
 
-    def _prepared(self, text: str) -> str:
-        return unicodedata.normalize("NFKC", text) if self.kind == "subword" else text
+        For many lists in a row, as `TokenStore.build` has them; `encode_batch` begins anew each
+        time. Not for two threads at once.
+
+        >>> encode = Tokenizer.from_vocab(Vocab(["cat"])).encoder()
+        >>> [ids.tolist() for ids in encode(["cat", "a cat"])]
+        [[2, 9], [2, 0, 9]]
+        """
+        return self._engine.encoder()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids back into text as far as the rules can be undone.
@@ -194,25 +211,52 @@ class Tokenizer:
         Raises:
             ValueError: for an id outside the vocabulary.
         """
-        words: list[Piece] = []
-        for item in ids:
-            index = int(item)
+        plain = [int(item) for item in ids]
+        for index in plain:
             if not 0 <= index < len(self.vocab):
                 raise ValueError(
                     f"id {index} is outside the vocabulary, expected 0 to {len(self.vocab) - 1}"
                 )
-            if index < len(SPECIALS):
-                words.append(index)
-                continue
-            word = self.vocab.words[index]
-            if self.kind == "subword":
-                starts_word = word.startswith(huggingface.SPACE_MARK)
-                word = word.removeprefix(huggingface.SPACE_MARK)
-                if not starts_word and words and isinstance(words[-1], str):
-                    words[-1] += word
-                    continue
-            words.append(word)
-        return restore_text(words)
+        return self._engine.decode(plain)
+
+    def ruled(self, text: str) -> str:
+        """Return a text after the rules, in one string, as the result of `to_huggingface` takes it.
+
+        >>> Tokenizer.from_vocab(Vocab([])).ruled("It's NASA!!!")
+        "xxmaj it's xxup nasa xxrep 3 !"
+
+        Args:
+            text: any string.
+
+        Returns:
+            The text with marks spelled out; as it is for kind "huggingface", which has no rules.
+
+        Raises:
+            ValueError: for kind "spacy", see `to_huggingface`.
+        """
+        if isinstance(self._engine, WordEngine):
+            return self._engine.ruled(text)
+        if self.kind == "spacy":
+            self._engine.to_huggingface()
+        return text
+
+    def to_huggingface(self) -> HFTokenizer:
+        """Return a tokenizer of the library `tokenizers` that gives the same ids.
+
+        The xx-rules count and lower letters, which that form cannot express. So for "word" and
+        "subword" the result takes texts that `ruled` has gone over:
+        `to_huggingface().encode(tokenizer.ruled(text)).ids` are the ids of text. For "huggingface"
+        the text is taken as it is. Only a text that spells out a special may have other ids, for
+        "subword" and "huggingface".
+
+        >>> tokenizer = Tokenizer.from_vocab(Vocab(["cat"]))
+        >>> tokenizer.to_huggingface().encode(tokenizer.ruled("The Cat")).ids
+        [2, 8, 0, 8, 9]
+
+        Raises:
+            ValueError: for kind "spacy": spaCy's exceptions have no such form.
+        """
+        return self._engine.to_huggingface()
 
     def to_json(self) -> str:
         """Return everything there is to the tokenizer as JSON."""
@@ -221,9 +265,8 @@ class Tokenizer:
             "version": _VERSION,
             "kind": self.kind,
             "words": self.vocab.words,
+            **self._engine.content(),
         }
-        if self.kind == "subword":
-            content["scores"] = self._scores
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
@@ -235,6 +278,7 @@ class Tokenizer:
         True
 
         Raises:
+            ImportError: if the package of its kind is missing.
             ValueError: if the text is something else, or of a newer version.
         """
         try:
@@ -251,13 +295,22 @@ class Tokenizer:
                 "update ulmfit_fast"
             )
         vocab = Vocab.from_json(json.dumps(content.get("words")))
-        if content.get("kind") == "word":
-            return cls.from_vocab(vocab)
+        kind = content.get("kind")
+        if kind == "word" or kind == "spacy":
+            return cls.from_vocab(vocab, kind)
+        if kind == "huggingface":
+            engine = HuggingFaceEngine.from_content(content.get("huggingface"))
+            if engine.vocab != vocab:
+                raise ValueError(
+                    f"the tokenizer is damaged: its words are {vocab!r} and {engine.vocab!r}, "
+                    "expected them to be the same; save it anew"
+                )
+            return cls("huggingface", engine)
         scores = content.get("scores")
-        if not isinstance(scores, list) or len(scores) != len(vocab):
+        if kind != "subword" or not isinstance(scores, list) or len(scores) != len(vocab):
             raise ValueError(
-                f"the tokenizer has kind {content.get('kind')!r}, expected 'word', or 'subword' "
-                "with a score for each piece; save it anew"
+                f"the tokenizer has kind {kind!r}, expected 'word', 'spacy', 'huggingface', or "
+                "'subword' with a score for each piece; save it anew"
             )
         return cls._from_pieces(list(zip(vocab.words, scores, strict=True)))
 
@@ -268,11 +321,3 @@ class Tokenizer:
     def __repr__(self) -> str:
         """Show the kind and the size."""
         return f"Tokenizer(kind={self.kind!r}, vocabulary of {len(self.vocab)})"
-
-
-_MARKS: dict[Piece, bytes] = {i: np.array([i], np.int32).tobytes() for i in range(len(SPECIALS))}
-
-
-def _normalised_for_subwords(text: str) -> str:
-    pieces = apply_rules(unicodedata.normalize("NFKC", text))
-    return " ".join(piece for piece in pieces if isinstance(piece, str))

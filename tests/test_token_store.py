@@ -1,0 +1,345 @@
+"""The token store: what it holds, that it is the same however it was built, and what it refuses."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ulmfit_fast.data import Tokenizer, Vocab, concatenate_documents, texts
+from ulmfit_fast.data.token_store import TokenStore
+
+TEXTS = [f"The cat number {i} sat on mat {i * i}." + " Again!!!" * (i % 7) for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS, min_freq=2)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "BLOCK_CHARACTERS", 500)
+
+
+@pytest.fixture(scope="module")
+def store(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return TokenStore.build(tmp_path_factory.mktemp("stores") / "store", TEXTS, tokenizer)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    assert [path.name for path in directory.parent.iterdir() if path.name.startswith(".")] == []
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_documents_are_those_of_the_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:
+    expected = tokenizer.encode_batch(TEXTS)
+    assert len(store) == len(expected) == 300
+    assert [ids.tolist() for ids in store] == [ids.tolist() for ids in expected]
+    assert store[-1].tolist() == expected[-1].tolist()
+    assert [ids.tolist() for ids in store[5:9:2]] == [expected[5].tolist(), expected[7].tolist()]
+    assert store.ids.dtype == np.uint16 and isinstance(store.ids, np.memmap)
+    assert store[3].base is not None and not store[3].flags.writeable
+    assert len(store.ids) == store.offsets[-1] == sum(map(len, expected))
+    for index in (300, -301):
+        with pytest.raises(IndexError, match=f"document {index} of 300"):
+            store[index]
+    twin = pickle.loads(pickle.dumps(store))
+    assert twin[7].tolist() == expected[7].tolist() and "300 documents" in repr(twin)
+    assert store.tokenizer().to_json() == tokenizer.to_json()
+
+
+def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
+    words = ["q".join(str(i)) for i in range(70_000)]
+    large = Tokenizer.from_vocab(Vocab(words))
+    store = TokenStore.build(tmp_path / "store", ["6q9q9q9q9 0"], large)
+    assert store.ids.dtype == np.int32 and store[0].tolist() == [2, 70_008, 9]
+
+
+@pytest.mark.parametrize("seed", [None, 0, 5])
+def test_the_stream_is_the_concatenation(store: TokenStore, seed: int | None) -> None:
+    wanted = concatenate_documents(store, seed).numpy()
+    stream = store.stream(seed)
+    assert len(stream) == len(wanted)
+    assert stream[:].dtype == np.int64 and (stream[:] == wanted).all()
+    for part in (slice(0, 1), slice(17, 171), slice(-9, None), slice(5, 5), slice(9, 4)):
+        assert (stream[part] == wanted[part]).all()
+    starts = np.array([0, 40, 41, len(wanted) - 30])
+    assert (stream.window(starts, 30) == np.stack([wanted[s : s + 30] for s in starts], 1)).all()
+    for start in (-1, len(wanted) - 29):
+        with pytest.raises(IndexError, match=f"pieces of 30 tokens start at {start}"):
+            stream.window(np.array([start]), 30)
+    with pytest.raises(ValueError, match="step of a slice is 2"):
+        stream[::2]
+
+
+def test_a_language_model_trains_on_it(store: TokenStore, tokenizer: Tokenizer) -> None:
+    from ulmfit_fast import pipeline
+    from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+
+    losses = []
+    for documents in (store, tokenizer.encode_batch(TEXTS)):
+        torch.manual_seed(0)
+        config = AWDLSTMConfig.language_model(
+            store.vocab_size, emb_size=8, hidden_size=8, num_layers=1
+        )
+        settings = pipeline.TrainingSettings(batch_size=8, bptt=20)
+        history = pipeline.train_language_model(
+            LanguageModel(config), documents, settings, progress=False
+        )
+        losses.append(history.losses)
+    assert losses[0] == losses[1] and len(losses[0]) > 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_blocks_do_not_change_the_store(
+    tmp_path: Path, tokenizer: Tokenizer, store: TokenStore, small_blocks, workers: int
+) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(TEXTS), encoding="utf-8")
+    built = TokenStore.build(tmp_path / "store", path, tokenizer, workers=workers)
+    assert contents(built.directory) == contents(store.directory)
+    again = TokenStore.build(tmp_path / "store", iter(TEXTS), tokenizer)
+    assert again.offsets.tolist() == store.offsets.tolist()
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_texts_are_taken_as_they_are_written(
+    tmp_path: Path, tokenizer: Tokenizer, small_blocks, workers: int
+) -> None:
+    ahead = []
+
+    def watched():
+        state = tmp_path / ".store.partial" / "state.json"
+        for number in range(2_000):
+            ahead.append(number - json.loads(state.read_text(encoding="utf-8"))["documents"])
+            yield TEXTS[number % 300]
+
+    assert len(TokenStore.build(tmp_path / "store", watched(), tokenizer, workers=workers)) == 2_000
+    # Eight blocks of some twelve texts to begin with, and two for each worker later.
+    assert max(ahead) < 250
+
+
+def test_columns_of_a_table(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("n,body\n1,The cat\n2,sat\n", encoding="utf-8")
+    store = TokenStore.build(tmp_path / "store", path, tokenizer, text_column="body")
+    assert [tokenizer.decode(ids) for ids in store] == ["The cat", "sat"]
+
+
+@pytest.mark.slow
+def test_the_kind_spacy_in_workers(tmp_path: Path, small_blocks) -> None:
+    pytest.importorskip("spacy", reason="needs the package spacy")
+    spacy = Tokenizer.train(TEXTS, "spacy")
+    store = TokenStore.build(tmp_path / "store", TEXTS, spacy, workers=2)
+    assert [i.tolist() for i in store] == [i.tolist() for i in spacy.encode_batch(TEXTS)]
+
+
+KILLED = """
+import json, multiprocessing, os, signal, sys
+from pathlib import Path
+from ulmfit_fast.data import Tokenizer, texts
+from ulmfit_fast.data.token_store import TokenStore
+from ulmfit_fast.data.token_store_build import StoreBuilder
+
+corpus, tokenizer, out, workers, commits, moment = sys.argv[1:]
+texts.BLOCK_CHARACTERS = 500
+commit, count = StoreBuilder._commit, 0
+
+def commit_or_die(self, state):
+    global count
+    count += 1
+    if count == int(commits) and moment == "after":
+        commit(self, state)
+    if count == int(commits):
+        pids = [process.pid for process in multiprocessing.active_children()]
+        Path(out + ".pids").write_text(json.dumps(pids))
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(self, state)
+
+StoreBuilder._commit = commit_or_die
+if __name__ == "__main__":
+    found = Tokenizer.from_json(Path(tokenizer).read_text())
+    TokenStore.build(out, Path(corpus), found, workers=int(workers))
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the platform has no SIGKILL")
+@pytest.mark.parametrize(
+    ("workers", "commits", "moment"),
+    [
+        pytest.param(1, 6, "before", id="torn"),
+        pytest.param(1, 6, "after", id="between-blocks"),
+        pytest.param(1, 1, "before", id="nothing-done"),
+        pytest.param(2, 9, "before", id="workers", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_build_goes_on(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    store: TokenStore,
+    small_blocks,
+    workers: int,
+    commits: int,
+    moment: str,
+) -> None:
+    corpus, saved, out = tmp_path / "corpus.txt", tmp_path / "tokenizer.json", tmp_path / "store"
+    corpus.write_text("\n".join(TEXTS), encoding="utf-8")
+    saved.write_text(tokenizer.to_json(), encoding="utf-8")
+    script = tmp_path / "build.py"
+    script.write_text(KILLED, encoding="utf-8")
+    command = [sys.executable, script, corpus, saved, out, str(workers), str(commits), moment]
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=120
+    )
+    assert run.returncode == -signal.SIGKILL
+    assert not out.exists()
+    pids = json.loads(Path(f"{out}.pids").read_text())
+    assert len(pids) == (2 if workers == 2 else 0)
+    for _ in range(200):
+        if not any(map(alive, pids)):
+            break
+        time.sleep(0.1)
+    assert not any(map(alive, pids)), "workers outlive the process that was killed"
+    encoded = []
+    real = type(tokenizer._engine).encoder
+
+    def watched(engine):
+        encode = real(engine)
+        return lambda block: encoded.extend(block) or encode(block)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(tokenizer._engine), "encoder", watched)
+        TokenStore.build(out, corpus, tokenizer, workers=1)
+    assert contents(out) == contents(store.directory)
+    # What was done is not done again.
+    done = commits - 1 if moment == "after" else max(0, commits - 2)
+    assert encoded == TEXTS[len(TEXTS) - len(encoded) :]
+    assert (len(encoded) == len(TEXTS)) == (done == 0)
+
+
+@pytest.fixture
+def broken_off(tmp_path: Path, tokenizer: Tokenizer, small_blocks) -> Path:
+    def interrupted():
+        yield from TEXTS[:100]
+        raise KeyboardInterrupt
+
+    # Blocks are taken eight at a time; the first of them are written.
+    with pytest.raises(KeyboardInterrupt):
+        TokenStore.build(tmp_path / "store", interrupted(), tokenizer, workers=1)
+    assert (tmp_path / ".store.partial" / "state.json").is_file()
+    return tmp_path / "store"
+
+
+def test_what_was_begun_wants_the_same_tokenizer_and_texts(
+    broken_off: Path, tokenizer: Tokenizer, store: TokenStore
+) -> None:
+    other = Tokenizer.from_vocab(Vocab(["cat"]))
+    with pytest.raises(ValueError, match=r"begun with another tokenizer, .*resume=False"):
+        TokenStore.build(broken_off, TEXTS, other, workers=1)
+    for changed in (["changed", *TEXTS[1:]], TEXTS[:3]):
+        with pytest.raises(ValueError, match=r"first \d+ texts are not those that .*resume=False"):
+            TokenStore.build(broken_off, changed, tokenizer)
+    with pytest.raises(FileNotFoundError, match=r"is no token store: it has no meta.json"):
+        TokenStore(broken_off)
+    TokenStore.build(broken_off, TEXTS, tokenizer, workers=1)
+    assert contents(broken_off) == contents(store.directory)
+
+
+def test_beginning_anew(broken_off: Path, tokenizer: Tokenizer) -> None:
+    other = Tokenizer.from_vocab(Vocab(["cat"]))
+    built = TokenStore.build(broken_off, TEXTS[:2], other, resume=False)
+    assert len(built) == 2
+    with pytest.raises(ValueError, match=r"made by another tokenizer \(vocabulary of 10\) than"):
+        TokenStore.build(broken_off, TEXTS[:2], tokenizer)
+    with pytest.raises(ValueError, match=r"was made from other texts, .*resume=False"):
+        TokenStore.build(broken_off, TEXTS[:3], other)
+    assert len(TokenStore.build(broken_off, TEXTS[:2], other)) == 2
+    assert len(TokenStore.build(broken_off, TEXTS, tokenizer, workers=1, resume=False)) == 300
+    assert sorted(contents(broken_off)) == ["ids.bin", "meta.json", "offsets.npy", "tokenizer.json"]
+
+
+def test_an_error_leaves_the_older_store(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    TokenStore.build(tmp_path / "store", TEXTS[:5], tokenizer)
+    with pytest.raises(TypeError, match=r"texts\[2\] is 3"):
+        TokenStore.build(tmp_path / "store", iter(["a", "b", 3]), tokenizer, resume=False)
+    assert len(TokenStore(tmp_path / "store", tokenizer)) == 5
+
+
+def test_two_builders_do_not_meet(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pytest.importorskip("fcntl", reason="the platform has no such locks")
+
+    def second():
+        yield TEXTS[0]
+        with pytest.raises(FileExistsError, match="another process is building store in"):
+            TokenStore.build(tmp_path / "store", TEXTS, tokenizer)
+        yield TEXTS[1]
+
+    assert len(TokenStore.build(tmp_path / "store", second(), tokenizer)) == 2
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_bad_workers(tmp_path: Path, tokenizer: Tokenizer, workers: int) -> None:
+    with pytest.raises(ValueError, match=f"workers is {workers}, expected at least 1"):
+        TokenStore.build(tmp_path / "store", TEXTS, tokenizer, workers=workers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_something_else_is_kept(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"is no token store \(it has no meta.json\)"):
+        TokenStore.build(tmp_path / "store", TEXTS, tokenizer, resume=False)
+    with pytest.raises(ValueError, match="corpus passed is empty"):
+        TokenStore.build(tmp_path / "none", [], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("ids.bin", lambda old: old[:-2], r"ids.bin has \d+ bytes, expected \d+; the store is dam"),
+        ("offsets.npy", lambda old: old[:-8] + bytes(8), r"offsets.npy does not end at \d+ tokens"),
+        ("meta.json", lambda old: old[:-5], r"meta.json is damaged \(.*build the store anew"),
+        ("meta.json", lambda old: b"{}", r"meta.json is not that of a token store"),
+        ("meta.json", lambda old: old.replace(b'n": 1', b'n": 9'), "version 9, expected 1; update"),
+    ],
+    ids=["ids", "offsets", "meta-cut", "meta-other", "newer"],
+)
+def test_damage_is_seen(tmp_path: Path, tokenizer: Tokenizer, name, change, message) -> None:
+    store = TokenStore.build(tmp_path / "store", TEXTS[:9], tokenizer)
+    path = store.directory / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        TokenStore(store.directory)
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_told(tmp_path: Path, tokenizer, store, small_blocks, monkeypatch) -> None:
+    from ulmfit_fast.data import token_store_build
+
+    monkeypatch.setattr(token_store_build.worker, "encode", _die)
+    with pytest.raises(RuntimeError, match=r"a worker died, .* call again, with fewer workers"):
+        TokenStore.build(tmp_path / "store", TEXTS, tokenizer, workers=2)
+    monkeypatch.undo()
+    TokenStore.build(tmp_path / "store", TEXTS, tokenizer, workers=1)
+    assert contents(tmp_path / "store") == contents(store.directory)
+
+
+def _die(block: list[str]) -> None:
+    os._exit(9)

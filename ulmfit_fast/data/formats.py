@@ -1,0 +1,307 @@
+r"""Known corpora in the layout in which they are published, read as they go.
+
+WikiText (articles), IMDb (a file a review, in folders), and the class-index CSV of AG News, DBpedia
+and Yelp. Files of other layouts are for `data.corpus`.
+
+>>> articles = read_wikitext([" \n", " = Cats = \n", " \n", " A 3 @,@ 000 @-@ year story . \n"])
+>>> list(articles)
+[' = Cats = \n \n A 3,000-year story . \n']
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ulmfit_fast.data.records import csv_rows, decoded_lines, kind_of, read_records, read_whole
+
+__all__ = [
+    "LAYOUTS",
+    "Labelled",
+    "read_ag_news",
+    "read_class_csv",
+    "read_dbpedia",
+    "read_imdb",
+    "read_wikitext",
+    "read_yelp",
+]
+
+PathName = str | os.PathLike[str]
+
+# One sign of equality at either end; the headings of sections have two or more.
+_TITLE = re.compile(r"\s*= (?!= ).*(?<! =) =\s*")
+_JOINER = re.compile(r" @([.,-])@ ")
+
+
+class Labelled(NamedTuple):
+    """A text and its class.
+
+    Attributes:
+        text: the text.
+        label: its class.
+    """
+
+    text: str
+    label: str
+
+
+def read_wikitext(source: PathName | Iterable[str]) -> Iterator[str]:
+    r"""Yield the articles of WikiText-2 or WikiText-103, raw or tokenized.
+
+    An article begins with a title such as " = Robert Boulter = " between two blank lines. The marks
+    " @-@ ", " @,@ " and " @.@ ", which both forms have within words and numbers, are undone; the
+    `<unk>` of the tokenized form stays, and our tokenizers read it as `xxunk`.
+
+    Args:
+        source: a file such as wiki.train.raw or wiki.train.tokens (also .gz, or .parquet with a
+            line a row in the column "text"), or any iterable of its lines.
+
+    Returns:
+        An iterator over the articles; what stands before the first title comes as one more.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not UTF-8, or has no title at all.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _articles(_file_lines(_existing(Path(source))), str(source))
+    return _articles(source, "the source")
+
+
+def _file_lines(path: Path) -> Iterator[str]:
+    if kind_of(path) == ".parquet":
+        return (record[0] for _, record in read_records(path, ("text",)))
+    return (line for _, line in decoded_lines(path))
+
+
+def _articles(lines: Iterable[str], name: str) -> Iterator[str]:
+    article: list[str] = []
+    titles = 0
+    for before, line, after in _with_neighbours(lines):
+        if not before.strip() and not after.strip() and _TITLE.fullmatch(line):
+            titles += 1
+            yield from _finished(article)
+            article = []
+        article.append(line)
+    if not titles:
+        raise ValueError(
+            f"{name} has no title such as ' = Robert Boulter = ' between blank lines, expected "
+            "WikiText; read other files with read_texts"
+        )
+    yield from _finished(article)
+
+
+def _with_neighbours(lines: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    before, line = "", None
+    for after in lines:
+        if line is not None:
+            yield before, line, after
+            before = line
+        line = after
+    if line is not None:
+        yield before, line, ""
+
+
+def _finished(article: Sequence[str]) -> Iterator[str]:
+    while article and not article[-1].strip():
+        article = article[:-1]
+    while article and not article[0].strip():
+        article = article[1:]
+    if article:
+        yield _JOINER.sub(r"\1", "".join(article))
+
+
+def read_imdb(
+    directory: PathName, split: str = "train", classes: Sequence[str] = ("neg", "pos")
+) -> Iterator[Labelled]:
+    """Yield the reviews of the Large Movie Review Dataset (aclImdb), class by class.
+
+    Args:
+        directory: the unpacked aclImdb with its folders train and test.
+        split: "train" or "test".
+        classes: folders to read; ("unsup",) holds the unlabelled reviews of train.
+
+    Returns:
+        An iterator over review and class, by the number that each file name begins with.
+
+    Raises:
+        FileNotFoundError: if a folder is missing.
+        ValueError: if a folder holds no review, or a file is not UTF-8.
+
+    Source:
+        Maas et al. 2011, Learning Word Vectors for Sentiment Analysis.
+    """
+    folders = [Path(directory, split, name) for name in classes]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is no directory, expected the reviews of a class; pass the unpacked "
+                "aclImdb, which holds train and test"
+            )
+    files = [sorted(folder.glob("*.txt"), key=_number_first) for folder in folders]
+    for folder, found in zip(folders, files, strict=True):
+        if not found:
+            raise ValueError(f"{folder} holds no .txt file, expected a review a file")
+    return (Labelled(read_whole(path), path.parent.name) for found in files for path in found)
+
+
+def _number_first(path: Path) -> tuple[int, str]:
+    number = path.name.partition("_")[0]
+    return (int(number) if number.isdecimal() else -1, path.name)
+
+
+def read_class_csv(
+    path: PathName,
+    classes: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    mend: Callable[[str], str] = str,
+) -> Iterator[Labelled]:
+    """Yield the rows of a CSV without header: the number of the class, from 1, then its texts.
+
+    Args:
+        path: the file; .csv or .csv.gz.
+        classes: names of the classes; None takes those of a classes.txt beside the file (one a
+            line), and where there is none the number itself, as a string.
+        columns: texts of a row, which are joined by a blank; None takes as many as the first has.
+        mend: is applied to each text.
+
+    Returns:
+        An iterator over text and class.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: with the line, if it is not UTF-8 or malformed, has another number of fields,
+            or a class that is no number in range.
+
+    Source:
+        Zhang, Zhao & LeCun 2015 (arXiv:1509.01626), for the layout.
+    """
+    found = _existing(Path(path))
+    names = _classes_beside(found) if classes is None else list(classes)
+    return _class_rows(found, names, columns, mend)
+
+
+def _class_rows(
+    path: Path, names: Sequence[str], columns: int | None, mend: Callable[[str], str]
+) -> Iterator[Labelled]:
+    empty = True
+    for line, row in csv_rows(path):
+        columns = len(row) - 1 if columns is None else columns
+        if len(row) != columns + 1 or columns < 1:
+            raise ValueError(
+                f"{path}, line {line}: {len(row)} fields, expected {max(columns, 1) + 1}: a class "
+                "and its texts, each in quotes"
+            )
+        number = int(row[0]) if row[0].isascii() and row[0].isdecimal() else 0
+        if number < 1 or (names and number > len(names)):
+            raise ValueError(
+                f"{path}, line {line}: the class is {row[0]!r:.60}, expected a number from 1"
+                f"{f' to {len(names)} ({names[0]} to {names[-1]})' if names else ''}; the file has "
+                "no header"
+            )
+        empty = False
+        label = names[number - 1] if names else str(number)
+        yield Labelled(" ".join(mend(text) for text in row[1:]), label)
+    if empty:
+        raise ValueError(f"{path} is empty, expected a class and its texts on each line")
+
+
+def _classes_beside(path: Path) -> list[str]:
+    file = path.parent / "classes.txt"
+    if not file.is_file():
+        return []
+    return [line.strip() for _, line in decoded_lines(file) if line.strip()]
+
+
+def read_ag_news(directory: PathName, split: str = "train") -> Iterator[Labelled]:
+    r"""Yield title and description of AG News, with their class.
+
+    The published file has a backslash where a line ended ("dwindling\band"); it becomes a blank.
+
+    Args:
+        directory: the unpacked ag_news_csv with train.csv, test.csv and classes.txt.
+        split: "train" or "test".
+
+    Returns:
+        An iterator over text and class: "World", "Sports", "Business" or "Sci/Tech".
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: as for `read_class_csv`.
+    """
+    path = _split_file(directory, split)
+    names = _classes_beside(path) or ["World", "Sports", "Business", "Sci/Tech"]
+    return read_class_csv(path, names, columns=2, mend=lambda text: text.replace("\\", " "))
+
+
+def read_dbpedia(directory: PathName, split: str = "train") -> Iterator[Labelled]:
+    """Yield title and abstract of the DBpedia ontology classification, with their class.
+
+    Args:
+        directory: the unpacked dbpedia_csv with train.csv, test.csv and classes.txt.
+        split: "train" or "test".
+
+    Returns:
+        An iterator over text and class, one of 14 such as "Company".
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: as for `read_class_csv`.
+    """
+    path = _split_file(directory, split)
+    return read_class_csv(path, columns=2, mend=str.strip)
+
+
+def read_yelp(directory: PathName, split: str = "train") -> Iterator[Labelled]:
+    r"""Yield the reviews of Yelp, full or polarity, with their class.
+
+    The published file writes a line end as "\n" and a quote as "\""; both are undone.
+
+    Args:
+        directory: the unpacked yelp_review_full_csv or yelp_review_polarity_csv.
+        split: "train" or "test".
+
+    Returns:
+        An iterator over review and class: "1" to "5" stars, or "1" (negative) and "2" (positive).
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: as for `read_class_csv`.
+    """
+    return read_class_csv(_split_file(directory, split), columns=1, mend=_unescaped)
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace('\\"', '"')
+
+
+def _split_file(directory: PathName, split: str) -> Path:
+    plain = Path(directory, f"{split}.csv")
+    zipped = Path(directory, f"{split}.csv.gz")
+    return zipped if zipped.exists() and not plain.exists() else plain
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist, expected a file; check the path")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory, expected a file in it")
+    return path
+
+
+def _texts_of(read: Callable[..., Iterator[Labelled]]) -> Callable[[PathName], Iterator[str]]:
+    return lambda directory: (row.text for row in read(directory))
+
+
+# What the command line calls them; each takes a path and yields texts for a language model.
+LAYOUTS: dict[str, Callable[[PathName], Iterator[str]]] = {
+    "wikitext": read_wikitext,
+    "imdb": _texts_of(lambda path: read_imdb(path, classes=("neg", "pos", "unsup"))),
+    "ag_news": _texts_of(read_ag_news),
+    "dbpedia": _texts_of(read_dbpedia),
+    "yelp": _texts_of(read_yelp),
+}
