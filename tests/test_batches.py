@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_fast.data import ClassifierBatches, LMBatches, concatenate_documents
+from ulmfit_fast.data import (
+    ClassifierBatches,
+    LMBatches,
+    Tokenizer,
+    TokenStore,
+    concatenate_documents,
+)
 
 
 def test_reference_stream() -> None:
@@ -158,3 +164,24 @@ def test_no_training_batch_of_one(count: int, shuffle: bool, sizes: list[int]) -
     batches = ClassifierBatches(texts(count), batch_size=4, shuffle=shuffle)
     assert sorted(len(batch.lengths) for batch in batches) == sizes
     assert len(batches) == len(sizes)
+
+
+@pytest.mark.parametrize("random_bptt", [False, True])
+def test_a_stream_on_disk_gives_the_same_batches(tmp_path, random_bptt):
+    texts = ["the cat sat " * (1 + i % 5) for i in range(20)]
+    tokenizer = Tokenizer.train(texts, min_freq=1)
+    store = TokenStore.build(tmp_path / "store", texts, tokenizer, workers=1, progress=False)
+    options = {"random_bptt": random_bptt, "seed": 3}
+    for seed in (None, 5):
+        stored = LMBatches(store.stream(seed), 4, 7, **options)
+        loaded = LMBatches(concatenate_documents(list(store), seed), 4, 7, **options)
+        assert len(stored) == len(loaded)
+        for (x, y), (own_x, own_y) in zip(stored, loaded, strict=True):
+            assert torch.equal(x, own_x) and torch.equal(y, own_y)
+
+
+def test_a_stream_on_disk_may_be_too_short(tmp_path):
+    tokenizer = Tokenizer.train(["a cat"], min_freq=1)
+    store = TokenStore.build(tmp_path / "store", ["a cat"], tokenizer, workers=1, progress=False)
+    with pytest.raises(ValueError, match="the corpus has 3 tokens, expected at least 5"):
+        LMBatches(store.stream(), 4, 7)

@@ -23,6 +23,7 @@ def shown(text: str) -> str:
         pytest.param("a<br />b<BR>c", "a b c", id="line-break"),
         pytest.param('a\\nb \\"c\\"', 'a b "c"', id="escapes"),
         pytest.param("3 @.@ 5 well @-@ known <unk>", "3.5 well-known xxunk", id="wikitext"),
+        pytest.param("a <unk> @-@ b (<unk>)", "a xxunk -b ( xxunk )", id="unknown-joined"),
         pytest.param("good!!! bad!!", "good xxrep 3 ! bad!!", id="rep"),
         pytest.param("AAAA", "xxrep 4 a", id="rep-upper"),
         pytest.param("HELLOOO Yesss", "xxup hell xxrep 3 o xxmaj ye xxrep 3 s", id="rep-case"),

@@ -31,6 +31,7 @@ from ulmfit_fast.cli_app import (
 )
 
 if TYPE_CHECKING:
+    from ulmfit_fast.data.token_store import TokenStore
     from ulmfit_fast.estimator import ULMFiT
 
 __all__ = ["app", "main"]
@@ -100,6 +101,21 @@ def _given(assignments: list[str] | None, **options: Any) -> dict[str, Any]:
     return given
 
 
+def _corpus(text: list[Path]) -> list[Path] | TokenStore:
+    """Return the files, or the store that `tokenize` made, which stays on disk."""
+    from ulmfit_fast.data.token_store import TokenStore
+
+    stores = [path for path in text if TokenStore.is_store(path)]
+    if not stores:
+        return text
+    if len(text) > 1:
+        raise ValueError(
+            f"--text has the token store {stores[0]} and {len(text) - 1} more, expected a store "
+            "alone; tokenize all texts into one"
+        )
+    return TokenStore(stores[0])
+
+
 @app.command()
 @guarded
 def pretrain(
@@ -129,7 +145,7 @@ def pretrain(
     text_column: TextColumn = "text",
     device: Device = None,
 ) -> None:
-    """Train a language model from scratch on general text (stage 1)."""
+    """Train a language model from scratch on general text, or on a token store (stage 1)."""
     from ulmfit_fast.estimator import ULMFiT
 
     check_out(out)
@@ -147,7 +163,7 @@ def pretrain(
         preset=preset, backwards=backwards, device=device, seed=seed, checkpoint_dir=out, **sizes
     )
     given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt)
-    model.pretrain(text, text_column=text_column, **given)
+    model.pretrain(_corpus(text), text_column=text_column, **given)
     _report_saved(model, "pretrain", out)
 
 
@@ -176,12 +192,12 @@ def fine_tune(
     text_column: TextColumn = "text",
     device: Device = None,
 ) -> None:
-    """Adapt a language model to the text of the task (stage 2)."""
+    """Adapt a language model to the text of the task, or a token store of it (stage 2)."""
     learner = _load(model, out, seed, device)
     given = _given(
         settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, drop_mult=drop_mult
     )
-    learner.fine_tune_lm(text, text_column=text_column, **given)
+    learner.fine_tune_lm(_corpus(text), text_column=text_column, **given)
     _report_saved(learner, "fine_tune_lm", out)
 
 

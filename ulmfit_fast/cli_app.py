@@ -54,7 +54,11 @@ app = typer.Typer(
 )
 
 TextFiles = Annotated[
-    list[Path], typer.Option("--text", help=".txt (one text a line), .csv, .jsonl, .parquet, or a folder; repeatable.")
+    list[Path],
+    typer.Option(
+        "--text",
+        help=".txt (one text a line), .csv, .jsonl, .parquet, or a folder of them; repeatable.",
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
 Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]

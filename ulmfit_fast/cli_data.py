@@ -66,7 +66,6 @@ def tokenize(
         )
     except KeyboardInterrupt:
         say("interrupted; what is done is kept: give the same command again to go on")
-        # Not typer.Exit, which `guarded` would take for a failure.
         raise typer.Exit(130) from None
     say(f"{len(store)} documents, {len(store.ids)} tokens in {out}")
 

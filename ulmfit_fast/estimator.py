@@ -10,8 +10,9 @@ import torch
 
 from ulmfit_fast import pipeline
 from ulmfit_fast.data.corpus import read_labelled, read_texts
+from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
-from ulmfit_fast.estimator_base import Path, TextModel, Texts
+from ulmfit_fast.estimator_base import Path, TextModel, Texts, corpus_of
 from ulmfit_fast.estimator_checks import Label, checked_device, checked_seed, plain_labels
 from ulmfit_fast.estimator_settings import (
     check_model_settings,
@@ -44,7 +45,8 @@ class ULMFiT(TextModel):
         1
 
     Texts are any iterable of str, or the path (or a list of paths) of .txt files with one text a
-    line, .csv or .jsonl files.
+    line, .csv, .jsonl or .parquet files, folders of texts, tables with a column of texts; see
+    `data.read_texts`. Language models also train on a `data.TokenStore`, which stays on disk.
 
     Args:
         preset: a published recipe, "paper", "fastai07", "fastai_v2" or "multifit", or a
@@ -52,8 +54,9 @@ class ULMFiT(TextModel):
         emb_size: E, embedding width; without a preset 400.
         hidden_size: H, units of the inner LSTM layers; without a preset 1152.
         num_layers: LSTM layers; the last one has E units; without a preset 3.
-        tokenizer: "word", with the marks of capitals and repetition, the one without a preset; or
-            "subword" (unigram).
+        tokenizer: "word", with the marks of capitals and repetition, the one without a preset;
+            "subword" (unigram); "spacy", whose tokens are fastai's; or a `data.Tokenizer` to use as
+            it is, such as that of `Tokenizer.from_huggingface`.
         max_vocab: largest vocabulary, the nine specials among it; without a preset 60,000.
         min_freq: how often a word must occur to be in the vocabulary; without a preset 3.
         drop_mult: factor on every dropout probability; without a preset 1.
@@ -84,7 +87,7 @@ class ULMFiT(TextModel):
         emb_size: int | None = None,
         hidden_size: int | None = None,
         num_layers: int | None = None,
-        tokenizer: Literal["word", "subword"] | None = None,
+        tokenizer: Literal["word", "subword", "spacy"] | Tokenizer | None = None,
         max_vocab: int | None = None,
         min_freq: int | None = None,
         drop_mult: float | None = None,
@@ -102,7 +105,7 @@ class ULMFiT(TextModel):
             emb_size=emb_size,
             hidden_size=hidden_size,
             num_layers=num_layers,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.kind if isinstance(tokenizer, Tokenizer) else tokenizer,
             max_vocab=max_vocab,
             min_freq=min_freq,
             drop_mult=drop_mult,
@@ -116,6 +119,7 @@ class ULMFiT(TextModel):
         self.seed = checked_seed(seed)
         self.checkpoint_dir = checkpoint_dir
         self.progress = progress
+        self._given_tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self.tokenizer = None
         self.language_model = None
         self.classifier = None
@@ -155,9 +159,9 @@ class ULMFiT(TextModel):
             self.settings, "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         language_model_config(self.settings, drop_mult)  # refused before the texts are read
-        corpus = list(read_texts(texts, text_column=text_column))
+        corpus = corpus_of(texts, text_column)
         torch.manual_seed(self.seed)
-        tokenizer = self._train_tokenizer(corpus)
+        tokenizer = self._given_tokenizer or self._train_tokenizer(corpus)
         config = language_model_config(self.settings, drop_mult, len(tokenizer.vocab))
         model = LanguageModel(config).to(self.device)
         self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training)
@@ -199,9 +203,9 @@ class ULMFiT(TextModel):
         )
         dropout = language_model_config(self.settings, drop_mult)
         self._require_language_model()
-        corpus = list(read_texts(texts, text_column=text_column))
+        corpus = corpus_of(texts, text_column)
         torch.manual_seed(self.seed + 1)
-        if self.settings["tokenizer"] == "word":
+        if self.settings["tokenizer"] in ("word", "spacy"):
             tokenizer, model = self._carried_over(corpus)
         else:
             # A copy, so that a stage that fails leaves the model as it was.
@@ -225,17 +229,24 @@ class ULMFiT(TextModel):
             ValueError: if there is no language model yet, or no text.
         """
         self._require_language_model()
-        corpus = list(read_texts(texts, text_column=text_column))
+        corpus = corpus_of(texts, text_column)
         self.tokenizer, self.language_model = self._carried_over(corpus)
         self.classifier, self.labels = None, []
         return self
 
-    def _carried_over(self, corpus: Sequence[str]) -> tuple[Tokenizer, LanguageModel]:
+    def _carried_over(self, corpus: Sequence[str] | TokenStore) -> tuple[Tokenizer, LanguageModel]:
         model, old = self._require_language_model(), self._require_tokenizer()
         new = self._train_tokenizer(corpus)
         return new, pipeline.with_vocabulary(model, old.vocab, new.vocab)
 
-    def _train_tokenizer(self, corpus: Sequence[str]) -> Tokenizer:
+    def _train_tokenizer(self, corpus: Sequence[str] | TokenStore) -> Tokenizer:
+        if isinstance(corpus, TokenStore):
+            return corpus.tokenizer()
+        if self.settings["tokenizer"] == "huggingface":
+            raise ValueError(
+                'a tokenizer of the kind "huggingface" is not learnt here; pass '
+                "tokenizer=Tokenizer.from_huggingface(...)"
+            )
         limits = {name: self.settings[name] for name in ("max_vocab", "min_freq")}
         return Tokenizer.train(corpus, kind=self.settings["tokenizer"], **limits)
 
@@ -245,7 +256,7 @@ class ULMFiT(TextModel):
         description: str,
         tokenizer: Tokenizer,
         model: LanguageModel,
-        corpus: Sequence[str],
+        corpus: Sequence[str] | TokenStore,
         training: TrainingSettings,
     ) -> None:
         parts = {"tokenizer": tokenizer, "language_model": model, "classifier": None, "labels": []}
@@ -264,6 +275,8 @@ class ULMFiT(TextModel):
         """Take over what a stage has trained; until then the object is what it was before."""
         for name, value in parts.items():
             setattr(self, name, value)
+        if self.tokenizer is not None:
+            self.settings["tokenizer"] = self.tokenizer.kind
         self.histories[stage] = history
         if self.checkpoint_dir is not None:
             self.save(self.checkpoint_dir)
@@ -325,7 +338,7 @@ class ULMFiT(TextModel):
         if len(classes) < 2:
             raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
         torch.manual_seed(self.seed + 2)
-        tokenizer = self.tokenizer or self._train_tokenizer(corpus)
+        tokenizer = self.tokenizer or self._given_tokenizer or self._train_tokenizer(corpus)
         config = classifier_config(self.settings, drop_mult, len(tokenizer.vocab))
         model = pipeline.build_classifier(self.language_model, config, len(classes), training)
         model.to(self.device)

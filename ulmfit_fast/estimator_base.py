@@ -14,6 +14,7 @@ from ulmfit_fast import pipeline
 from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
 from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.corpus import read_texts
+from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.directories import local_directory
 from ulmfit_fast.estimator_checks import Label
@@ -23,12 +24,19 @@ from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.saliency import Explanation, Method, explain
 from ulmfit_fast.training import History
 
-__all__ = ["Path", "TextModel", "Texts"]
+__all__ = ["Path", "TextModel", "Texts", "corpus_of"]
 
 Path = str | os.PathLike[str]
-Texts = Iterable[str] | Path | Sequence[Path]
+Texts = Iterable[str] | Path | Sequence[Path] | TokenStore
 
 Own = TypeVar("Own", bound="TextModel")
+
+
+def corpus_of(texts: Texts, text_column: str) -> list[str] | TokenStore:
+    """Return texts in memory, or the store that they are in."""
+    if isinstance(texts, TokenStore):
+        return texts
+    return list(read_texts(texts, text_column=text_column))
 
 
 class TextModel:
@@ -59,8 +67,18 @@ class TextModel:
         """Whether texts are read from their end."""
         return bool(self.settings["backwards"])
 
-    def _encoded(self, tokenizer: Tokenizer, corpus: Iterable[str]) -> list[npt.NDArray[np.int32]]:
+    def _encoded(
+        self, tokenizer: Tokenizer, corpus: Iterable[str] | TokenStore
+    ) -> Sequence[npt.NDArray[np.integer[Any]]]:
         """Return the token ids of each text in the order in which the model reads them."""
+        if isinstance(corpus, TokenStore):
+            if self.backwards:
+                raise ValueError(
+                    f"{corpus!r} holds texts from their beginning, and this model reads from their "
+                    "end; pass the texts themselves"
+                )
+            corpus.require(tokenizer)
+            return corpus
         documents = tokenizer.encode_batch(corpus)
         if not self.backwards:
             return documents
@@ -152,7 +170,7 @@ class TextModel:
             ValueError: if there is no language model yet.
         """
         model = self._require_language_model()
-        corpus = list(read_texts(texts, text_column=text_column))
+        corpus = corpus_of(texts, text_column)
         return pipeline.perplexity(model, self._encoded(self._require_tokenizer(), corpus))
 
     def _require_language_model(self) -> LanguageModel:

@@ -95,8 +95,11 @@ def check_model_settings(settings: Mapping[str, Any]) -> None:
         TypeError: if `backwards` is no truth value.
         ValueError: if a name, a choice or a limit does not fit.
     """
-    if settings["tokenizer"] not in ("word", "subword"):
-        raise ValueError(f'tokenizer is {settings["tokenizer"]!r}, expected "word" or "subword"')
+    if settings["tokenizer"] not in ("word", "subword", "spacy", "huggingface"):
+        raise ValueError(
+            f'tokenizer is {settings["tokenizer"]!r}, expected "word", "subword", "spacy" or a '
+            "Tokenizer"
+        )
     check_vocabulary_limits(settings["max_vocab"], settings["min_freq"], name="max_vocab")
     if not isinstance(settings["backwards"], bool):
         raise TypeError(f"backwards is {settings['backwards']!r}, expected True or False")

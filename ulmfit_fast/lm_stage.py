@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ulmfit_fast.data.batches import LMBatches, concatenate_documents, random_lengths
+from ulmfit_fast.data.token_store import StoredDocuments, TokenStream
 from ulmfit_fast.evaluation import evaluate_language_model
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.optim import NTASGD
@@ -21,7 +22,7 @@ from ulmfit_fast.training import History, train_language_model_epoch
 
 __all__ = ["perplexity", "train_language_model", "training_stream"]
 
-Documents = Sequence[np.ndarray[Any, np.dtype[np.int32]]]
+Documents = Sequence[np.ndarray[Any, np.dtype[np.integer[Any]]]]
 EpochHook = Callable[[int, History], None]
 
 
@@ -40,7 +41,7 @@ def train_language_model(
 
     Args:
         model: trained in place.
-        documents: token ids of each document, int32.
+        documents: token ids of each document, integers; a `TokenStore` stays on disk.
         settings: how to train.
         valid_documents: evaluated after every epoch, in their own order; None takes
             `settings.valid_share` of the documents, which then are not trained on.
@@ -103,7 +104,7 @@ def training_stream(
     """Return the batches of an epoch, the documents in an order of its own.
 
     Args:
-        documents: token ids of each document, int32.
+        documents: token ids of each document, integers; a `TokenStore` stays on disk.
         settings: sizes of the batches.
         seed: of the order and of random lengths.
         epoch: 0 or larger.
@@ -113,9 +114,8 @@ def training_stream(
         ValueError: if there is too little text for one batch.
     """
     # Folding the epoch into the seed keeps an epoch's order independent of how many ran before.
-    ids = concatenate_documents(documents, seed=(seed * 1009 + epoch) % 2**63)
     batches = LMBatches(
-        ids,
+        _stream(documents, (seed * 1009 + epoch) % 2**63),
         settings.batch_size,
         settings.bptt,
         random_bptt=settings.random_bptt,
@@ -151,9 +151,8 @@ def _held_out(
             )
         order = np.random.default_rng(seed % 2**64).permutation(len(documents)).tolist()
         count = min(max(1, round(settings.valid_share * len(documents))), len(documents) - 1)
-        held_out = set(order[:count])
-        valid = [documents[i] for i in sorted(held_out)]
-        documents = [doc for i, doc in enumerate(documents) if i not in held_out]
+        valid = _chosen(documents, sorted(order[:count]))
+        documents = _chosen(documents, sorted(order[count:]))
     if valid is None:
         if settings.optimizer == "nt_asgd":
             raise ValueError(
@@ -164,6 +163,19 @@ def _held_out(
     return documents, _in_order(valid, settings.batch_size, settings.bptt)
 
 
+def _chosen(documents: Documents, positions: list[int]) -> Documents:
+    if isinstance(documents, StoredDocuments):
+        return documents.select(np.array(positions))
+    return [documents[i] for i in positions]
+
+
+def _stream(documents: Documents, seed: int | None = None) -> torch.Tensor | TokenStream:
+    """Join documents in an order that the seed draws; those of a store stay on disk."""
+    if isinstance(documents, StoredDocuments):
+        return documents.stream(seed)
+    return concatenate_documents(documents, seed=seed)
+
+
 def _averaged(plan: TrainingPlan) -> contextlib.AbstractContextManager[None]:
     optimizer = plan.optimizer
     return optimizer.averaged() if isinstance(optimizer, NTASGD) else contextlib.nullcontext()
@@ -171,7 +183,7 @@ def _averaged(plan: TrainingPlan) -> contextlib.AbstractContextManager[None]:
 
 def _in_order(documents: Documents, batch_size: int, bptt: int) -> LMBatches:
     """Return batches of documents in their own order, with fewer streams when they are short."""
-    ids = concatenate_documents(documents)
+    ids = _stream(documents)
     return LMBatches(ids, max(1, min(batch_size, (len(ids) - 1) // 2)), bptt)
 
 
@@ -187,7 +199,7 @@ def perplexity(
 
     Args:
         model: put into evaluation mode.
-        documents: token ids of each document, int32.
+        documents: token ids of each document, integers; a `TokenStore` stays on disk.
         batch_size: streams; fewer when the text is short.
         bptt: tokens of a step; the value does not depend on it.
         precision: as in `TrainingSettings`.

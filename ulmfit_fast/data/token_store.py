@@ -22,7 +22,7 @@ import torch
 from ulmfit_fast.data.corpus import Source
 from ulmfit_fast.data.tokenizer import Tokenizer
 
-__all__ = ["TokenStore", "TokenStream", "digest_of"]
+__all__ = ["StoredDocuments", "TokenStore", "TokenStream", "digest_of"]
 
 FORMAT, VERSION = "ulmfit_fast token store", 1
 IDS, OFFSETS, TOKENIZER, META = "ids.bin", "offsets.npy", "tokenizer.json", "meta.json"
@@ -35,7 +35,58 @@ def digest_of(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_json().encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class TokenStore(Sequence[AnyIds]):
+class StoredDocuments(Sequence[AnyIds]):
+    """Documents as pieces of one array of ids that may be mapped from disk.
+
+    Args:
+        ids: `(N,)` integers.
+        starts: `(n,)` int64, where each document begins in `ids`.
+        ends: `(n,)` int64, where it ends.
+    """
+
+    def __init__(
+        self, ids: AnyIds, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+    ) -> None:
+        self.ids, self.starts, self.ends = ids, starts, ends
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> AnyIds: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[AnyIds]: ...
+
+    def __getitem__(self, index: int | slice) -> AnyIds | list[AnyIds]:
+        """Return the ids of a document, `(n,)` without a copy; of a slice, a list of them."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        found: AnyIds = self.ids[self.starts[position] : self.ends[position]]
+        return found
+
+    def select(self, positions: npt.NDArray[np.int64]) -> StoredDocuments:
+        """Return some of the documents, whose ids stay where they are.
+
+        Args:
+            positions: `(n,)` of the documents wanted, in their new order.
+        """
+        return StoredDocuments(self.ids, self.starts[positions], self.ends[positions])
+
+    def stream(self, seed: int | None = None) -> TokenStream:
+        """Return the documents as one stream, in the order of `concatenate_documents`, uncopied.
+
+        Args:
+            seed: draws the order of the documents; None keeps it.
+        """
+        return TokenStream(self, seed)
+
+
+class TokenStore(StoredDocuments):
     """Documents as ids on disk; a sequence of arrays that takes next to no memory.
 
     Takes the place of a list of documents, as in `pipeline.train_language_model(model, store)`.
@@ -86,7 +137,8 @@ class TokenStore(Sequence[AnyIds]):
                 f"{self.directory / OFFSETS} does not end at {tokens} tokens of "
                 f"{meta['documents']} documents; the store is damaged, build it anew"
             )
-        self.ids: AnyIds = np.memmap(self.directory / IDS, dtype=dtype, mode="r", shape=(tokens,))
+        ids = np.memmap(self.directory / IDS, dtype=dtype, mode="r", shape=(tokens,))
+        super().__init__(ids, self.offsets[:-1], self.offsets[1:])
 
     @classmethod
     def build(
@@ -138,6 +190,11 @@ class TokenStore(Sequence[AnyIds]):
         builder.build(source, text_column, resume=resume)
         return cls(directory, tokenizer)
 
+    @staticmethod
+    def is_store(directory: str | os.PathLike[str]) -> bool:
+        """Say whether a directory holds a store, whole or damaged."""
+        return all((Path(directory) / name).is_file() for name in (IDS, META))
+
     def require(self, tokenizer: Tokenizer) -> None:
         """Make sure that the ids come from this tokenizer.
 
@@ -158,34 +215,6 @@ class TokenStore(Sequence[AnyIds]):
         self.require(found)
         return found
 
-    def __len__(self) -> int:
-        """Return the number of documents."""
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> AnyIds: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[AnyIds]: ...
-
-    def __getitem__(self, index: int | slice) -> AnyIds | list[AnyIds]:
-        """Return the ids of a document, `(n,)` without a copy; of a slice, a list of them."""
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
-        found: AnyIds = self.ids[self.offsets[position] : self.offsets[position + 1]]
-        return found
-
-    def stream(self, seed: int | None = None) -> TokenStream:
-        """Return the documents as one stream, in the order of `concatenate_documents`, uncopied.
-
-        Args:
-            seed: draws the order of the documents; None keeps it.
-        """
-        return TokenStream(self, seed)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the path."""
         return (TokenStore, (self.directory,))
@@ -196,29 +225,29 @@ class TokenStore(Sequence[AnyIds]):
 
 
 class TokenStream:
-    """The documents of a store one after the other in a drawn order; read slice by slice.
+    """Stored documents one after the other in a drawn order; read slice by slice.
 
-    Equal to `concatenate_documents(store, seed)`, of which only what is asked for is in memory,
+    Equal to `concatenate_documents(documents, seed)`, of which only what is asked for is in memory,
     besides 16 bytes a document.
 
     Args:
-        store: the documents.
+        documents: a store, or a selection of it.
         seed: draws their order; None keeps it.
     """
 
-    def __init__(self, store: TokenStore, seed: int | None = None) -> None:
-        self._ids = store.ids
+    def __init__(self, documents: StoredDocuments, seed: int | None = None) -> None:
+        self._ids = documents.ids
         order: Any = slice(None)
         if seed is not None:
             # As concatenate_documents draws it.
             generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(len(store), generator=generator).numpy()
-        self._starts = np.asarray(store.offsets[:-1])[order]
-        self._ends = np.cumsum(np.diff(store.offsets)[order])
+            order = torch.randperm(len(documents), generator=generator).numpy()
+        self._starts = np.asarray(documents.starts)[order]
+        self._ends = np.cumsum((documents.ends - documents.starts)[order])
 
     def __len__(self) -> int:
         """Return the number of tokens."""
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, part: slice) -> npt.NDArray[np.int64]:
         """Return a slice of the stream, `(n,)` int64."""
