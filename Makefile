@@ -2,16 +2,19 @@
 ifdef PYTHON
 PY := $(PYTHON)
 READY :=
+COMPAT :=
 else
 PY := .venv/bin/python
 READY := .venv/.installed
+COMPAT := .venv/.compat
 endif
 
-.PHONY: demo test check bench bench-gpu compile-gate test-gpu sanitize help
+.PHONY: demo test test-compat check bench bench-gpu compile-gate test-gpu sanitize help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
 	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
+	@echo "make test-compat  compare with fastai and spaCy, which it installs"
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
 	@echo "make compile-gate  compile all kernels for GPUs that need not be here, and inspect the code: 20 minutes, 2 cores"
@@ -25,6 +28,10 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/interpreter tests/gpu
+
+# Its packages come in only now, so that `make test` shows what runs without them.
+test-compat: $(COMPAT)
+	$(PY) -m pytest tests/compat tests/test_spacy_tokens.py tests/test_tables.py
 
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate --all
@@ -57,4 +64,8 @@ bench: $(READY)
 	test -d .venv || python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet -c constraints.txt setuptools wheel
 	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,bench,demo]'
+	touch $@
+
+.venv/.compat: .venv/.installed
+	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[compat,datasets]'
 	touch $@

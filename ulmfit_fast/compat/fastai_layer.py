@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,12 +113,29 @@ class WeightDropLSTM(LSTM):
             masks: as for `ulmfit_fast.LSTM`.
 
         Returns:
-            output with D * H features, and (h_n, c_n); c is in float32 where h is in half
-            precision.
+            output with D * H features, and (h_n, c_n), of the class of the input; c is in float32
+            where h is in half precision.
         """
+        kind = _own_class(input)
+        if isinstance(input, Tensor):
+            input = _plain(input)
         if hx is not None:
             weight = getattr(self, _RAW)
             wide = torch.promote_types(weight.dtype, torch.float32)
-            h, c = hx
+            h, c = (_plain(part) for part in hx)
             hx = h.to(weight.device, weight.dtype), c.to(weight.device, wide)
-        return super().forward(input, hx, lengths=lengths, seed=seed, masks=masks)
+        output, (h, c) = super().forward(input, hx, lengths=lengths, seed=seed, masks=masks)
+        if kind is not None and isinstance(output, Tensor):
+            return output.as_subclass(kind), (h.as_subclass(kind), c.as_subclass(kind))
+        return output, (h, c)
+
+
+def _own_class(x: object) -> Any:
+    """Return the class by which fastai says what a tensor stands for, or None."""
+    kind = type(x)
+    return kind if isinstance(x, Tensor) and kind not in (Tensor, nn.Parameter) else None
+
+
+def _plain(x: Tensor) -> Tensor:
+    # Every operation on such a class goes through Python twice.
+    return x if _own_class(x) is None else x.as_subclass(Tensor)

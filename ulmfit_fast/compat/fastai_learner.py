@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from ulmfit_fast import backend as backends
 from ulmfit_fast import functional
 from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
-from ulmfit_fast.nn.convert import _HOOKS
+from ulmfit_fast.nn.convert import swap_modules
 
 __all__ = ["accelerate", "restore"]
 
@@ -23,12 +23,16 @@ def accelerate(
     """Have a fastai `Learner` run its AWD-LSTM layers with this package, in place.
 
     It works on a language model and on a classifier, before or in the middle of training. The
-    parameters stay the same objects under the same names, so the optimizer goes on with its state,
-    and `save_encoder`, `load_encoder`, `save`, `load`, `freeze_to` and `export` exchange files with
-    learners that were not accelerated. Evaluation gives what it gave before; in training the masks
-    of the recurrent weights follow from `torch.manual_seed`, but are other ones than fastai's. In a
-    bidirectional AWD-LSTM the recurrent weight of the second direction is dropped as well, which
-    fastai forgets. On a learner that is accelerated already the call sets gate_p and backend.
+    parameters stay the same objects under the same names: the optimizer goes on with its state,
+    layers are grouped and frozen as before, and what `save` and `save_encoder` write goes to and
+    comes from learners that are not accelerated. Evaluation gives what it gave before; in training
+    the masks of the recurrent weights follow from `torch.manual_seed`, but are other ones than
+    fastai's. In a bidirectional AWD-LSTM the recurrent weight of the second direction is dropped as
+    well, which fastai forgets. On a learner that is accelerated already the call sets gate_p and
+    backend.
+
+    `load_learner` needs this package for what an accelerated learner exports; `restore` it before
+    the export if that is not to be.
 
     Example:
         >>> import ulmfit_fast as uf
@@ -60,7 +64,7 @@ def accelerate(
     def accelerated(name: str, old: Any) -> WeightDropLSTM:
         return _accelerated(name, old, gate_p=one_or_four, backend=backend)
 
-    if not _swap(model, weight_dropout, accelerated) and not done:
+    if swap_modules(model, weight_dropout, accelerated) is None and not done:
         raise ValueError(
             f"the {type(model).__name__} has no layer of an AWD_LSTM to accelerate; make the "
             "learner with language_model_learner or text_classifier_learner and AWD_LSTM"
@@ -96,7 +100,7 @@ def restore(learn: LearnerT) -> LearnerT:
     def original(name: str, old: Any) -> nn.Module:
         return _original(name, old, weight_dropout)
 
-    if not _swap(model, WeightDropLSTM, original):
+    if swap_modules(model, WeightDropLSTM, original) is None:
         raise ValueError(f"the {type(model).__name__} has no layer that accelerate() made")
     return learn
 
@@ -172,21 +176,3 @@ def _original(name: str, old: WeightDropLSTM, weight_dropout: type[nn.Module]) -
     # It made a parameter of its own of the weight.
     new.weight_hh_l0_raw = old.weight_hh_l0_raw
     return new
-
-
-def _swap(
-    model: nn.Module, kind: type[nn.Module], replacement: Callable[[str, Any], nn.Module]
-) -> bool:
-    """Replace every layer of a kind; all new layers are built before the first is put in place."""
-    # A layer that stands in several places is listed at each of them.
-    modules = model.named_modules(remove_duplicate=False)
-    found = [(name, old) for name, old in modules if isinstance(old, kind)]
-    new = {id(old): replacement(name, old) for name, old in found}
-    for name, old in found:
-        layer = new[id(old)]
-        layer.train(old.training)
-        for hooks in _HOOKS:
-            setattr(layer, hooks, getattr(old, hooks))
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, layer)
-    return bool(found)

@@ -39,10 +39,15 @@ class Tokenizer:
     There are four kinds. "word" and "subword" apply the xx-rules: each text starts with `xxbos`;
     capitals and repetitions become marks (see `data.rules`); blanks and line ends only separate. On
     the word level, `n't`, `'s` and their like, punctuation and hyphens are split off, and numbers
-    and dotted names ("3.14", "nn.linear") stay whole. This is close to spaCy's blank English
-    tokenizer, with these differences: abbreviations ("e.g.", "Mr.") lose their last dot, emoticons
-    and runs of punctuation are split into characters, every hyphen and every slash stands alone,
-    "10km" stays whole, line ends are no tokens.
+    and dotted names ("3.14", "nn.linear") stay whole. This is close to fastai's tokens, the
+    xx-rules before spaCy's blank English tokenizer, with these differences: spaCy's exceptions
+    are not known (there abbreviations keep their last dot, emoticons stay whole and "gonna",
+    "dont" and "id" are split); units stay on their numbers ("10km"); every hyphen stands alone,
+    and so does any other sign within a word or beside signs ("a@b", "x=y", ".5"); any "n't" is
+    split off; "..." becomes `xxrep 3 .` instead of "…"; three slashes become no `xxrep`; one
+    capital before signs ("A,") has no `xxup`; capitals beyond A to Z are marked; two runs of
+    words side by side are both marked, and so is a run behind a "#"; HTML is undone properly;
+    line ends are no tokens.
 
     "spacy" gives the token lists of fastai v2 (see `data.spacy_words`), at spaCy's speed, and
     "huggingface" is a tokenizer.json of another language or model (see `from_huggingface`).

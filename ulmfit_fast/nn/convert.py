@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from ulmfit_fast.nn.lstm import LSTM
 
-__all__ = ["convert_lstm", "restore_lstm"]
+__all__ = ["convert_lstm", "restore_lstm", "swap_modules"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -122,31 +123,59 @@ def restore_lstm(module: nn.Module) -> nn.Module:
 
 
 def _swapped(
-    module: nn.Module, kind: type[nn.Module], replacement: Callable[..., nn.Module]
+    module: nn.Module, kind: type[nn.Module], empty: Callable[..., nn.Module]
 ) -> nn.Module:
-    """Build all new layers before the first one is put in place."""
-    # A layer that stands in several places is listed at each of them.
-    found = [
-        (name, layer)
-        for name, layer in module.named_modules(remove_duplicate=False)
-        if isinstance(layer, kind)
-    ]
-    if not found:
+    def replacement(name: str, old: nn.Module) -> nn.Module:
+        _check_replaceable(name or type(module).__name__, old, kind)
+        with warnings.catch_warnings():
+            # The old layer has said already that dropout needs a second layer.
+            warnings.simplefilter("ignore")
+            new = empty(old)
+        for parameter_name, parameter in old._parameters.items():
+            setattr(new, parameter_name, parameter)
+        return new
+
+    swapped = swap_modules(module, kind, replacement)
+    if swapped is None:
         raise ValueError(f"the {type(module).__name__} has no {kind.__module__}.{kind.__name__}")
+    return swapped
+
+
+def swap_modules(
+    module: nn.Module, kind: type[nn.Module], replacement: Callable[[str, Any], nn.Module]
+) -> nn.Module | None:
+    """Replace every submodule of a kind, in place, by one in its mode and with its hooks.
+
+    All new ones are built before the first is put in place, so an error changes nothing.
+
+    Args:
+        module: the model.
+        kind: class of what is replaced, subclasses among it.
+        replacement: given name and submodule, makes the new one.
+
+    Returns:
+        The model, or the new module where the model is itself of that kind; None if there was none.
+    """
+    # A submodule that stands in several places is listed at each of them.
+    modules = module.named_modules(remove_duplicate=False)
+    found = [(name, old) for name, old in modules if isinstance(old, kind)]
     new: dict[int, nn.Module] = {}
-    for name, layer in found:
-        if id(layer) not in new:
-            _check_replaceable(name or type(module).__name__, layer, kind)
-            with warnings.catch_warnings():
-                # The old layer has said already that dropout needs a second layer.
-                warnings.simplefilter("ignore")
-                new[id(layer)] = _taking_over(layer, replacement(layer))
-    for name, layer in found:
+    for name, old in found:
+        if id(old) not in new:
+            new[id(old)] = _in_place_of(old, replacement(name, old))
+    for name, old in found:
         if not name:
-            return new[id(layer)]
+            return new[id(old)]
         parent, _, own = name.rpartition(".")
-        setattr(module.get_submodule(parent), own, new[id(layer)])
-    return module
+        setattr(module.get_submodule(parent), own, new[id(old)])
+    return module if found else None
+
+
+def _in_place_of(old: nn.Module, new: nn.Module) -> nn.Module:
+    new.train(old.training)
+    for hooks in _HOOKS:
+        setattr(new, hooks, getattr(old, hooks))
+    return new
 
 
 def _check_replaceable(name: str, layer: nn.Module, kind: type[nn.Module]) -> None:
@@ -167,13 +196,3 @@ def _check_replaceable(name: str, layer: nn.Module, kind: type[nn.Module]) -> No
             "it computes the weight, a weight drop or a parametrization; remove that first (for "
             "fastai, ulmfit_fast.compat.fastai.accelerate does)"
         )
-
-
-def _taking_over(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Give a new layer the parameters, the mode and the hooks of the old one."""
-    for name, parameter in old._parameters.items():
-        setattr(new, name, parameter)
-    new.training = old.training
-    for hooks in _HOOKS:
-        setattr(new, hooks, getattr(old, hooks))
-    return new
