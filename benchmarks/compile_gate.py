@@ -88,6 +88,7 @@ def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
             launch_small(variant.kernel, variant.batch, dtype)
         return launches[0], None, True, ""
     sizes = {"batch_size": variant.batch, "hidden_size": variant.hidden, "dtype": dtype}
+    sizes["has_lengths"] = variant.form != "small" and MODES[variant.mode].padded
     plan, chosen = (
         tiles.choose(device, precision="tf32", form=form, **sizes) for form in (variant.form, None)
     )
@@ -160,18 +161,6 @@ def expect(variant: Variant, tile: Any) -> Expected:
     return Expected((tile.rows, columns, depth), tile.resident, past_l1)
 
 
-def must_not_spill(variant: Variant) -> bool:
-    """Say whether a spill is a fault: in a small kernel, and on sm_90 whatever is dropped.
-
-    Lengths and an H that fills no whole tile take a few registers more than there are; what they
-    spill, and other devices, is in the report.
-    """
-    if variant.form == "small":
-        return True
-    whole = variant.hidden != 1150 and variant.dtype != "tf32" and variant.mode != "padded"
-    return variant.arch == "sm_90" and whole
-
-
 def faults(variant: Variant, expected: Expected, found: Found, default: bool, ratio) -> list[str]:
     """Return what is wrong with a compiled variant, in words."""
     limit = DEVICES[variant.arch].shared_memory
@@ -180,7 +169,7 @@ def faults(variant: Variant, expected: Expected, found: Found, default: bool, ra
         wrong.append(f"{found.shared} bytes of shared memory, the device has {limit}")
     if found.tensor_memory > TENSOR_MEMORY:
         wrong.append(f"{found.tensor_memory} columns of tensor memory, there are {TENSOR_MEMORY}")
-    if default and must_not_spill(variant) and (found.spilled or found.local_accesses):
+    if default and (found.spilled or found.local_accesses):
         wrong.append(f"spills {found.spilled} bytes in {found.local_accesses} instructions")
     if expected.product and not found.products:
         wrong.append("no matrix instructions")
@@ -240,8 +229,7 @@ HEAD = f"""# What the kernels compile to
 
 Written by `python -m benchmarks.compile_gate --all --write kernels/compile_report.md`, on a machine
 without a GPU, with Triton {triton.__version__}.
-Default: the form that runs when none is asked for; it may not spill on sm_90, whatever is dropped,
-but where rows have lengths or H fills no whole tile.
+Default: the form that runs when none is asked for; it may not spill.
 Tile: the fields of the variant's tile in tiles.py, in their order.
 Spilled: bytes of a thread's stack and the instructions that touch it, on gfx942 registers.
 Resident: tiles of the weight in shared memory before the time loop.

@@ -20,7 +20,7 @@ __all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton"]
 KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = range(3)
 
 
-def _plan(x, hidden_size, form):
+def _plan(x, hidden_size, form, lengths):
     plan = tiles.choose(
         tiles.describe_device(x.device),
         batch_size=x.shape[1],
@@ -28,6 +28,7 @@ def _plan(x, hidden_size, form):
         dtype=x.dtype,
         precision=matmul_precision(x.device),
         form=None if form == "auto" else form,
+        has_lengths=lengths is not None,
     )
     if plan.form is None:
         raise RuntimeError(f"the Triton LSTM cannot run this call: {plan.reason}")
@@ -130,7 +131,7 @@ def lstm_triton(
         kept = x.new_empty(steps, batch_size, 4 * hidden) if keep == KEEP_GATES else nothing
         kept_cells = cells if keep else x.new_empty(0, dtype=torch.float32)
         return output, first.clone(), _copy(c0, c0.dtype), kept, kept_cells
-    plan = _plan(x, hidden, form)
+    plan = _plan(x, hidden, form, lengths)
     call = _call(x, weight_p, gate_p, sequence, stream, keep)
     # The products are torch's; autocast has had its say before this operator.
     with torch.autocast(x.device.type, enabled=False):
@@ -231,7 +232,7 @@ def _lstm_triton_backward(
             grad.contiguous() if need else x.new_empty(0)
             for grad, need in zip(zeros, needs, strict=True)
         ]
-    plan = _plan(x, w_hh.shape[1], form)
+    plan = _plan(x, w_hh.shape[1], form, lengths)
     call = _call(x, weight_p, gate_p, sequence, stream, keep)
     seed = seed.to(x.device)
     rows = None if lengths is None else lengths.to(x.device, torch.int32)

@@ -35,7 +35,7 @@ _SCRATCH = 2048
 # piece of the weight that is 128 columns wide.
 _UNITS, _COLUMNS, _K_PARTS = 16, 128, 8
 # Input tiles ahead of their products, by bytes of an element: with one more, registers spill.
-_IN_FLIGHT = {2: 3, 4: 2}
+_IN_FLIGHT_FORWARD, _IN_FLIGHT_BACKWARD = {2: 3, 4: 2}, {2: 3, 4: 1}
 
 
 class Device(NamedTuple):
@@ -153,7 +153,9 @@ def describe_device(device):
     )
 
 
-def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=None):
+def choose(
+    device, *, batch_size, hidden_size, dtype, precision="ieee", form=None, has_lengths=False
+):
     """Choose form and tiles.
 
     Args:
@@ -163,6 +165,7 @@ def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=Non
         dtype: compute dtype of the layer.
         precision: of float32 products, "tf32" or "ieee".
         form: "persistent", "stepwise", or None for the better one that can run.
+        has_lengths: whether rows end before T; the tiles differ, the form does not.
 
     Returns:
         A `Plan`; its form is None when none, or not the one asked for, can run.
@@ -179,7 +182,7 @@ def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=Non
         if device.kind == "interpreter":
             forward, backward = _interpreter_tiles(batch_size, hidden_size)
         else:
-            forward = _forward_tile(device, batch_size, hidden_size, size)
+            forward = _forward_tile(device, batch_size, hidden_size, size, has_lengths)
             backward = _backward_tile(device, batch_size, hidden_size, size)
         if not (forward.resident and backward.resident and forward.in_flight):
             why = (
@@ -281,7 +284,9 @@ def _row_groups(device, batch_size, slices):
     return rows, max(1, min(-(-batch_size // rows), device.multiprocessors // slices))
 
 
-def _residency(shared_memory, weight_tile, input_tile, k_tiles, most_in_flight, least=0):
+def _residency(
+    shared_memory, weight_tile, input_tile, k_tiles, most_in_flight, most_streaming=2, least=0
+):
     """Return how many weight tiles stay on chip, and how many input tiles fit beside them."""
     room = shared_memory - _SCRATCH
     beside = max(least, 2 * input_tile)
@@ -290,21 +295,29 @@ def _residency(shared_memory, weight_tile, input_tile, k_tiles, most_in_flight, 
         # The streamed tiles pass through shared memory as well, and beside them nothing is reused.
         room -= input_tile + 2 * weight_tile
         resident = max(0, room - beside) // weight_tile
-        most_in_flight = min(2, most_in_flight)
+        most_in_flight = min(most_streaming, most_in_flight)
     left = room - resident * weight_tile
     return resident, max(0, min(most_in_flight, k_tiles, left // input_tile))
 
 
-def _forward_tile(device, batch_size, hidden_size, size):
+def _unaligned(hidden_size, size):
+    """Say whether rows of H elements are no multiple of 16 bytes, so that loads are narrow."""
+    return hidden_size * size % 16 != 0
+
+
+def _forward_tile(device, batch_size, hidden_size, size, has_lengths):
     slices = -(-hidden_size // _UNITS)
     rows, groups = _row_groups(device, batch_size, slices)
     depth = 64 if size == 2 else 32
+    if _unaligned(hidden_size, size) and device.capability < (9, 0):
+        depth //= 2
     resident, in_flight = _residency(
         device.shared_memory,
         depth * 4 * _UNITS * size,
         rows * depth * size,
         -(-hidden_size // depth),
-        _IN_FLIGHT[size],
+        # What rows of different lengths need takes the registers of one of them.
+        _IN_FLIGHT_FORWARD[size] - has_lengths,
     )
     # Sixteen rows a warp: with more warps two of them would compute the same rows.
     warps = max(4, rows // 16)
@@ -316,12 +329,19 @@ def _backward_tile(device, batch_size, hidden_size, size):
     rows, groups = _row_groups(device, batch_size, slices * _K_PARTS)
     # Half the forward's depth: masking a deeper tile takes more registers than there are.
     depth = 32 if size == 2 else 16
+    most_in_flight = _IN_FLIGHT_BACKWARD[size]
+    if device.capability[0] == 10:
+        most_in_flight = 1
+    elif _unaligned(hidden_size, size):
+        # Narrow loads take more registers for their addresses.
+        depth, most_in_flight = depth if rows > 64 else depth // 2, 2
     resident, in_flight = _residency(
         device.shared_memory,
         depth * _COLUMNS * size,
         rows * depth * size,
         4 * slices * _COLUMNS // _K_PARTS // depth,
-        _IN_FLIGHT[size],
+        most_in_flight,
+        most_streaming=1 if rows > 64 else 2,
         # Above 64 rows the partial sums change their layout there, all at once.
         least=4 * rows * _COLUMNS if rows > 64 else 0,
     )

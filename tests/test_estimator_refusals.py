@@ -16,7 +16,11 @@ def new(**options) -> ULMFiT:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"tokenizer": "char"}, ValueError, "tokenizer is 'char', expected .word. or .subword."),
+        (
+            {"tokenizer": "char"},
+            ValueError,
+            "tokenizer is 'char', expected .word., .subword., .spacy. or",
+        ),
         ({"max_vocab": 5}, ValueError, "max_vocab is 5, expected at least 9: the specials"),
         ({"min_freq": 0}, ValueError, "min_freq is 0"),
         ({"emb_size": 0}, ValueError, "emb_size must be at least 1, got 0"),

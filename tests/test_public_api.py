@@ -62,9 +62,17 @@ def test_signatures_of_the_protocol():
 
     schedule = ["optimizer", "total_steps", "cut_frac", "ratio", "last_epoch"]
     assert names(uf.SlantedTriangularLR) == schedule
-    assert names(uf.discriminative_groups) == ["model", "lr", "factor"]
+    assert names(uf.discriminative_groups) == ["model", "lr", "factor", "multipliers"]
     assert names(uf.GradualUnfreezing) == ["model_groups", "epochs_per_stage"]
-    for method in ("pretrain", "fine_tune_lm", "fit_classifier", "predict", "save", "load"):
+    for method in (
+        "pretrain",
+        "fine_tune_lm",
+        "fit_classifier",
+        "predict",
+        "generate",
+        "save",
+        "load",
+    ):
         assert callable(getattr(uf.ULMFiT, method))
 
 
