@@ -7,44 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_models import KINDS, SETTINGS, documents, make, train
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Adam, AdamW
 
 from ulmfit_fast.data import ClassifierBatches
 from ulmfit_fast.lm_step import LanguageModelStep
-from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.pipeline import (
-    TrainingSettings,
-    build_classifier,
-    fit_classifier,
     perplexity,
-    train_language_model,
 )
 from ulmfit_fast.precision import Precision
 from ulmfit_fast.training import classifier_step, predict_logits
-
-CONFIG = AWDLSTMConfig(14, emb_size=8, hidden_size=10, num_layers=2)
-SETTINGS = TrainingSettings(batch_size=4, bptt=5, lr=0.02)
-KINDS = pytest.mark.parametrize("kind", ["language model", "classifier"])
-
-
-def documents(count=12):
-    draw = np.random.default_rng(0)
-    return [draw.integers(2, 14, 3 + n % 7).astype(np.int32) for n in range(count)]
-
-
-def make(kind):
-    torch.manual_seed(0)
-    model = LanguageModel(CONFIG)
-    return model if kind == "language model" else build_classifier(model, CONFIG, 2, SETTINGS)
-
-
-def train(model, settings, **options):
-    if isinstance(model, LanguageModel):
-        return train_language_model(model, documents(), settings, progress=False, **options)
-    labels = torch.arange(12) % 2
-    return fit_classifier(model, documents(), labels, settings, progress=False, **options)
 
 
 def _batches():

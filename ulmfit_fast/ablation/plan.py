@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ulmfit_fast.demo.settings import FULL
+
 __all__ = [
     "CLASSIFIER_WAYS",
     "LM_WAYS",
@@ -60,28 +62,11 @@ class AblationSettings:
         ways: names of `CLASSIFIER_WAYS` to compare at every number of labels.
     """
 
-    model: dict[str, Any] = field(
-        default_factory=lambda: {
-            "emb_size": 96,
-            "hidden_size": 192,
-            "num_layers": 2,
-            "max_vocab": 6000,
-            "min_freq": 2,
-            "drop_mult": 0.3,
-            "lm_dropout": {
-                "input_p": 0.1,
-                "hidden_p": 0.1,
-                "embed_p": 0.02,
-                "weight_p": 0.15,
-                "output_p": 0.05,
-            },
-        }
-    )
-    pretrain: dict[str, Any] = field(
-        default_factory=lambda: {"epochs": 1, "lr": 3e-3, "batch_size": 16, "bptt": 40}
-    )
+    model: dict[str, Any] = field(default_factory=lambda: dict(FULL.model))
+    pretrain: dict[str, Any] = field(default_factory=lambda: dict(FULL.pretrain))
     fine_tune: dict[str, Any] = field(
-        default_factory=lambda: {"epochs": 1, "lr": 4e-3, "batch_size": 16, "bptt": 40}
+        # The demo's own factor, close to 1, would leave little to compare discriminative rates by.
+        default_factory=lambda: {k: v for k, v in FULL.fine_tune.items() if k != "factor"}
     )
     constant_lr: float = 2e-3
     epochs: dict[int, int] = field(default_factory=lambda: {100: 16, 300: 10, 1000: 8})
