@@ -300,16 +300,16 @@ def _residency(
     return resident, max(0, min(most_in_flight, k_tiles, left // input_tile))
 
 
-def _unaligned(hidden_size, size):
-    """Say whether rows of H elements are no multiple of 16 bytes, so that loads are narrow."""
-    return hidden_size * size % 16 != 0
+def _narrow(hidden_size, size):
+    """Say whether rows of H elements of 2 bytes are no multiple of 16, so that loads are narrow."""
+    return size == 2 and hidden_size % 8 != 0
 
 
 def _forward_tile(device, batch_size, hidden_size, size, has_lengths):
     slices = -(-hidden_size // _UNITS)
     rows, groups = _row_groups(device, batch_size, slices)
     depth = 64 if size == 2 else 32
-    if _unaligned(hidden_size, size) and device.capability < (9, 0):
+    if _narrow(hidden_size, size) and device.capability < (9, 0):
         depth //= 2
     resident, in_flight = _residency(
         device.shared_memory,
@@ -332,7 +332,7 @@ def _backward_tile(device, batch_size, hidden_size, size):
     most_in_flight = _IN_FLIGHT_BACKWARD[size]
     if device.capability[0] == 10:
         most_in_flight = 1
-    elif _unaligned(hidden_size, size):
+    elif _narrow(hidden_size, size):
         # Narrow loads take more registers for their addresses.
         depth, most_in_flight = depth if rows > 64 else depth // 2, 2
     resident, in_flight = _residency(

@@ -6,6 +6,9 @@ import torch
 # Threads cost more than they bring at these sizes, and beside other work they wait for each other.
 torch.set_num_threads(1)
 
+# It holds no doctest, and the one of a folder below bears the same name.
+collect_ignore = ["conftest.py"]
+
 
 @pytest.fixture(autouse=True)
 def _seed():
