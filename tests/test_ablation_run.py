@@ -15,6 +15,7 @@ from ulmfit_fast.ablation.plan import (
     ULMFIT_LM,
     ULMFIT_WAY,
     AblationSettings,
+    Job,
     jobs,
 )
 from ulmfit_fast.ablation.rows import Row, RowFile
@@ -113,10 +114,29 @@ def test_all_ways_run(task, tmp_path):
     before = next(row for row in models if row.way == ULMFIT_LM)
     last = next(row for row in fitted if row.way == "last layer")
     assert last.general_perplexity == pytest.approx(before.general_perplexity, rel=1e-4)
+    full = next(row for row in fitted if (row.start, row.way) == (ULMFIT_LM, "full"))
+    assert full.general_perplexity != pytest.approx(before.general_perplexity, rel=1e-4)
     scratch = next(row for row in fitted if row.start == "from scratch")
     assert scratch.general_perplexity is None
     tfidf = next(row for row in rows if row.way == TFIDF)
     assert tfidf.accuracy == 1.0
+
+
+def test_the_smallest_rate_that_does_best_on_the_validation_texts_is_kept(
+    task, tmp_path, monkeypatch
+):
+    settings, score = small(rates=(1e-3, 1e-2, 1e-1)), {1e-3: 0.4, 1e-2: 0.8, 1e-1: 0.8}
+
+    def accuracy(rate, texts, labels):
+        # The test texts would have it otherwise.
+        return score[rate] if len(texts) == settings.validation else 1 - score[rate]
+
+    monkeypatch.setattr(ablation_run, "_accuracy", accuracy)
+    monkeypatch.setattr(ablation_run._Run, "_fitted", lambda self, job, lr: (lr, 1.0))
+    monkeypatch.setattr(ablation_run._Run, "_remembered", lambda *_: (None, None))
+    run = ablation_run._Run(task, tmp_path, settings, 0, "cpu")
+    rows = run.classify([Job("pre-trained", ULMFIT_WAY, 8, seed) for seed in (0, 1)])
+    assert [(row.seed, row.lr) for row in rows] == [(0, 1e-2), (1, 1e-2)]
 
 
 def test_a_stopped_run_goes_on(task, tmp_path, monkeypatch):

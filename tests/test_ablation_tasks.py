@@ -171,6 +171,13 @@ def test_a_task_of_ones_own(files):
         test=10,
     )
     assert len(more.target) > 180
+    again = own_task(
+        files / "reviews.csv",
+        general=[files / "general.txt"],
+        target=[files / "reviews.csv"],
+        test=10,
+    )
+    assert set(again.test_texts).isdisjoint(again.target)
 
 
 def test_too_little_text_is_refused(files):
