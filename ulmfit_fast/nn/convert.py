@@ -69,7 +69,7 @@ def convert_lstm(
 
     def replacement(old: nn.LSTM) -> LSTM:
         return LSTM(
-            *_sizes(old),
+            **_sizes(old),
             device="meta",
             weight_p=weight_p,
             gate_p=gate_p,
@@ -103,17 +103,17 @@ def restore_lstm(module: nn.Module) -> nn.Module:
 
     def replacement(old: LSTM) -> nn.LSTM:
         return nn.LSTM(
-            *_sizes(old),
+            **_sizes(old),
             device="meta",
         )
 
     return _swapped(module, LSTM, replacement)
 
 
-def _sizes(layer: nn.LSTM | LSTM) -> tuple[Any, ...]:
-    """Return the arguments that both kinds of LSTM take first, in their order."""
+def _sizes(layer: nn.LSTM | LSTM) -> dict[str, Any]:
+    """Return the sizes and options that both kinds of LSTM are made with, by name."""
     names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
-    return tuple(getattr(layer, name) for name in (*names, "bidirectional"))
+    return {name: getattr(layer, name) for name in (*names, "bidirectional")}
 
 
 def _swapped(
