@@ -34,8 +34,10 @@ from benchmarks.compile_variants import (
     variants,
 )
 from ulmfit_fast.kernels import (  # noqa: TID251
-    lstm_backward,
-    lstm_forward,
+    backward_persistent,
+    backward_stepwise,
+    forward_persistent,
+    forward_stepwise,
     tiles,
 )
 from ulmfit_fast.kernels.launch import DropArguments, LayerCall  # noqa: TID251
@@ -126,16 +128,20 @@ def _launch(variant, plan, dtype):
     )
     weights = (weight, weight) if variant.form == "persistent" else (weight,)
     if variant.kernel == "forward":
-        module, buffers = lstm_forward, (gates, *weights, buffer(steps + 1, batch, hidden), cells)
-        tile = plan.forward if variant.form == "persistent" else plan.forward_step
+        buffers = (gates, *weights, buffer(steps + 1, batch, hidden), cells)
+        run, tile = (
+            (forward_persistent.run, plan.forward)
+            if variant.form == "persistent"
+            else (forward_stepwise.run, plan.forward_step)
+        )
     else:
         ends = (wide(batch, hidden), wide(batch, hidden))
-        module, buffers = (
-            lstm_backward,
-            (buffer(steps, batch, hidden), gates, cells, *weights, *ends),
+        buffers = (buffer(steps, batch, hidden), gates, cells, *weights, *ends)
+        run, tile = (
+            (backward_persistent.run, plan.backward)
+            if variant.form == "persistent"
+            else (backward_stepwise.run, plan.backward_step)
         )
-        tile = plan.backward if variant.form == "persistent" else plan.backward_step
-    run = module.run_persistent if variant.form == "persistent" else module.run_stepwise
     run(*buffers, lengths, seed, call, tile)
     return tile
 

@@ -19,18 +19,21 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from ulmfit_fast.kernels import (  # noqa: TID251
+    backward_persistent,
+    backward_stepwise,
     cross_entropy,
     dropout,
     embedding,
-    lstm_backward,
-    lstm_forward,
+    forward_persistent,
+    forward_stepwise,
     recompute,
     regularisers,
     weight_drop,
 )
 
 _LAUNCHERS = (
-    *(lstm_forward, lstm_backward, recompute, weight_drop),
+    *(forward_stepwise, forward_persistent, backward_stepwise, backward_persistent),
+    *(recompute, weight_drop),
     *(cross_entropy, dropout, embedding, regularisers),
 )
 

@@ -9,14 +9,14 @@ import torch
 from triton.backends.compiler import GPUTarget
 
 from benchmarks.compile_small import SMALL
-from ulmfit_fast.kernels import tiles  # noqa: TID251
+from ulmfit_fast.kernels.device import Device  # noqa: TID251
 
 DEVICES = {
-    "sm_89": tiles.Device("cuda", (8, 9), 128, 101_376),
-    "sm_80": tiles.Device("cuda", (8, 0), 108, 166_912),
-    "sm_90": tiles.Device("cuda", (9, 0), 132, 232_448),
-    "sm_100": tiles.Device("cuda", (10, 0), 148, 232_448),
-    "gfx942": tiles.Device("hip", (0, 0), 304, 65_536),
+    "sm_89": Device("cuda", (8, 9), 128, 101_376),
+    "sm_80": Device("cuda", (8, 0), 108, 166_912),
+    "sm_90": Device("cuda", (9, 0), 132, 232_448),
+    "sm_100": Device("cuda", (10, 0), 148, 232_448),
+    "gfx942": Device("hip", (0, 0), 304, 65_536),
 }
 TARGETS = {
     "sm_89": GPUTarget("cuda", 89, 32),

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from benchmarks import lm_ours, lm_plain
 from benchmarks.lm_plain import ALPHA, BETA
-from ulmfit_fast import fused, rng
+from ulmfit_fast import fused
 from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.nn.dropout import embed
+from ulmfit_fast.seeds import draw_seed
 
 if TYPE_CHECKING:
     from benchmarks.bench_lm_step import Problem
@@ -83,7 +84,7 @@ def our_parts(asked: Problem, dtype: torch.dtype) -> dict[str, Part]:
     def decoder(turn: int) -> None:
         with lm_ours.autocast(asked.device, dtype):
             dropped, square, difference = fused.dropout_and_regularisers(
-                x, rng.draw_seed(), config.output_p
+                x, draw_seed(), config.output_p
             )
             flat, bias = dropped.flatten(0, 1), model.decoder.bias
             loss = linear_cross_entropy(flat, model.decoder.weight, bias, targets.flatten())

@@ -7,10 +7,12 @@ reset inside a kernel. README.md beside this file argues why this is correct.
 import triton
 import triton.language as tl
 
-__all__ = ["COUNTER_STRIDE", "arrive", "wait"]
+__all__ = ["COUNTER_STRIDE", "MAX_SPINS", "arrive", "wait"]
 
 # Counters in int32, each on its own 128-byte line.
 COUNTER_STRIDE: tl.constexpr = tl.constexpr(32)
+# Some 0.2 s of polls: far beyond any step, far below a watchdog.
+MAX_SPINS = 200_000
 
 
 @triton.jit

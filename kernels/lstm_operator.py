@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ulmfit_fast.kernels import lstm_backward, lstm_forward, recompute, tiles, weight_drop
+from ulmfit_fast.kernels import (
+    backward_persistent,
+    backward_stepwise,
+    forward_persistent,
+    forward_stepwise,
+    recompute,
+    tiles,
+    weight_drop,
+)
+from ulmfit_fast.kernels.device import describe_device
 from ulmfit_fast.kernels.launch import (
     DropArguments,
     LaunchRefused,
@@ -22,7 +31,7 @@ KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = range(3)
 
 def _plan(x, hidden_size, form, lengths):
     plan = tiles.choose(
-        tiles.describe_device(x.device),
+        describe_device(x.device),
         batch_size=x.shape[1],
         hidden_size=hidden_size,
         dtype=x.dtype,
@@ -165,15 +174,13 @@ def _recurrence_forward(plan, form, w_hh, gates, states, cells, lengths, seed, c
         partly = tile.resident * tile.block_k < weight.shape[1]
         dropped = _dropped(weight, seed, call) if partly else None
         try:
-            lstm_forward.run_persistent(
-                gates, weight, dropped, states, cells, lengths, seed, call, tile
-            )
+            forward_persistent.run(gates, weight, dropped, states, cells, lengths, seed, call, tile)
             return
         except LaunchRefused:
             if form == "persistent":
                 raise
     dropped = _dropped(weight, seed, call)
-    lstm_forward.run_stepwise(gates, dropped, states, cells, lengths, seed, call, plan.forward_step)
+    forward_stepwise.run(gates, dropped, states, cells, lengths, seed, call, plan.forward_step)
 
 
 def _dropped(weight, seed, call):
@@ -265,13 +272,13 @@ def _recurrence_backward(
         dropped = _dropped(weight, seed, call) if partly else None
         buffers = (grad_output, gates, cells, weight, dropped, grad_h, grad_c)
         try:
-            return lstm_backward.run_persistent(*buffers, lengths, seed, call, tile)
+            return backward_persistent.run(*buffers, lengths, seed, call, tile)
         except LaunchRefused:
             if form == "persistent":
                 raise
     dropped = _dropped(weight, seed, call)
     buffers = (grad_output, gates, cells, dropped, grad_h, grad_c)
-    return lstm_backward.run_stepwise(*buffers, lengths, seed, call, plan.backward_step)
+    return backward_stepwise.run(*buffers, lengths, seed, call, plan.backward_step)
 
 
 def _gradients(x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, seed, call, needs):

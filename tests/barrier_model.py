@@ -1,8 +1,8 @@
 """A discrete model of the two persistent LSTM kernels and of the memory between their blocks.
 
 It mirrors `arrive` and `wait` (`kernels/grid_barrier.py`), `forward_kernel`
-(`kernels/lstm_forward.py`) and `backward_kernel` (`kernels/lstm_backward.py`). A block is a
-generator that yields before each memory operation; `Grid.run` decides who goes next.
+(`kernels/forward_persistent.py`) and `backward_kernel` (`kernels/backward_persistent.py`). A block
+is a generator that yields before each memory operation; `Grid.run` decides who goes next.
 
 A store waits in its block's buffer and reaches L2 at a random later time, in any order; only a
 releasing arrive (or the end of the block) forces it out. Counters live in L2. A load reads L2

@@ -1,7 +1,8 @@
 """The grid barriers of the persistent LSTM kernels: every read right under random schedules.
 
 The model (`barrier_model.py`) mirrors `arrive` and `wait` of `kernels/grid_barrier.py`,
-`forward_kernel` of `kernels/lstm_forward.py` and `backward_kernel` of `kernels/lstm_backward.py`.
+`forward_kernel` of `kernels/forward_persistent.py` and `backward_kernel` of
+`kernels/backward_persistent.py`.
 It is worth what it finds, so every way to get the protocol wrong that we know is planted in it.
 """
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ulmfit_fast.kernels import tiles
+from ulmfit_fast.kernels.device import Device
 
 pytest.importorskip("triton")
 from benchmarks import compile_gate as gate
@@ -27,11 +28,11 @@ def device(name):
         "T4": ((7, 5), 40, 65_536),
         "P100": ((6, 0), 56, 49_152),
     }
-    return tiles.Device("cuda", *sizes[name])
+    return Device("cuda", *sizes[name])
 
 
 def choose(name, dtype=torch.bfloat16, batch_size=64, hidden_size=1152, form=None, **more):
-    where = name if isinstance(name, tiles.Device) else device(name)
+    where = name if isinstance(name, Device) else device(name)
     return tiles.choose(
         where, batch_size=batch_size, hidden_size=hidden_size, dtype=dtype, form=form, **more
     )
@@ -78,7 +79,7 @@ def test_part_of_the_weights_on_a_smaller_chip():
         ("T4", torch.float16, 1152, "the persistent form needs compute capability 8.0"),
         ("RTX 3060", torch.bfloat16, 1152, "H = 1152 needs 72 blocks at once, the device has 28"),
         ("H100", torch.bfloat16, 4096, "H = 4096 needs 256 blocks at once"),
-        (tiles.Device("hip", (0, 0), 304, 65_536), torch.float16, 1152, "a grid barrier is not"),
+        (Device("hip", (0, 0), 304, 65_536), torch.float16, 1152, "a grid barrier is not"),
     ],
 )
 def test_stepwise_and_why(name, dtype, hidden_size, reason):

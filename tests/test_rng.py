@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import ulmfit_fast as uf
 from ulmfit_fast import operators, rng
 from ulmfit_fast.functional import lstm
+from ulmfit_fast.seeds import draw_seed
 
 
 # Known-answer vectors of the Random123 library for philox4x32-10.
@@ -61,10 +62,10 @@ def test_one_row_of_a_tensor_word_equals_its_scalar():
 
 def test_torch_manual_seed_rules_the_seed():
     torch.manual_seed(3)
-    first = rng.draw_seed()
-    second = rng.draw_seed()
+    first = draw_seed()
+    second = draw_seed()
     torch.manual_seed(3)
-    assert torch.equal(first, rng.draw_seed())
+    assert torch.equal(first, draw_seed())
     assert not torch.equal(first, second)
     assert 0 <= int(first) < 2**63
 
@@ -72,7 +73,7 @@ def test_torch_manual_seed_rules_the_seed():
 @pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["default", "own"])
 def test_seeds_are_drawn_on_the_cpu_whatever_the_default_device(generator):
     with torch.device("meta"):
-        assert rng.draw_seed(generator).device.type == "cpu"
+        assert draw_seed(generator).device.type == "cpu"
 
 
 PS = (0.1, 0.3, 0.5, 0.9)

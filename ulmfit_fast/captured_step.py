@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ulmfit_fast import rng
 from ulmfit_fast.nn import LMLoss, resize_state
 from ulmfit_fast.nn.state import State
+from ulmfit_fast.seeds import draw_seed, seeds_from
 
 if TYPE_CHECKING:
     from ulmfit_fast.lm_step import LanguageModelStep
@@ -43,7 +43,7 @@ class CapturedStep:
         self.parameters = [p for p in step.model.parameters() if p.requires_grad]
 
         def body() -> LMLoss:
-            with rng.seeds_from(iter(self.seeds.unbind()).__next__):
+            with seeds_from(iter(self.seeds.unbind()).__next__):
                 loss, state = step.forward_backward(self.inputs, self.targets, self.state)
             numbers = [group["lr"] for group in self.groups]
             try:
@@ -63,9 +63,7 @@ class CapturedStep:
         self, inputs: Tensor, targets: Tensor, state: State | None
     ) -> tuple[LMLoss, State]:
         """Run a batch of the captured shape."""
-        seeds = torch.tensor(
-            [int(rng.draw_seed()) for _ in range(len(self.seeds))], dtype=torch.int64
-        )
+        seeds = torch.tensor([int(draw_seed()) for _ in range(len(self.seeds))], dtype=torch.int64)
         if self.seeds.device.type == "cuda":
             seeds = seeds.pin_memory()
         self.seeds.copy_(seeds, non_blocking=True)
@@ -101,7 +99,7 @@ def _seeds_of(step: LanguageModelStep) -> int:
         return torch.zeros((), dtype=torch.int64)
 
     tokens = torch.zeros(1, 1, dtype=torch.int64, device=step.device)
-    with rng.seeds_from(counting), torch.no_grad():
+    with seeds_from(counting), torch.no_grad():
         step.model.loss(tokens, tokens, alpha=step.alpha, beta=step.beta)
     return count
 

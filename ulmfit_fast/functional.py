@@ -17,6 +17,7 @@ from ulmfit_fast.checks import as_seed, check_layer, check_pair
 from ulmfit_fast.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.operators import drop_weight as _drop_weight
 from ulmfit_fast.operators import lstm_eager as _lstm_eager
+from ulmfit_fast.seeds import draw_seed
 
 __all__ = ["lstm"]
 
@@ -61,9 +62,10 @@ def kernel_plan(
     if importlib.util.find_spec("triton") is None:
         return backends.KernelPlan(None, "the package triton is not installed")
     from ulmfit_fast.kernels import launch, tiles
+    from ulmfit_fast.kernels.device import describe_device
 
     plan = tiles.choose(
-        tiles.describe_device(device),
+        describe_device(device),
         batch_size=1,
         hidden_size=hidden_size,
         dtype=dtype,
@@ -194,7 +196,7 @@ def lstm(
     )
     stream = 2 * layer + int(reverse)
     if seed is None:
-        seed = rng.draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
+        seed = draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
 
     if weight_mask is not None and choice.name in ("torch", "triton"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)

@@ -13,6 +13,7 @@ import ulmfit_fast as uf
 from ulmfit_fast import rng
 from ulmfit_fast.compat.fastai import classifier_from_fastai, from_fastai
 from ulmfit_fast.nn import LanguageModel, TextClassifier
+from ulmfit_fast.seeds import draw_seed, seeds_from
 
 pytest.importorskip(
     "fastai", reason="fastai is not installed: pip install 'ulmfit-fast[compat]' for these tests"
@@ -116,7 +117,7 @@ def recording(seeds):
         seeds.append(seed)
         return seed
 
-    with rng.seeds_from(drawn):
+    with seeds_from(drawn):
         yield
 
 
@@ -134,7 +135,7 @@ def drawing():
     """Have the modules of fastai that stay in an accelerated model draw their masks from seeds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            awdlstm, "dropout_mask", lambda *args: locked_or_word_mask(rng.draw_seed(), *args)
+            awdlstm, "dropout_mask", lambda *args: locked_or_word_mask(draw_seed(), *args)
         )
         yield
 

@@ -10,7 +10,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from interpreted_grid import concurrent_blocks
 
-from ulmfit_fast.kernels import grid_barrier, launch, lstm_backward, lstm_forward, weight_drop
+from ulmfit_fast.kernels import (
+    backward_persistent,
+    backward_stepwise,
+    forward_persistent,
+    forward_stepwise,
+    grid_barrier,
+    launch,
+    weight_drop,
+)
 from ulmfit_fast.kernels.launch import DropArguments, LayerCall, cdiv
 from ulmfit_fast.kernels.tiles import BackwardTile, PersistentTile, StepTile
 
@@ -49,9 +57,9 @@ class Layer:
         states[self.first], cells[self.first] = self.h0, self.c0
         buffers = (self.dropped, states, cells, self.lengths, SEED, self.call, tile)
         if isinstance(tile, StepTile):
-            lstm_forward.run_stepwise(gates, *buffers)
+            forward_stepwise.run(gates, *buffers)
         else:
-            lstm_forward.run_persistent(gates, self.weight, *buffers)
+            forward_persistent.run(gates, self.weight, *buffers)
         return gates, states, cells
 
     def backward(self, gates, cells, tile):
@@ -59,9 +67,9 @@ class Layer:
         grad_output, grad_h, grad_c = (grad.clone() for grad in self.grads)
         buffers = (self.dropped, grad_h, grad_c, self.lengths, SEED, self.call, tile)
         if isinstance(tile, StepTile):
-            result = lstm_backward.run_stepwise(grad_output, gates, cells, *buffers)
+            result = backward_stepwise.run(grad_output, gates, cells, *buffers)
         else:
-            result = lstm_backward.run_persistent(grad_output, gates, cells, self.weight, *buffers)
+            result = backward_persistent.run(grad_output, gates, cells, self.weight, *buffers)
         return *result, grad_c
 
 
@@ -150,7 +158,7 @@ def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, monkey
     # The NaN must come from the barrier, not from memory that is full of it.
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
-    for module in (lstm_forward, lstm_backward):
+    for module in (forward_persistent, backward_persistent):
         monkeypatch.setattr(module, "MAX_SPINS", 3)
         monkeypatch.setattr(module, "watch", watch)
     if direction == "forward":
@@ -167,8 +175,8 @@ def test_giving_up_at_the_very_last_meeting_shows_as_well(monkeypatch):
     layer = Layer(1, 3, 48)
     gates, _, cells = layer.forward(STEP)
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
-    monkeypatch.setattr(lstm_backward, "MAX_SPINS", 3)
-    monkeypatch.setattr(lstm_backward, "watch", lambda *args: None)
+    monkeypatch.setattr(backward_persistent, "MAX_SPINS", 3)
+    monkeypatch.setattr(backward_persistent, "watch", lambda *args: None)
     _, grad_h, _ = layer.backward(gates, cells, backward_tile(False))
     assert grad_h.isnan().all()
 
@@ -181,11 +189,13 @@ def test_a_missing_wait_is_seen(monkeypatch):
     """So equal results mean that the barriers hold."""
     layer = Layer(4, 3, 48)
     expected = layer.forward(STEP)[1]
-    monkeypatch.setattr(lstm_forward, "wait", lambda counter, error, target, alive, *rest: alive)
+    monkeypatch.setattr(
+        forward_persistent, "wait", lambda counter, error, target, alive, *rest: alive
+    )
     wrong = 0
     for seed in range(3):
         with concurrent_blocks(seed):
             states = layer.forward(forward_tile())[1]
         wrong += not torch.allclose(states, expected, atol=1e-5)
     assert wrong
-    assert grid_barrier.wait is not lstm_forward.wait
+    assert grid_barrier.wait is not forward_persistent.wait

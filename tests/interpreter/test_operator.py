@@ -146,8 +146,8 @@ def test_a_refused_launch_goes_to_the_stepwise_form_unless_persistent_was_named(
 
     expected = lstm_triton(*arguments(form="stepwise"))
     monkeypatch.setattr(lstm_operator.tiles, "choose", persistent)
-    monkeypatch.setattr(lstm_operator.lstm_forward, "run_persistent", refuse)
-    monkeypatch.setattr(lstm_operator.lstm_backward, "run_persistent", refuse)
+    monkeypatch.setattr(lstm_operator.forward_persistent, "run", refuse)
+    monkeypatch.setattr(lstm_operator.backward_persistent, "run", refuse)
     args = arguments(form="auto")
     result = lstm_triton(*args)
     assert torch.equal(result[0], expected[0])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit_fast import fused, fused_checks, rng
+from ulmfit_fast.seeds import draw_seed
 
 
 class LockedDropout(nn.Module):
@@ -54,7 +55,7 @@ class LockedDropout(nn.Module):
         fused_checks.check_time_first(x)
         if not self.training or self.p == 0.0:
             return x
-        return fused.locked_dropout(x, rng.draw_seed(), self.p)
+        return fused.locked_dropout(x, draw_seed(), self.p)
 
     def extra_repr(self) -> str:
         """Show p in the module's printed form."""
@@ -138,8 +139,8 @@ def embed(embedding: nn.Embedding, tokens: Tensor, p: float, *, locked_p: float 
         ValueError: if a token on the CPU is outside [0, V).
     """
     _check_tokens(tokens, embedding.num_embeddings)
-    word_seed = rng.draw_seed() if p > 0.0 else None
-    locked_seed = rng.draw_seed() if locked_p > 0.0 else None
+    word_seed = draw_seed() if p > 0.0 else None
+    locked_seed = draw_seed() if locked_p > 0.0 else None
     special = embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
     if not special and tokens.dim() == 2:
         return fused.embed_dropped(

@@ -7,13 +7,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ulmfit_fast import fused, rng
+from ulmfit_fast import fused
 from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn.awd_lstm import AWDLSTM, EMBEDDING_BOUND
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout
 from ulmfit_fast.nn.loss import LMLoss, check_loss_arguments, language_model_loss
 from ulmfit_fast.nn.state import State
+from ulmfit_fast.seeds import draw_seed
 
 
 class LMOutput(NamedTuple):
@@ -147,7 +148,7 @@ class LanguageModel(nn.Module):
         )
         raw, state = self.encoder(tokens, state)
         p = self.output_dropout.p if self.training else 0.0
-        seed = rng.draw_seed() if p > 0.0 else None
+        seed = draw_seed() if p > 0.0 else None
         activation = temporal = raw.new_zeros(
             (), dtype=torch.promote_types(raw.dtype, torch.float32)
         )

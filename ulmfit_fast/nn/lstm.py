@@ -16,6 +16,7 @@ from ulmfit_fast import backend as backends
 from ulmfit_fast import functional, rng
 from ulmfit_fast.checks import as_seed, check_hx, check_input, check_lengths, probability, size
 from ulmfit_fast.masks import DropoutMasks
+from ulmfit_fast.seeds import draw_seed
 
 __all__ = ["LSTM"]
 
@@ -320,7 +321,7 @@ class LSTM(nn.Module):
         if seed is not None:
             seed = as_seed(seed)
         elif layer_p > 0 or (self.training and masks is None and self._drops()):
-            seed = rng.draw_seed()
+            seed = draw_seed()
         states: list[State | None] = [None] * len(weights)
         if hx is not None:
             states = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))

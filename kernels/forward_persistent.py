@@ -1,144 +1,15 @@
-"""The recurrence forwards: one launch a step, or one launch for all of them.
-
-Buffers, time-major and contiguous:
-
-- gates `(T, B, 4H)` interleaved: on entry x W_ih^T + b, on return the activated gates, unmasked;
-- states `(T + 1, B, H)` in the compute dtype and cells `(T + 1, B, H)` in float32: each step writes
-  a slot of its own. Forwards, step t reads slot t and writes slot t + 1, and slot 0 is the initial
-  state; in the reverse direction it reads slot t + 1 and writes slot t, and slot T is initial.
-"""
+"""The recurrence forwards, one launch for all steps; buffers as in forward_stepwise.py."""
 
 import torch
 import triton
 import triton.language as tl
 
-from ulmfit_fast.kernels.cell import activate, cell_forward, split_gates
-from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, arrive, wait
+from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, MAX_SPINS, arrive, wait
 from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
-from ulmfit_fast.kernels.philox import (
-    gate_bits,
-    interleave_columns,
-    scales_of_bits,
-    weight_scales,
-)
+from ulmfit_fast.kernels.lstm_step import finish_step
+from ulmfit_fast.kernels.philox import gate_bits, interleave_columns, weight_scales
 
-__all__ = ["run_persistent", "run_stepwise"]
-
-# Some 0.2 s of polls: far beyond any step, far below a watchdog.
-MAX_SPINS = 200_000
-
-
-@triton.jit
-def finish_step(
-    acc,
-    c,
-    columns,
-    bits,
-    gate_drop,
-    ROWS: tl.constexpr,
-    UNITS: tl.constexpr,
-    GATE_MASK: tl.constexpr,
-):
-    """Pre-activations (ROWS, 4 UNITS) and the old c to the activated gates, h and c."""
-    act = activate(acc, columns)
-    i, f, g, o = split_gates(act, ROWS, UNITS)
-    if GATE_MASK != 0:
-        z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)
-        i, f, g, o = i * z_i, f * z_f, g * z_g, o * z_o
-    h, c = cell_forward(i, f, g, o, c)
-    return act, h, c
-
-
-@triton.jit(do_not_specialize=["t", "steps", "batch_size", "mask_stream"])
-def forward_step_kernel(
-    gates,
-    weight,
-    states,
-    cells,
-    lengths,
-    seed,
-    t,
-    steps,
-    batch_size,
-    mask_stream,
-    gate_drop,
-    HIDDEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    UNITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GATE_MASK: tl.constexpr,
-    REVERSE: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr,
-    KEEP_GATES: tl.constexpr,
-    KEEP_CELLS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Step t of the recurrence. Weight is dropped already, (4H, H) interleaved."""
-    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)
-    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    ks = tl.arange(0, BLOCK_K)
-    row_in = rows[:, None] < batch_size
-    unit_in = row_in & (units[None, :] < HIDDEN)
-    gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
-    plane = (batch_size * HIDDEN).to(tl.int64)
-    if REVERSE:
-        slot_in = t + 1
-        slot_out = t
-    else:
-        slot_in = t
-        slot_out = t + 1
-
-    h_rows = states + slot_in * plane + rows[:, None] * HIDDEN
-    if HAS_LENGTHS:
-        length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
-        active = (t < length)[:, None]
-        if REVERSE:
-            # A row's first step is its last one in time; what follows in memory is padding.
-            slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
-            h_rows = states + slots * plane + rows[:, None] * HIDDEN
-
-    acc = tl.zeros((ROWS, 4 * UNITS), tl.float32)
-    for k in range(0, HIDDEN, BLOCK_K):
-        if HIDDEN % BLOCK_K == 0:
-            h = tl.load(h_rows + (k + ks)[None, :], mask=row_in, other=0.0)
-            w = tl.load(
-                weight + columns[None, :] * HIDDEN + (k + ks)[:, None],
-                mask=columns[None, :] < 4 * HIDDEN,
-                other=0.0,
-            )
-        else:
-            k_in = k + ks < HIDDEN
-            h = tl.load(h_rows + (k + ks)[None, :], mask=row_in & k_in[None, :], other=0.0)
-            w = tl.load(
-                weight + columns[None, :] * HIDDEN + (k + ks)[:, None],
-                mask=(columns[None, :] < 4 * HIDDEN) & k_in[:, None],
-                other=0.0,
-            )
-        acc = tl.dot(h, w, acc, input_precision=PRECISION)
-
-    gate_at = gates + t * 4 * plane + rows[:, None] * (4 * HIDDEN) + columns[None, :]
-    unit_at = rows[:, None] * HIDDEN + units[None, :]
-    c_old = tl.load(cells + slot_in * plane * KEEP_CELLS + unit_at, mask=unit_in, other=0.0)
-    acc += tl.load(gate_at, mask=gate_in, other=0.0).to(tl.float32)
-    act, h, c = finish_step(
-        acc,
-        c_old,
-        columns,
-        gate_bits(tl.load(seed), rows, units, t, mask_stream, gate_drop, HIDDEN, GATE_MASK),
-        gate_drop,
-        ROWS,
-        UNITS,
-        GATE_MASK,
-    )
-    if HAS_LENGTHS:
-        c = tl.where(active, c, c_old)
-        h = tl.where(active, h, 0.0)
-        act = tl.where(active, act, 0.0)
-    tl.store(states + slot_out * plane + unit_at, h.to(states.dtype.element_ty), mask=unit_in)
-    tl.store(cells + slot_out * plane * KEEP_CELLS + unit_at, c, mask=unit_in)
-    if KEEP_GATES:
-        tl.store(gate_at, act.to(gates.dtype.element_ty), mask=gate_in)
+__all__ = ["run"]
 
 
 @triton.jit(do_not_specialize=["start", "stop", "steps", "batch_size", "first_row", "mask_stream"])
@@ -343,48 +214,13 @@ def forward_kernel(
             poison = tl.where(alive > 0, 0.0, float("nan"))
 
 
-def run_stepwise(gates, dropped, states, cells, lengths, seed, call, tile):
-    """Launch every step.
-
-    Args:
-        gates: `(T, B, 4H)`, see the head of this file; so are states and cells.
-        dropped: `(4H, H)` dropped weight, interleaved.
-        states: see gates.
-        cells: `(T + 1, B, H)` float32, or `(1, B, H)` when the cell states are not kept.
-        lengths: `(B,)` int32 or None.
-        seed: 0-d int64 on the device.
-        call: `LayerCall`.
-        tile: `StepTile`.
-    """
-    steps, batch_size, width = gates.shape
-    hidden = width // 4
-    grid = (cdiv(hidden, tile.units), cdiv(batch_size, tile.rows))
-    constants = {
-        "HIDDEN": hidden,
-        "ROWS": tile.rows,
-        "UNITS": tile.units,
-        "BLOCK_K": tile.block_k,
-        "GATE_MASK": call.gate_mask,
-        "REVERSE": call.reverse,
-        "HAS_LENGTHS": lengths is not None,
-        "KEEP_GATES": call.keep_gates,
-        "KEEP_CELLS": call.keep_cells,
-        "PRECISION": call.precision,
-    }
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    for t in reversed(range(steps)) if call.reverse else range(steps):
-        args = (gates, dropped, states, cells, lengths, seed)
-        scalars = (t, steps, batch_size, call.mask_stream, call.gate_drop.arguments)
-        launch(forward_step_kernel, grid, (*args, *scalars), constants, options)
-
-
-def run_persistent(gates, weight, dropped, states, cells, lengths, seed, call, tile):
+def run(gates, weight, dropped, states, cells, lengths, seed, call, tile):
     """Launch the whole recurrence, once for each set of rows that fits on the device.
 
     Args:
-        gates: as in `run_stepwise`; so are states, cells, lengths, seed and call.
+        gates: as in `forward_stepwise.run`; so are states, cells, lengths, seed and call.
         weight: `(4H, H)` in PyTorch's order, undropped.
-        dropped: `(4H, H)` as in `run_stepwise`, or None when all tiles are resident.
+        dropped: `(4H, H)` as in `forward_stepwise.run`, or None when all tiles are resident.
         states: see gates.
         cells: see gates.
         lengths: see gates.

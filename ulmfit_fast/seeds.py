@@ -1,0 +1,54 @@
+"""Where a forward call's seed comes from; rng.py makes the masks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["draw_seed", "seeds_from"]
+
+_source: Callable[[], Tensor] | None = None
+
+
+def draw_seed(generator: torch.Generator | None = None) -> Tensor:
+    """Draw a 63-bit seed from PyTorch's CPU generator, so that `torch.manual_seed` rules.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> seed = draw_seed()
+        >>> seed.dtype, seed.shape
+        (torch.int64, torch.Size([]))
+
+    Args:
+        generator: the CPU generator to draw from; None is PyTorch's default one.
+
+    Returns:
+        A 0-d int64 CPU tensor in [0, 2**63 - 1).
+    """
+    if _source is not None and generator is None:
+        return _source()
+    # On the CPU, whatever the default device is.
+    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu", generator=generator)
+
+
+@contextmanager
+def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
+    """Have `draw_seed` take its seeds from elsewhere, as a CUDA graph must, whose seeds change.
+
+    Example:
+        >>> with seeds_from(lambda: torch.tensor(7)):
+        ...     draw_seed()
+        tensor(7)
+
+    Args:
+        source: returns a 0-d int64 tensor at each call, on any device.
+    """
+    global _source
+    before, _source = _source, source
+    try:
+        yield
+    finally:
+        _source = before
