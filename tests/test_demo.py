@@ -113,12 +113,16 @@ def test_confusion_and_examples_are_those_of_the_reported_classifier(demo: Demo)
     assert [(e["text"], e["label"]) for e in examples] == list(
         zip(demo.task.test_texts, demo.task.test_labels, strict=True)
     )[: len(examples)]
+    for example in examples:
+        assert max(abs(word["score"]) for word in example["words"]) > 0.3
+        assert "".join(w["word"] for w in example["words"]) == example["text"].replace(" ", "")
     assert len(examples) >= 10 and all(0.5 <= e["probability"] <= 1 for e in examples)
 
 
 @pytest.mark.slow
 def test_report_has_the_numbers_of_the_metrics(demo: Demo) -> None:
     page = (demo.out / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="word for"') > 5 < page.count('class="word against"')
     shown = table(page, "Accuracy by method")
     expected = scores(demo.metrics["accuracy"])
     assert shown == {

@@ -23,7 +23,17 @@ from ulmfit_fast.demo.docstrings import Document, read_docstrings
 from ulmfit_fast.demo.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.demo.task import LABELS, SwapTask, build_task, without_sentences
 from ulmfit_fast.estimator import ULMFiT
-from ulmfit_fast.report import Accuracy, Example, Json, LrTrace, Metrics, Perplexity, write_report
+from ulmfit_fast.report import (
+    Accuracy,
+    Example,
+    Json,
+    LrTrace,
+    Metrics,
+    Perplexity,
+    WordScore,
+    write_report,
+)
+from ulmfit_fast.saliency import explain
 from ulmfit_fast.training import History
 
 __all__ = ["run_demo"]
@@ -273,7 +283,7 @@ def _metrics(run: _Run, quick: bool) -> Metrics:
         },
         accuracy=run.accuracies,
         confusion=_confusion(run, probabilities),
-        examples=_examples(run, probabilities),
+        examples=_examples(run),
     )
 
 
@@ -323,13 +333,15 @@ def _confusion(run: _Run, probabilities: np.ndarray[Any, Any]) -> Any:
     return {"labels": names, "counts": counts}
 
 
-def _examples(run: _Run, probabilities: np.ndarray[Any, Any]) -> list[Example]:
+def _examples(run: _Run) -> list[Example]:
+    explained = explain(run.classifier, run.task.test_texts[:_EXAMPLES])
     return [
         Example(
-            text=run.task.test_texts[i],
-            label=run.task.test_labels[i],
-            prediction=str(run.classifier.labels[int(probabilities[i].argmax())]),
-            probability=round(float(probabilities[i].max()), 3),
+            text=found.text,
+            label=label,
+            prediction=str(found.label),
+            probability=round(found.probability, 3),
+            words=[WordScore(word=word.token, score=round(word.score, 3)) for word in found.words],
         )
-        for i in range(min(_EXAMPLES, len(probabilities)))
+        for found, label in zip(explained, run.task.test_labels, strict=False)
     ]
