@@ -47,6 +47,47 @@ def test_features_equal_pooling_over_the_whole_text() -> None:
 
 
 @pytest.mark.parametrize("bptt", [1, 5, 12, 100], ids="bptt{}".format)
+@pytest.mark.parametrize("max_len", [1, 5, 100], ids="max_len{}".format)
+def test_regularisers_are_means_over_the_pooled_outputs(bptt: int, max_len: int) -> None:
+    model, docs = make(bptt, max_len).eval(), texts()
+    found = model.regularised(*batch(docs, extra=9), alpha=3.0, beta=0.5)
+    assert close(found.logits, model(*batch(docs)))
+    spans = [model.encoder(doc[:, None])[0][-max_len:, 0] for doc in docs if len(doc)]
+    squares = torch.cat(spans).square()
+    steps = torch.cat([span[1:] - span[:-1] for span in spans]).square()
+    assert close(found.activation, 3.0 * squares.mean())
+    assert close(found.temporal, 0.5 * steps.mean() if steps.numel() else torch.zeros(()).double())
+
+
+def test_temporal_gradients_pass_from_window_to_window() -> None:
+    """The difference is taken across the windows' border; the state alone has no gradient there."""
+    model = make(4, 12)
+    for p in model.encoder.parameters():
+        p.requires_grad_(p is model.encoder.encoder.weight)
+    tokens, lengths = batch([torch.tensor([2, 3, 4, 5, 6])])
+    model.eval().regularised(tokens, lengths, alpha=0.0, beta=1.0).temporal.backward()
+    grad = model.encoder.encoder.weight.grad
+    model.zero_grad()
+    outputs, state = model.encoder(tokens[:4])
+    last, _ = model.encoder(tokens[4:], [(h.detach(), c.detach()) for h, c in state])
+    outputs = torch.cat([outputs, last])
+    (outputs[1:] - outputs[:-1]).square().mean().backward()
+    assert grad is not None and close(grad, model.encoder.encoder.weight.grad)
+    assert grad[6].any()
+
+
+def test_regularisers_of_texts_without_tokens_are_none() -> None:
+    found = make().eval().regularised(*batch([texts()[2]] * 2, extra=1))
+    assert found.activation.item() == 0.0 == found.temporal.item()
+
+
+@pytest.mark.parametrize("weights", [{"alpha": -1.0}, {"beta": float("nan")}])
+def test_weights_of_regularisers_below_0_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be at least 0"):
+        make().regularised(*batch(texts()), **weights)
+
+
+@pytest.mark.parametrize("bptt", [1, 5, 12, 100], ids="bptt{}".format)
 @pytest.mark.parametrize("max_len", [1, 5, 12, 100], ids="max_len{}".format)
 def test_result_depends_on_the_text_alone(bptt: int, max_len: int) -> None:
     model, docs = make(bptt, max_len).eval(), texts()

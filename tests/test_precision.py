@@ -112,10 +112,12 @@ def test_a_scaled_classifier_step_is_the_plain_one():
         (batch,) = _batches()
         torch.manual_seed(2)
         losses = [
-            classifier_step(model.train(), batch, optimizer, clip=0.1, precision=precision)
+            classifier_step(
+                model.train(), batch, optimizer, alpha=2.0, beta=1.0, clip=0.1, precision=precision
+            )
             for _ in range(3)
         ]
-        results.append((losses, [p.detach() for p in model.parameters()]))
+        results.append((np.array(losses), [p.detach() for p in model.parameters()]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

@@ -79,8 +79,8 @@ TABLE = {
     },
     ("paper", "fit_classifier"): {
         **ADAM_PAPER, **SLANTED, **NONE, **FIXED, "gradual_unfreezing": 1, "epochs": 50,
-        "lr": 0.01, "batch_size": 64, "bptt": 70, "max_len": 1400, "factor": 2.6, "clip": None,
-        "label_smoothing": 0.0, "lr_multipliers": None,
+        "alpha": 0.0, "beta": 0.0, "lr": 0.01, "batch_size": 64, "bptt": 70, "max_len": 1400,
+        "factor": 2.6, "clip": None, "label_smoothing": 0.0, "lr_multipliers": None,
     },
     ("fastai07", "pretrain"): {
         **ADAM_07, **SLANTED, **AR, **NONE, "weight_decay": 1e-7, "epochs": 12, "lr": 0.001,
@@ -93,7 +93,7 @@ TABLE = {
         "random_bptt": True, "rescale_lr": False, "group_order": "fastai", "label_smoothing": 0.0,
     },
     ("fastai07", "fit_classifier"): {
-        **ADAM_07, **FIXED, "weight_decay": 1e-6, "epochs": 52, "lr": 0.01, "batch_size": 32,
+        **AR, **ADAM_07, **FIXED, "weight_decay": 1e-6, "epochs": 52, "lr": 0.01, "batch_size": 32,
         "bptt": 70, "max_len": 1400, "factor": 2.6, "clip": 25.0, "lr_multipliers": None,
         "schedule": "slanted", "schedule_per": "stage", "cut_frac": (1 / 3, 1 / 3, 0.125),
         "ratio": 8.0, "gradual_unfreezing": (1, 1), "chain_thaw": False, "lr_decay": 1.0,
@@ -111,7 +111,7 @@ TABLE = {
         "group_order": "fastai", "label_smoothing": 0.0,
     },
     ("fastai_v2", "fit_classifier"): {
-        **ADAMW_V2, **V2, **FIXED, "epochs": 5, "lr": 0.05, "batch_size": 64, "bptt": 72,
+        **AR, **ADAMW_V2, **V2, **FIXED, "epochs": 5, "lr": 0.05, "batch_size": 64, "bptt": 72,
         "max_len": 1440, "factor": 2.6, "clip": 0.1, "gradual_unfreezing": (1, 1, 1),
         "lr_decay": (0.5, 0.5, 0.2), "reset_optimizer": True, "chain_thaw": False,
         "lr_multipliers": None, "label_smoothing": 0.0,
@@ -130,7 +130,7 @@ TABLE = {
         "group_order": "fastai", "label_smoothing": 0.0, "no_decay_on_bias_and_norm": False,
     },
     ("multifit", "fit_classifier"): {
-        **V1, **NONE, **FIXED, "schedule_per": "run", "optimizer": "adamw",
+        **AR, **V1, **NONE, **FIXED, "schedule_per": "run", "optimizer": "adamw",
         "betas": (0.8, 0.99), "eps": 1e-8, "weight_decay": 0.01, "epochs": 8, "lr": 0.02,
         "batch_size": 18, "bptt": 70, "max_len": 1400, "factor": pytest.approx(2.467088, rel=1e-5),
         "clip": 0.12, "label_smoothing": 0.1, "lr_multipliers": None,
@@ -253,7 +253,7 @@ def test_each_trains_from_end_to_end(name):
     assert tuned.epochs[-1].loss < first.epochs[0].loss
     stages = {"paper": 0, "fastai07": 0, "fastai_v2": 2, "multifit": 2}[name]
     assert len(tuned.unfreeze_steps) == stages
-    settings = toy_settings(preset.fit_classifier, 8)
+    settings = toy_settings(preset.fit_classifier, 12)
     config = classifier.scaled(preset.fit_classifier.get("drop_mult", 1.0))
     model = build_classifier(model, config, 2, settings)
     history = fit_classifier(model, docs, labels, settings, progress=False)

@@ -191,6 +191,30 @@ def test_classifier_learns() -> None:
     assert history.epochs[0].items == 24
 
 
+def test_classifiers_train_on_the_regularisers_and_report_the_cross_entropy() -> None:
+    def gradients(**weights: float) -> tuple[History, list[Tensor]]:
+        torch.manual_seed(0)
+        model, history = classifier(p=0.0, **NO_DROPOUT), History()
+        optimizer = SGD(model.parameters(), lr=1.0)
+        before = values(model)
+        train_classifier_epoch(model, labelled(24), optimizer, history=history, **weights)
+        return history, [b - a for a, b in zip(values(model), before, strict=True)]
+
+    plain, grads = gradients()
+    history, regularised = gradients(alpha=2.0, beta=1.0)
+    assert history.losses == plain.losses and plain.regularisers == [0.0]
+    torch.manual_seed(0)
+    model = classifier(p=0.0, **NO_DROPOUT)
+    (batch,) = labelled(24)
+    _, activation, temporal = model.regularised(batch.tokens, batch.lengths, alpha=2.0, beta=1.0)
+    terms = activation + temporal
+    terms.backward()
+    assert history.regularisers == [pytest.approx(terms.item(), rel=1e-4)]
+    for a, b, p in zip(grads, regularised, model.parameters(), strict=True):
+        own = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(b, a + own, rtol=1e-3, atol=1e-6)
+
+
 def test_classifier_loss_is_the_mean_over_the_texts() -> None:
     model = classifier(p=0.0, **NO_DROPOUT)
     result = train_classifier_epoch(model, labelled(10), SGD(model.parameters(), lr=0.0))

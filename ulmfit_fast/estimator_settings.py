@@ -44,7 +44,14 @@ _PER_STAGE = ("cut_frac", "pct_start")
 _STAGES: dict[str, dict[str, Any]] = {
     "pretrain": {"epochs": 10, "lr": 4e-3, "factor": 1.0},
     "fine_tune_lm": {"epochs": 15, "lr": 4e-3},
-    "fit_classifier": {"epochs": 10, "lr": 1e-2, "gradual_unfreezing": 1},
+    # The paper speaks of AR and TAR for the language model alone.
+    "fit_classifier": {
+        "epochs": 10,
+        "lr": 1e-2,
+        "gradual_unfreezing": 1,
+        "alpha": 0.0,
+        "beta": 0.0,
+    },
 }
 
 

@@ -178,11 +178,14 @@ def _classifier_losses(
     for epoch in itertools.count():
         batches.set_epoch(epoch)
         for batch in batches:
-            yield classifier_step(
+            loss = classifier_step(
                 model,
                 batch,
                 optimizer,
+                alpha=settings.alpha,
+                beta=settings.beta,
                 clip=settings.clip,
                 label_smoothing=settings.label_smoothing,
                 precision=precision,
             )
+            yield loss.cross_entropy

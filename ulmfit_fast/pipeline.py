@@ -135,6 +135,8 @@ def fit_classifier(
                 batches,
                 plan.optimizer,
                 plan.scheduler,
+                alpha=settings.alpha,
+                beta=settings.beta,
                 clip=settings.clip,
                 label_smoothing=settings.label_smoothing,
                 precision=precision,

@@ -66,8 +66,8 @@ class TrainingSettings:
         nonmono: of "nt_asgd", the evaluations without a new low that it waits for.
         clip: largest gradient norm, or None.
 
-        alpha: weight of the activation regulariser AR; of a language model.
-        beta: weight of the temporal regulariser TAR; of a language model.
+        alpha: weight of the activation regulariser AR.
+        beta: weight of the temporal regulariser TAR.
         label_smoothing: share of the target spread over all words or classes, in [0, 1).
 
         factor: a layer group's rate over that of the group below it; 1 gives all groups one rate.

@@ -29,6 +29,7 @@ from ulmfit_fast.precision import autocast as autocasting
 from ulmfit_fast.progress import progress_bar
 
 __all__ = [
+    "ClassifierLoss",
     "EpochResult",
     "History",
     "classifier_step",
@@ -64,7 +65,7 @@ class History:
 
     Attributes:
         losses: cross entropy of each step, in nats, with label smoothing where that is on.
-        regularisers: AR + TAR of each step; zeros for a classifier.
+        regularisers: AR + TAR of each step.
         lrs: learning rate of each layer group at each step, as the step was taken with it.
         epochs: result of each epoch.
         unfreeze_steps: first step of each stage of gradual unfreezing.
@@ -165,29 +166,45 @@ def train_language_model_epoch(
     return result
 
 
+class ClassifierLoss(NamedTuple):
+    """What a classifier's step came to.
+
+    Attributes:
+        cross_entropy: in nats, with label smoothing where that is on.
+        regularisers: AR + TAR.
+    """
+
+    cross_entropy: float
+    regularisers: float
+
+
 def classifier_step(
     model: TextClassifier,
     batch: ClassifierBatch,
     optimizer: Optimizer,
     *,
+    alpha: float = 0.0,
+    beta: float = 0.0,
     clip: float | None = None,
     label_smoothing: float = 0.0,
     precision: Precision = _FULL,
     step: int = 0,
-) -> float:
+) -> ClassifierLoss:
     """Train a classifier on one batch.
 
     Args:
         model: the classifier; its training mode is the caller's.
         batch: labelled texts.
         optimizer: takes the step.
+        alpha: weight of the activation regulariser AR.
+        beta: weight of the temporal regulariser TAR.
         clip: largest gradient norm, or None.
         label_smoothing: share of the target spread over all classes.
         precision: autocast and the scaling of gradients.
         step: steps taken before, for the error's message.
 
     Returns:
-        The cross entropy in nats.
+        The parts of the loss.
 
     Raises:
         FloatingPointError: if the loss is not finite; the parameters are those before the step.
@@ -196,9 +213,16 @@ def classifier_step(
     device, scaler = next(model.parameters()).device, precision.scaler
     if labels is None:
         raise ValueError("the batch has no labels, expected one for each text; pass labels")
+    texts = (tokens.to(device), lengths.to(device))
     with autocasting(device, precision.dtype):
-        logits = model(tokens.to(device), lengths.to(device))
+        if alpha or beta:
+            logits, *terms = model.regularised(*texts, alpha=alpha, beta=beta)
+        else:
+            logits, terms = model(*texts), []
     loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=label_smoothing)
+    cross_entropy = float(loss.detach())
+    for term in terms:
+        loss = loss + term
     value = float(loss.detach())
     if not math.isfinite(value):
         raise not_finite(value, step, layer_rates(optimizer))
@@ -214,7 +238,7 @@ def classifier_step(
     else:
         scaler.step(optimizer)
         scaler.update()
-    return value
+    return ClassifierLoss(cross_entropy, value - cross_entropy)
 
 
 def train_classifier_epoch(
@@ -223,6 +247,8 @@ def train_classifier_epoch(
     optimizer: Optimizer,
     scheduler: LRScheduler | None = None,
     *,
+    alpha: float = 0.0,
+    beta: float = 0.0,
     clip: float | None = None,
     label_smoothing: float = 0.0,
     precision: Precision = _FULL,
@@ -237,6 +263,8 @@ def train_classifier_epoch(
         batches: tuples (tokens `(T, B)`, lengths `(B,)`, labels `(B,)`, index `(B,)`).
         optimizer: steps on every batch.
         scheduler: steps after every batch.
+        alpha: weight of the activation regulariser AR.
+        beta: weight of the temporal regulariser TAR.
         clip: largest gradient norm, or None.
         label_smoothing: share of the target spread over all classes.
         precision: autocast and the scaling of gradients.
@@ -256,10 +284,12 @@ def train_classifier_epoch(
     with progress_bar(description, len(batches), enabled=progress) as advance:
         for batch in batches:
             lrs = layer_rates(optimizer)
-            value = classifier_step(
+            loss = classifier_step(
                 model,
                 batch,
                 optimizer,
+                alpha=alpha,
+                beta=beta,
                 clip=clip,
                 label_smoothing=label_smoothing,
                 precision=precision,
@@ -267,12 +297,12 @@ def train_classifier_epoch(
             )
             if scheduler is not None:
                 scheduler.step()
-            history.losses.append(value)
-            history.regularisers.append(0.0)
+            history.losses.append(loss.cross_entropy)
+            history.regularisers.append(loss.regularisers)
             history.lrs.append(lrs)
-            total += value * len(batch.lengths)
+            total += loss.cross_entropy * len(batch.lengths)
             count += len(batch.lengths)
-            advance(f"loss {value:.3f}")
+            advance(f"loss {loss.cross_entropy:.3f}")
     result = EpochResult(total / max(1, count), count, time.perf_counter() - start)
     _log.info("%s: loss %.4f, %.0f s", description, result.loss, result.seconds)
     history.epochs.append(result)

@@ -15,6 +15,7 @@ from fastai_parts import (
     language_models,
     our_names,
     recording,
+    regularised,
     replaying,
     their_loss,
 )
@@ -209,6 +210,28 @@ def test_classifiers_train_equally_with_the_same_masks(padded):
     assert_equal_gradients(new, old)
     for name, value in our_names(old.state_dict()).items():
         assert_equal(new.state_dict()[name], value)  # BatchNorm's averages among them
+
+
+def test_regularisers_of_classifiers_are_equal_with_the_same_masks():
+    """Where no text is padded: fastai takes the outputs of the padding in."""
+    old, new = classifiers(max_len=16)
+    for model in (old, new):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    lengths = torch.tensor([24] * 4)
+    tokens, labels = texts_of(lengths), torch.tensor([0, 2, 1, 1])
+    with recording(seeds := []):
+        logits, activation, temporal = new.regularised(tokens, lengths, alpha=2.0, beta=1.0)
+    loss = F.cross_entropy(logits, labels) + activation + temporal
+    loss.backward()
+    assert activation > 0 and temporal > 0
+    with replaying(seeds):
+        logits, raw, dropped = old(for_fastai(tokens, lengths, bptt=8))
+    theirs = regularised(F.cross_entropy(logits, labels), raw, dropped)
+    theirs.backward()
+    assert_equal(loss, theirs)
+    assert_equal_gradients(new, old)
 
 
 @pytest.mark.parametrize("window", [5, 40])

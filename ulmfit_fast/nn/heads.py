@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.dropout import check_probability
-from ulmfit_fast.nn.pooling import ConcatPool
+from ulmfit_fast.nn.pooling import ConcatPool, SpanRegularisers
 from ulmfit_fast.nn.state import State, detach_state
+
+
+class RegularisedLogits(NamedTuple):
+    """What `TextClassifier.regularised` returns.
+
+    Attributes:
+        logits: (B, C).
+        activation: AR, alpha * mean(output ** 2) over the pooled outputs of all texts, a scalar.
+        temporal: TAR, beta * mean((output[t + 1] - output[t]) ** 2) over the same, a scalar.
+    """
+
+    logits: Tensor
+    activation: Tensor
+    temporal: Tensor
 
 
 class TextClassifier(nn.Module):
@@ -81,7 +97,9 @@ class TextClassifier(nn.Module):
             nn.Linear(hidden, num_classes, bias=False),
         )
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, regularisers: SpanRegularisers | None = None
+    ) -> Tensor:
         """Score the classes of each text.
 
         In training mode the head normalises over the batch; a batch of one row, which has no
@@ -90,6 +108,7 @@ class TextClassifier(nn.Module):
         Args:
             tokens: token ids, (T, B), int64 or int32, padded at the end with any valid id.
             lengths: tokens of each text, (B,), int64, 0 to T.
+            regularisers: take the pooled outputs in as well; see `regularised`.
 
         Returns:
             Logits, (B, C).
@@ -99,8 +118,32 @@ class TextClassifier(nn.Module):
             ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
                 outside [0, V).
         """
-        logits: Tensor = self.head(self.features(tokens, lengths))
+        logits: Tensor = self.head(self._pooled(tokens, lengths, regularisers))
         return logits
+
+    def regularised(
+        self, tokens: Tensor, lengths: Tensor, *, alpha: float = 2.0, beta: float = 1.0
+    ) -> RegularisedLogits:
+        """Score the classes of each text, with the regularisers of a training step.
+
+        Args:
+            tokens: token ids, (T, B), as in `forward`.
+            lengths: tokens of each text, (B,), as in `forward`.
+            alpha: weight of AR; 0 leaves it out.
+            beta: weight of TAR; 0 leaves it out.
+
+        Returns:
+            The logits of `forward`, AR and TAR.
+
+        Raises:
+            TypeError: if tokens or lengths are not tensors of integers.
+            ValueError: if alpha or beta is negative, shapes differ, a length is outside [0, T] or
+                a token on the CPU is outside [0, V).
+        """
+        sums = SpanRegularisers(alpha=alpha, beta=beta)
+        # Through __call__, for the hooks that a user, or a wrapper, has put on the model.
+        logits = self(tokens, lengths, sums)
+        return RegularisedLogits(logits, *sums.result())
 
     def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Pool the encoder's outputs over the last `max_len` tokens of each text.
@@ -117,9 +160,17 @@ class TextClassifier(nn.Module):
             ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
                 outside [0, V).
         """
+        return self._pooled(tokens, lengths, None)
+
+    def _pooled(
+        self, tokens: Tensor, lengths: Tensor, regularisers: SpanRegularisers | None
+    ) -> Tensor:
         counts = _checked_lengths(tokens, lengths)
         ends = lengths.to(tokens.device, torch.int64)
-        pool = ConcatPool((ends - self.max_len).clamp(min=0), ends, self.encoder.encoder.weight)
+        span = ((ends - self.max_len).clamp(min=0), ends)
+        pool = ConcatPool(*span, self.encoder.encoder.weight)
+        if regularisers is not None:
+            regularisers.begin(*span)
         first_pooled = min((max(n - self.max_len, 0) for n in counts if n), default=0)
         longest = max(counts, default=0)
         state: State | None = None
@@ -133,6 +184,8 @@ class TextClassifier(nn.Module):
             state = detach_state(state)
             if pooled:
                 pool.add(output, start)
+                if regularisers is not None:
+                    regularisers.add(output, start)
         return pool.result().to(next(self.head.parameters()).dtype)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:

@@ -75,7 +75,7 @@ def language_model_loss(
     Source:
         Merity et al. (2018), section 4.6 (alpha, beta); total = CE + AR + TAR.
     """
-    logits = _at_least_float32(output.logits)
+    logits = at_least_float32(output.logits)
     check_loss_arguments(
         targets, logits.shape[:2], alpha, beta, ar_on=ar_on, label_smoothing=label_smoothing
     )
@@ -90,10 +90,10 @@ def language_model_loss(
     cross_entropy = summed / (targets != ignore_index).sum().clamp(min=1)
     activation = temporal = logits.new_zeros(())
     if alpha > 0.0:
-        active = _at_least_float32(output.dropped if ar_on == "dropped" else output.raw)
+        active = at_least_float32(output.dropped if ar_on == "dropped" else output.raw)
         activation = alpha * active.square().mean()
     if beta > 0.0 and len(output.raw) > 1:
-        raw = _at_least_float32(output.raw)
+        raw = at_least_float32(output.raw)
         temporal = beta * (raw[1:] - raw[:-1]).square().mean()
     return LMLoss(cross_entropy, activation, temporal, cross_entropy + activation + temporal)
 
@@ -133,9 +133,7 @@ def check_loss_arguments(
             f"targets have shape {tuple(targets.shape)}, expected at least one: a mean over none "
             "is not a number; leave the batch out"
         )
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not value >= 0.0:
-            raise ValueError(f"{name} must be at least 0, got {value}: 0 leaves the term out")
+    check_regularisers(alpha, beta)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(
             f"label_smoothing must be in [0, 1], got {label_smoothing}: it is the share of the "
@@ -145,5 +143,13 @@ def check_loss_arguments(
         raise ValueError(f"ar_on must be 'dropped' or 'raw', got {ar_on!r}")
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def check_regularisers(alpha: float, beta: float) -> None:
+    """Refuse weights of AR and TAR that are negative, or no numbers."""
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not value >= 0.0:
+            raise ValueError(f"{name} must be at least 0, got {value}: 0 leaves the term out")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return a tensor of half precision in float32, any other one as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

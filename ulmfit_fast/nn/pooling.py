@@ -1,9 +1,11 @@
-"""Concat pooling over texts that arrive in windows."""
+"""What is formed of a text's outputs as they arrive in windows: pools, and AR and TAR."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ulmfit_fast.nn.loss import at_least_float32, check_regularisers
 
 
 class ConcatPool:
@@ -46,8 +48,7 @@ class ConcatPool:
             start: time step of output[0].
         """
         output = output.to(self.total.dtype)
-        step = torch.arange(start, start + len(output), device=output.device).unsqueeze(1)
-        outside = ((step < self.first) | (step >= self.stop)).unsqueeze(-1)  # (T, B, 1)
+        outside = _outside(output, start, self.first, self.stop)
         self.total = self.total + output.masked_fill(outside, 0.0).sum(0)
         self.maximum = torch.maximum(self.maximum, output.masked_fill(outside, -torch.inf).amax(0))
         final = self.stop - 1 - start
@@ -66,3 +67,80 @@ class ConcatPool:
         maximum = torch.where(count > 0, self.maximum, 0.0)
         mean = self.total / count.clamp(min=1)
         return torch.cat([self.last, maximum, mean], dim=1)
+
+
+class SpanRegularisers:
+    """Form AR and TAR of the outputs of each row's span, window by window.
+
+    They are means over the outputs that are pooled: padding adds nothing, and no row weighs more
+    for being beside a longer one. TAR has the step from window to window too.
+
+    Example:
+        >>> import torch
+        >>> sums = SpanRegularisers(alpha=2.0, beta=1.0)
+        >>> sums.begin(torch.tensor([0]), torch.tensor([3]))
+        >>> sums.add(torch.tensor([[[4.0]], [[1.0]]]), start=0)
+        >>> sums.add(torch.tensor([[[1.0]], [[9.0]]]), start=2)  # the 9 is beyond the row's end
+        >>> [part.item() for part in sums.result()]
+        [12.0, 4.5]
+
+    Args:
+        alpha: weight of AR.
+        beta: weight of TAR; a span of one step has none.
+
+    Raises:
+        ValueError: if alpha or beta is negative.
+
+    Source:
+        Merity et al. (2018), section 4.6, of the last layer's output, as in fastai's classifiers.
+    """
+
+    def __init__(self, *, alpha: float, beta: float) -> None:
+        check_regularisers(alpha, beta)
+        self.alpha = alpha
+        self.beta = beta
+
+    def begin(self, first: Tensor, stop: Tensor) -> None:
+        """Start anew.
+
+        Args:
+            first: first time step of each row's span, (B,), int64.
+            stop: time step after each row's span, (B,), int64.
+        """
+        self.first = first
+        self.stop = stop
+        self._squares = self._steps = torch.zeros((), device=first.device)
+        self._before: Tensor | None = None
+        self._width = 1
+
+    def add(self, output: Tensor, start: int) -> None:
+        """Take the outputs of one window in.
+
+        Args:
+            output: (T, B, E).
+            start: time step of output[0].
+        """
+        output = at_least_float32(output)
+        self._width = output.shape[-1]
+        outside = _outside(output, start, self.first, self.stop)
+        self._squares = self._squares + output.masked_fill(outside, 0.0).square().sum()
+        if self._before is not None:
+            output = torch.cat([self._before, output])
+            start -= 1
+        # Of two steps the later one is past the span's first, or the earlier is outside.
+        apart = _outside(output[1:], start + 1, self.first + 1, self.stop)
+        steps = (output[1:] - output[:-1]).masked_fill(apart, 0.0)
+        self._steps = self._steps + steps.square().sum()
+        self._before = output[-1:]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return AR and TAR of all windows so far, each a scalar in at least float32."""
+        outputs = (self.stop - self.first).sum().clamp(min=1) * self._width
+        steps = (self.stop - self.first - 1).clamp(min=0).sum().clamp(min=1) * self._width
+        return self.alpha * self._squares / outputs, self.beta * self._steps / steps
+
+
+def _outside(output: Tensor, start: int, first: Tensor, stop: Tensor) -> Tensor:
+    """Say of each step of a window whether it is outside a row's span, (T, B, 1)."""
+    step = torch.arange(start, start + len(output), device=output.device).unsqueeze(1)
+    return ((step < first) | (step >= stop)).unsqueeze(-1)

@@ -4,8 +4,8 @@ A preset is four sets of keyword arguments: of `ULMFiT`, and of its methods `pre
 `fine_tune_lm` and `fit_classifier`. The three stages hold fields of `TrainingSettings`, and
 "drop_mult" where the source has another factor on the dropouts of that stage than on the model's.
 
-What no preset reproduces: the classifiers of fastai are trained with AR and TAR too, here these
-belong to language models; fastai 0.7 has a decoder without a bias, pools over padding as well, and
+What no preset reproduces: fastai takes a classifier's AR and TAR over padding as well, here they
+are means over real tokens; fastai 0.7 has a decoder without a bias, pools over padding too, and
 pre-trains with a sampled softmax; MultiFiT has QRNN layers where LSTM layers stand here.
 """
 

@@ -63,6 +63,8 @@ def paper() -> Preset:
         fit_classifier={
             **common,
             "epochs": 50,
+            "alpha": 0.0,
+            "beta": 0.0,
             "lr": 1e-2,
             "factor": 2.6,
             "max_len": 1400,
@@ -143,6 +145,8 @@ def fastai07() -> Preset:
             "factor": 2.6,
             "batch_size": 32,
             "weight_decay": 1e-6,
+            "alpha": 2.0,
+            "beta": 1.0,
             "clip": 25.0,
             "max_len": 1400,
             "schedule_per": "stage",
