@@ -11,6 +11,7 @@ NAMES = [
     "Ensemble",
     "GradualUnfreezing",
     "LSTM",
+    "Run",
     "SlantedTriangularLR",
     "ULMFiT",
     "ULMFiTClassifier",

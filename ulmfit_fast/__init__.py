@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ulmfit_fast import compat, presets
     from ulmfit_fast.ensemble import Ensemble, fit_ensemble
     from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.runs import Run
     from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "DropoutMasks",
     "Ensemble",
     "GradualUnfreezing",
+    "Run",
     "SlantedTriangularLR",
     "ULMFiT",
     "ULMFiTClassifier",
@@ -55,6 +57,7 @@ __all__ = [
 # The protocol needs the [text] extra, and what is not used is not imported; the LSTM needs neither.
 _LAZY = {
     "Ensemble": "ulmfit_fast.ensemble",
+    "Run": "ulmfit_fast.runs",
     "ULMFiT": "ulmfit_fast.estimator",
     "ULMFiTClassifier": "ulmfit_fast.sklearn_classifier",
     "compat": "ulmfit_fast",

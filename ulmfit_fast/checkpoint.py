@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.data.tokenizer import Tokenizer
-from ulmfit_fast.directories import CONFIG, open_to_umask, write_directory, write_text
+from ulmfit_fast.directories import CONFIG, open_to_umask, settle, write_directory, write_text
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
 __all__ = [
@@ -207,6 +207,7 @@ def read_config(path: Path, expected: str) -> dict[str, Any]:
         FileNotFoundError: if there is no such directory or file.
         ValueError: if it is of another format, of a newer version or damaged.
     """
+    settle(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is no directory; give the directory of a saved model")
     try:

@@ -16,6 +16,8 @@ except ModuleNotFoundError as error:
         "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
     ) from error
 
+from ulmfit_fast.directories import is_run_file
+
 __all__ = [
     "BatchSize",
     "Device",
@@ -85,8 +87,9 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             command(*args, **kwargs)
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
-            say("interrupted; the model of the last finished epoch, if any, is in --out")
+        except KeyboardInterrupt as stop:
+            kept = str(stop) or "the model of the last finished epoch, if any, is in --out"
+            say(f"interrupted; {kept}")
             raise typer.Exit(130) from None
         except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
             say(f"error: {' '.join(str(error).split())}")
@@ -105,7 +108,8 @@ def check_out(out: Path) -> None:
     target = out.resolve()
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+    names = [path.name for path in target.iterdir()] if target.is_dir() else []
+    if "config.json" not in names and not all(map(is_run_file, names)):
         raise FileExistsError(
             f"--out {out} holds something other than a model; choose a new directory"
         )

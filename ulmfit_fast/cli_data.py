@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ from ulmfit_fast.cli_app import TextColumn, app, check_writable, guarded, say, t
 
 if TYPE_CHECKING:
     from ulmfit_fast.data import Tokenizer
+    from ulmfit_fast.data.bad_rows import OnError
 
 __all__ = ["tokenize"]
 
@@ -49,20 +49,37 @@ def tokenize(
     anew: Annotated[
         bool, typer.Option("--anew", help="Replace what is there instead of going on with it.")
     ] = False,
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-rows", help="Leave out rows that cannot be read, and tell at the end."
+        ),
+    ] = False,
     text_column: TextColumn = "text",
 ) -> None:
     """Turn a corpus, also one larger than memory, into ids; go on where it was broken off."""
-    from ulmfit_fast.data import TokenStore
+    from ulmfit_fast.data import Tokenizer, TokenStore, read_texts
 
     check_writable(out)
-    source = _source(text, layout)
+    on_error: OnError = "skip" if skip_bad_rows else "raise"
+    source = _source(text, layout, on_error)
     try:
         found = _tokenizer(model, tokenizer)
         if found is None:
-            found = _learnt(_source(text, layout), text_column, tokenizer, max_vocab, min_freq)
+            texts = read_texts(
+                _source(text, layout, on_error), text_column=text_column, on_error=on_error
+            )
+            say("learning the vocabulary")
+            found = Tokenizer.train(texts, tokenizer, max_vocab, min_freq)  # type: ignore[arg-type]
         say(f"a {found.kind} tokenizer with a vocabulary of {len(found.vocab)}")
         store = TokenStore.build(
-            out, source, found, text_column=text_column, workers=workers, resume=not anew
+            out,
+            source,
+            found,
+            text_column=text_column,
+            on_error=on_error,
+            workers=workers,
+            resume=not anew,
         )
     except KeyboardInterrupt:
         say("interrupted; what is done is kept: give the same command again to go on")
@@ -70,7 +87,7 @@ def tokenize(
     say(f"{len(store)} documents, {len(store.ids)} tokens in {out}")
 
 
-def _source(paths: list[Path], layout: str) -> Any:
+def _source(paths: list[Path], layout: str, on_error: OnError) -> Any:
     """Return what `read_texts` takes."""
     from ulmfit_fast.data.formats import LAYOUTS
 
@@ -79,31 +96,34 @@ def _source(paths: list[Path], layout: str) -> Any:
     if layout not in LAYOUTS:
         raise ValueError(f"--layout is {layout!r}, expected {_LAYOUTS}")
     # Read the first of each here, so that a wrong path is told before any work.
-    return itertools.chain.from_iterable([LAYOUTS[layout](path) for path in paths])
+    return itertools.chain.from_iterable(
+        [LAYOUTS[layout](path, on_error=on_error) for path in paths]
+    )
 
 
 def _tokenizer(model: Path | None, name: str) -> Tokenizer | None:
     """Return the tokenizer that is there already, or None if one is to be learnt."""
-    from ulmfit_fast.data import Tokenizer
-
     if model is not None:
         path = model / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"--model {model} has no tokenizer.json, expected a saved model or a store"
             )
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        return _ours(path)
     if not name.endswith(".json"):
         return None
-    content = json.loads(Path(name).read_text(encoding="utf-8"))
-    if isinstance(content, dict) and "format" in content:
-        return Tokenizer.from_json(json.dumps(content))
-    return Tokenizer.from_huggingface(name)
+    return _ours(Path(name), or_theirs=True)
 
 
-def _learnt(source: Any, text_column: str, kind: str, max_vocab: int, min_freq: int) -> Tokenizer:
-    from ulmfit_fast.data import Tokenizer, read_texts
+def _ours(path: Path, *, or_theirs: bool = False) -> Tokenizer:
+    from ulmfit_fast.data import Tokenizer
+    from ulmfit_fast.data.json_text import parse_json
 
-    texts = read_texts(source, text_column=text_column)
-    say("learning the vocabulary")
-    return Tokenizer.train(texts, kind, max_vocab, min_freq)  # type: ignore[arg-type]
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = parse_json(text, "the tokenizer")
+        if or_theirs and not (isinstance(content, dict) and "format" in content):
+            return Tokenizer.from_huggingface(path)
+        return Tokenizer.from_json(text)
+    except ValueError as error:
+        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from error

@@ -9,9 +9,25 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["CONFIG", "local_directory", "open_to_umask", "write_directory", "write_text"]
+__all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
+    "FAILED_STEP",
+    "METRICS",
+    "is_run_file",
+    "local_directory",
+    "open_to_umask",
+    "settle",
+    "sync_directory",
+    "write_directory",
+    "write_text",
+]
 
 CONFIG = "config.json"
+# What a run keeps beside the model that it makes.
+METRICS, CHECKPOINTS, FAILED_STEP = "metrics.jsonl", "checkpoints", "failed-step-"
+# A model that is complete and on its way into a directory that holds a run.
+_INCOMING = ".incoming"
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 
 
@@ -29,6 +45,9 @@ def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], N
     """
     # Resolved, so that behind a link it is the model that is replaced.
     target = Path(directory).resolve()
+    if target.is_dir() and any(is_run_file(path.name) for path in target.iterdir()):
+        _write_into(target, write)
+        return
     if target.exists() and not _may_replace(target):
         raise FileExistsError(
             f"{target} exists and is no model directory (it has no {CONFIG}); "
@@ -46,6 +65,57 @@ def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], N
         _replace(written, target)
     finally:
         shutil.rmtree(written, ignore_errors=True)
+
+
+def is_run_file(name: str) -> bool:
+    """Tell whether a name in a model's directory is of the run that makes the model.
+
+    >>> is_run_file("metrics.jsonl"), is_run_file("config.json")
+    (True, False)
+
+    Args:
+        name: of a file or directory.
+    """
+    return name in (METRICS, CHECKPOINTS) or name.startswith((FAILED_STEP, _INCOMING))
+
+
+def _write_into(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a model into the directory of its run, which stays.
+
+    The model comes in as a directory of its own, whose renaming is the moment from which it counts;
+    `settle` then moves its files out, now or after a crash.
+    """
+    if Path.cwd().is_relative_to(target):
+        raise FileExistsError(
+            f"{target} is the working directory, which cannot be written as a whole; "
+            "choose a directory in it or beside it"
+        )
+    settle(target)
+    written = Path(tempfile.mkdtemp(prefix=f"{_INCOMING}-", dir=target))
+    try:
+        write(written)
+        os.replace(written, target / _INCOMING)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    settle(target)
+
+
+def settle(directory: Path) -> None:
+    """Move in a model that was complete when a crash came.
+
+    Args:
+        directory: of a model.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    incoming = directory / _INCOMING
+    if not incoming.is_dir():
+        return
+    # The description last: until it is there, a reader finds the old one or comes here.
+    for path in sorted(incoming.iterdir(), key=lambda path: path.name == CONFIG):
+        os.replace(path, directory / path.name)
+    incoming.rmdir()
 
 
 def _may_replace(target: Path) -> bool:
@@ -81,6 +151,16 @@ def _umask() -> int:
 def open_to_umask(path: Path) -> None:
     """Let all read a file that the umask lets in, where it was written for its owner alone."""
     path.chmod(0o666 & ~_umask())
+
+
+def sync_directory(path: Path) -> None:
+    """See a directory's names on the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,11 +17,12 @@ from ulmfit_fast.directories import CONFIG, write_directory, write_text
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_base import Texts
 from ulmfit_fast.estimator_checks import Label
+from ulmfit_fast.serving.predictor import Predictor
 
 __all__ = ["Ensemble", "fit_ensemble"]
 
 
-class Ensemble:
+class Ensemble(Predictor):
     """Classifiers that answer together: the mean of their probabilities.
 
     Example:
@@ -67,32 +68,12 @@ class Ensemble:
                     f"{self.labels!r:.120}, expected the same; fit all of them on the same labels"
                 )
 
-    def predict(
-        self, texts: Texts, *, text_column: str = "text", batch_size: int = 64
-    ) -> list[Label]:
-        """Return the most probable label of each text, in the order of the texts.
+    def _require_classifier(self) -> None:
+        """Do nothing: each model has one."""
 
-        Args:
-            texts: what to classify.
-            text_column: column of .csv and .jsonl files.
-            batch_size: texts at a time; the result does not depend on it.
-        """
-        scores = self.predict_proba(texts, text_column=text_column, batch_size=batch_size)
-        return [self.labels[index] for index in scores.argmax(axis=1)]
-
-    def predict_proba(
-        self, texts: Texts, *, text_column: str = "text", batch_size: int = 64
-    ) -> npt.NDArray[np.float32]:
-        """Return the mean probability of each class, `(N, C)`, in the order of `labels`.
-
-        Args:
-            texts: what to classify.
-            text_column: column of .csv and .jsonl files.
-            batch_size: texts at a time; the result does not depend on it.
-        """
-        # An iterator can be read only once.
-        corpus = list(read_texts(texts, text_column=text_column))
-        parts = [model.predict_proba(corpus, batch_size=batch_size) for model in self.models]
+    def _probabilities(self, texts: list[str], batch_size: int) -> npt.NDArray[np.float32]:
+        """Return the mean probability of each class."""
+        parts = [model._probabilities(texts, batch_size) for model in self.models]
         mean: npt.NDArray[np.float32] = np.mean(parts, axis=0)
         return mean
 

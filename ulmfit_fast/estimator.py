@@ -12,6 +12,7 @@ from ulmfit_fast import pipeline
 from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.distributed import shared_text, world
 from ulmfit_fast.estimator_base import Path, TextModel, Texts, corpus_of
 from ulmfit_fast.estimator_checks import Label, checked_device, checked_seed, plain_labels
 from ulmfit_fast.estimator_settings import (
@@ -26,6 +27,8 @@ from ulmfit_fast.estimator_settings import (
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.presets import Preset
+from ulmfit_fast.runs.run import Run
+from ulmfit_fast.runs.stage import StageRun
 from ulmfit_fast.training import History
 
 __all__ = ["ULMFiT"]
@@ -137,6 +140,7 @@ class ULMFiT(TextModel):
         lr: float | None = None,
         drop_mult: float | None = None,
         text_column: str = "text",
+        run: Run | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Train a language model from scratch on general text (stage 1).
@@ -147,6 +151,7 @@ class ULMFiT(TextModel):
             lr: largest learning rate, for all layers; None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
+            run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
         Returns:
@@ -159,12 +164,14 @@ class ULMFiT(TextModel):
             self.settings, "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         language_model_config(self.settings, drop_mult)  # refused before the texts are read
+        if run is not None:
+            run.check("pretrain")
         corpus = corpus_of(texts, text_column)
         torch.manual_seed(self.seed)
-        tokenizer = self._given_tokenizer or self._train_tokenizer(corpus)
+        tokenizer = self._given_tokenizer or self._tokenizer_of("pretrain", run, corpus)
         config = language_model_config(self.settings, drop_mult, len(tokenizer.vocab))
         model = LanguageModel(config).to(self.device)
-        self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training)
+        self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
         return self
 
     def fine_tune_lm(
@@ -175,6 +182,7 @@ class ULMFiT(TextModel):
         lr: float | None = None,
         drop_mult: float | None = None,
         text_column: str = "text",
+        run: Run | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Adapt the language model to the text of the task, labels not needed (stage 2).
@@ -189,6 +197,7 @@ class ULMFiT(TextModel):
                 None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
+            run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
         Returns:
@@ -203,16 +212,19 @@ class ULMFiT(TextModel):
         )
         dropout = language_model_config(self.settings, drop_mult)
         self._require_language_model()
+        if run is not None:
+            run.check("fine_tune_lm")
         corpus = corpus_of(texts, text_column)
         torch.manual_seed(self.seed + 1)
         if self.settings["tokenizer"] in ("word", "spacy"):
-            tokenizer, model = self._carried_over(corpus)
+            tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
+            model = self._carried_over(tokenizer)
         else:
             # A copy, so that a stage that fails leaves the model as it was.
             tokenizer = self._require_tokenizer()
             model = copy.deepcopy(self._require_language_model())
         model = with_dropout(model, dropout)
-        self._train_lm("fine_tune_lm", "fine-tuning", tokenizer, model, corpus, training)
+        self._train_lm("fine_tune_lm", "fine-tuning", tokenizer, model, corpus, training, run)
         return self
 
     def use_vocabulary_of(self, texts: Texts, *, text_column: str = "text") -> ULMFiT:
@@ -230,14 +242,26 @@ class ULMFiT(TextModel):
         """
         self._require_language_model()
         corpus = corpus_of(texts, text_column)
-        self.tokenizer, self.language_model = self._carried_over(corpus)
+        tokenizer = self._train_tokenizer(corpus)
+        self.tokenizer, self.language_model = tokenizer, self._carried_over(tokenizer)
         self.classifier, self.labels = None, []
         return self
 
-    def _carried_over(self, corpus: Sequence[str] | TokenStore) -> tuple[Tokenizer, LanguageModel]:
+    def _carried_over(self, tokenizer: Tokenizer) -> LanguageModel:
         model, old = self._require_language_model(), self._require_tokenizer()
-        new = self._train_tokenizer(corpus)
-        return new, pipeline.with_vocabulary(model, old.vocab, new.vocab)
+        return pipeline.with_vocabulary(model, old.vocab, tokenizer.vocab)
+
+    def _tokenizer_of(
+        self, stage: str, run: Run | None, corpus: Sequence[str] | TokenStore
+    ) -> Tokenizer:
+        """Return the tokenizer of the run that is resumed, or one that the corpus teaches."""
+        kept = None if run is None else run.tokenizer(stage)
+        if kept is not None:
+            return kept
+        if world().size == 1:
+            return self._train_tokenizer(corpus)
+        text = shared_text(lambda: self._train_tokenizer(corpus).to_json())
+        return Tokenizer.from_json(text)
 
     def _train_tokenizer(self, corpus: Sequence[str] | TokenStore) -> Tokenizer:
         if isinstance(corpus, TokenStore):
@@ -258,6 +282,7 @@ class ULMFiT(TextModel):
         model: LanguageModel,
         corpus: Sequence[str] | TokenStore,
         training: TrainingSettings,
+        run: Run | None,
     ) -> None:
         parts = {"tokenizer": tokenizer, "language_model": model, "classifier": None, "labels": []}
         pipeline.train_language_model(
@@ -268,6 +293,7 @@ class ULMFiT(TextModel):
             description=description,
             progress=self.progress,
             after_epoch=lambda _, history: self._adopt(stage, history, parts),
+            run=None if run is None else StageRun(run, stage, tokenizer),
         )
         model.eval()
 
@@ -278,7 +304,7 @@ class ULMFiT(TextModel):
         if self.tokenizer is not None:
             self.settings["tokenizer"] = self.tokenizer.kind
         self.histories[stage] = history
-        if self.checkpoint_dir is not None:
+        if self.checkpoint_dir is not None and world().rank == 0:
             self.save(self.checkpoint_dir)
 
     def fit_classifier(
@@ -292,6 +318,7 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         label_column: str = "label",
+        run: Run | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Fit a classifier on the encoder of the language model (stage 3).
@@ -310,6 +337,7 @@ class ULMFiT(TextModel):
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
             label_column: column of .csv and .jsonl files.
+            run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
         Returns:
@@ -325,6 +353,8 @@ class ULMFiT(TextModel):
             self.settings, "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         classifier_config(self.settings, drop_mult)  # refused before the texts are read
+        if run is not None:
+            run.check("fit_classifier")
         if labels is None:
             corpus, found = read_labelled(texts, text_column=text_column, label_column=label_column)
             own: list[Label] = list(found)
@@ -338,7 +368,9 @@ class ULMFiT(TextModel):
         if len(classes) < 2:
             raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
         torch.manual_seed(self.seed + 2)
-        tokenizer = self.tokenizer or self._given_tokenizer or self._train_tokenizer(corpus)
+        tokenizer = self.tokenizer or self._given_tokenizer
+        if tokenizer is None:
+            tokenizer = self._tokenizer_of("fit_classifier", run, corpus)
         config = classifier_config(self.settings, drop_mult, len(tokenizer.vocab))
         model = pipeline.build_classifier(self.language_model, config, len(classes), training)
         model.to(self.device)
@@ -356,6 +388,7 @@ class ULMFiT(TextModel):
             progress=self.progress,
             # Making the model ready to predict after every epoch costs a pass over the texts.
             after_epoch=None if self.checkpoint_dir is None else adopt,
+            run=None if run is None else StageRun(run, "fit_classifier", tokenizer),
         )
         if self.checkpoint_dir is None:
             adopt(training.epochs, history)

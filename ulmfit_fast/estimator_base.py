@@ -22,6 +22,8 @@ from ulmfit_fast.evaluation import predict_logits
 from ulmfit_fast.generation import generate
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.saliency import Explanation, Method, explain
+from ulmfit_fast.serving.int8 import is_quantized
+from ulmfit_fast.serving.predictor import Predictor
 from ulmfit_fast.training import History
 
 __all__ = ["Path", "TextModel", "Texts", "corpus_of"]
@@ -39,7 +41,7 @@ def corpus_of(texts: Texts, text_column: str) -> list[str] | TokenStore:
     return list(read_texts(texts, text_column=text_column))
 
 
-class TextModel:
+class TextModel(Predictor):
     """A tokenizer, a language model and a classifier, as far as there are any of them yet.
 
     `ULMFiT` makes and trains them.
@@ -84,39 +86,13 @@ class TextModel:
             return documents
         return [np.ascontiguousarray(ids[::-1]) for ids in documents]
 
-    def predict(
-        self, texts: Texts, *, text_column: str = "text", batch_size: int = 64
-    ) -> list[Label]:
-        """Return the most probable label of each text, in the order of the texts.
-
-        Args:
-            texts: what to classify.
-            text_column: column of .csv and .jsonl files.
-            batch_size: texts at a time; the result does not depend on it.
-
-        Raises:
-            ValueError: if no classifier has been fitted.
-        """
-        scores = self.predict_proba(texts, text_column=text_column, batch_size=batch_size)
-        return [self.labels[index] for index in scores.argmax(axis=1)]
-
-    def predict_proba(
-        self, texts: Texts, *, text_column: str = "text", batch_size: int = 64
-    ) -> npt.NDArray[np.float32]:
-        """Return the probability of each class, `(N, C)`, classes in the order of `labels`.
-
-        Args:
-            texts: what to classify.
-            text_column: column of .csv and .jsonl files.
-            batch_size: texts at a time; the result does not depend on it.
-
-        Raises:
-            ValueError: if no classifier has been fitted.
-        """
+    def _require_classifier(self) -> None:
         if self.classifier is None:
             raise ValueError("there is no classifier yet; call fit_classifier(texts, labels) first")
-        corpus = list(read_texts(texts, text_column=text_column))
-        documents = self._encoded(self._require_tokenizer(), corpus)
+
+    def _probabilities(self, texts: list[str], batch_size: int) -> npt.NDArray[np.float32]:
+        assert self.classifier is not None
+        documents = self._encoded(self._require_tokenizer(), texts)
         pad_id = self.classifier.encoder.config.pad_id
         batches = ClassifierBatches(documents, None, batch_size, pad_id=pad_id)
         logits = predict_logits(self.classifier, batches, len(documents))
@@ -213,6 +189,11 @@ class TextModel:
         save_model(directory, self._parts(), single_file=True)
 
     def _parts(self) -> ModelParts:
+        if self.classifier is not None and is_quantized(self.classifier):
+            raise ValueError(
+                "the classifier is in int8, which is not saved; save the model that it was made "
+                "from, and quantise it again when it is loaded"
+            )
         return ModelParts(
             self._require_tokenizer(),
             self.language_model,

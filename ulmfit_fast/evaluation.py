@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ulmfit_fast import distributed
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.precision import autocast as autocasting
@@ -27,7 +28,11 @@ class SizedIterable(Sized, Iterable[Any], Protocol):
 
 @torch.no_grad()
 def evaluate_language_model(
-    model: LanguageModel, batches: SizedIterable, *, autocast: torch.dtype | None = None
+    model: LanguageModel,
+    batches: SizedIterable,
+    *,
+    autocast: torch.dtype | None = None,
+    shared: bool = False,
 ) -> float:
     """Return the mean cross entropy in nats, whose exponential is the perplexity.
 
@@ -35,6 +40,7 @@ def evaluate_language_model(
         model: the language model; put into evaluation mode.
         batches: as for `train_language_model_epoch`.
         autocast: dtype to compute in, bfloat16 or float16, or None for the weights' own.
+        shared: the mean over the batches of all processes, each of which calls this.
 
     Raises:
         ValueError: if there are no tokens.
@@ -50,6 +56,9 @@ def evaluate_language_model(
             loss, state = model.loss(inputs, targets, state, alpha=0.0, beta=0.0)
         total += loss.cross_entropy.double() * targets.numel()
         count += targets.numel()
+    if shared:
+        both = distributed.sum_(torch.stack([total, total.new_tensor(count)]))
+        return float(both[0] / both[1])
     if count == 0:
         raise ValueError("there are 0 tokens to evaluate on, expected at least 1; pass more text")
     return float(total) / count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ulmfit_fast import distributed
 from ulmfit_fast.data.batches import LMBatches, concatenate_documents, random_lengths
 from ulmfit_fast.data.token_store import StoredDocuments, TokenStream
 from ulmfit_fast.evaluation import evaluate_language_model
@@ -17,6 +19,9 @@ from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.optim import NTASGD
 from ulmfit_fast.plan import TrainingPlan
 from ulmfit_fast.precision import Precision
+from ulmfit_fast.runs.cursor import Cursor
+from ulmfit_fast.runs.snapshot import Training
+from ulmfit_fast.runs.stage import StageRun, surviving
 from ulmfit_fast.settings import TrainingSettings
 from ulmfit_fast.training import History, train_language_model_epoch
 
@@ -36,6 +41,7 @@ def train_language_model(
     description: str = "language model",
     progress: bool = True,
     after_epoch: EpochHook | None = None,
+    run: StageRun | None = None,
 ) -> History:
     """Train a language model on documents in an order drawn anew each epoch.
 
@@ -50,23 +56,29 @@ def train_language_model(
         progress: show the bar.
         after_epoch: called with the number of finished epochs and the history so far. Once
             NT-ASGD averages, the model then has the averaged weights.
+        run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
 
     Returns:
         The losses and learning rates of every step, and the validation loss of every epoch.
 
     Raises:
-        ValueError: if the corpus is too small for one batch, or there is nothing to evaluate on
-            where the settings need it.
+        ValueError: if the corpus is too small for one batch, there is nothing to evaluate on where
+            the settings need it, or the run to go on with is another one.
     """
     device = next(model.parameters()).device
     precision = Precision.of(settings.precision, device)
     documents, valid = _held_out(documents, valid_documents, settings, seed)
-    history = History()
+    history, cursor = History(), Cursor()
     batches = training_stream(documents, settings, seed, 0, device)
     plan = TrainingPlan(model, settings, _epoch_steps(batches, settings, seed))
-    with plan.unfreezing_groups():
-        for epoch in range(settings.epochs):
-            if plan.begin_epoch(epoch):
+    training = Training(model, plan, history, cursor, precision.scaler)
+    shown = False
+    distributed.draw_own_masks()
+    with plan.unfreezing_groups(), surviving(run, training, settings, documents, seed) as state:
+        for epoch in range(cursor.epoch, settings.epochs):
+            if cursor.epochs_since_best >= settings.patience > 0:
+                break
+            if cursor.batch == 0 and plan.begin_epoch(epoch):
                 history.unfreeze_steps.append(len(history.losses))
             if epoch > 0:
                 batches = training_stream(documents, settings, seed, epoch, device)
@@ -83,18 +95,37 @@ def train_language_model(
                 precision=precision,
                 capture=settings.capture,
                 history=history,
+                cursor=cursor,
+                state=state,
+                run=None if run is None else run.run,
                 description=f"{description}, epoch {epoch + 1}/{settings.epochs}",
                 progress=progress,
             )
+            state, loss, best = None, None, False
             with _averaged(plan):
                 if valid is not None:
-                    loss = evaluate_language_model(model, valid, autocast=precision.dtype)
+                    loss = evaluate_language_model(
+                        model, valid, autocast=precision.dtype, shared=True
+                    )
                     history.valid_losses.append(loss)
+                    best = cursor.validated(loss)
+                if best and settings.patience:
+                    training.best_weights = copy.deepcopy(model.state_dict())
                 if after_epoch is not None:
                     after_epoch(epoch + 1, history)
-            if isinstance(plan.optimizer, NTASGD) and plan.optimizer.evaluated(loss):
-                history.average_step = len(history.losses)
-    plan.reached_end()
+            if loss is not None and isinstance(plan.optimizer, NTASGD):
+                if plan.optimizer.evaluated(loss):
+                    history.average_step = len(history.losses)
+            cursor.next_epoch()
+            if run is not None:
+                run.run.epoch_ended(loss, best=best)
+            shown = training.best_weights is None
+        plan.reached_end()
+        if training.best_weights is not None:
+            model.load_state_dict(training.best_weights)
+        # Where the best epoch was not the last one, or all epochs were over before this call.
+        if after_epoch is not None and not shown:
+            after_epoch(cursor.epoch, history)
     return history
 
 
@@ -121,6 +152,7 @@ def training_stream(
         random_bptt=settings.random_bptt,
         seed=seed,
         epoch=epoch,
+        part=distributed.world(),
     )
     return batches.pin_memory() if device.type == "cuda" else batches
 
@@ -154,13 +186,17 @@ def _held_out(
         valid = _chosen(documents, sorted(order[:count]))
         documents = _chosen(documents, sorted(order[count:]))
     if valid is None:
-        if settings.optimizer == "nt_asgd":
-            raise ValueError(
-                'optimizer is "nt_asgd", which averages by the validation loss, and there is '
-                "nothing to evaluate on; pass valid_share=0.1, or valid_documents"
-            )
+        for name, needs in (
+            ("optimizer", settings.optimizer == "nt_asgd"),
+            ("patience", settings.patience > 0),
+        ):
+            if needs:
+                raise ValueError(
+                    f"{name} is {getattr(settings, name)!r}, which goes by the validation loss, "
+                    "and there is nothing to evaluate on; pass valid_share=0.1, or valid_documents"
+                )
         return documents, None
-    return documents, _in_order(valid, settings.batch_size, settings.bptt)
+    return documents, _in_order(valid, settings.batch_size, settings.bptt, part=distributed.world())
 
 
 def _chosen(documents: Documents, positions: list[int]) -> Documents:
@@ -181,10 +217,16 @@ def _averaged(plan: TrainingPlan) -> contextlib.AbstractContextManager[None]:
     return optimizer.averaged() if isinstance(optimizer, NTASGD) else contextlib.nullcontext()
 
 
-def _in_order(documents: Documents, batch_size: int, bptt: int) -> LMBatches:
+def _in_order(
+    documents: Documents, batch_size: int, bptt: int, *, part: tuple[int, int] = (0, 1)
+) -> LMBatches:
     """Return batches of documents in their own order, with fewer streams when they are short."""
     ids = _stream(documents)
-    return LMBatches(ids, max(1, min(batch_size, (len(ids) - 1) // 2)), bptt)
+    most = (len(ids) - 1) // (2 * part[1])
+    if most == 0:
+        # Too short to be shared out: each process takes all of it.
+        most, part = max(1, (len(ids) - 1) // 2), (0, 1)
+    return LMBatches(ids, max(1, min(batch_size, most)), bptt, part=part)
 
 
 def perplexity(

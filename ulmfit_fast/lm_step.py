@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ulmfit_fast import distributed
 from ulmfit_fast.captured_step import CapturedStep
 from ulmfit_fast.loss_readings import not_finite
 from ulmfit_fast.nn import LanguageModel, LMLoss, detach_state
@@ -30,8 +33,22 @@ def trainable(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
+class _Loss(nn.Module):
+    """A model's loss as a forward, which is what DistributedDataParallel runs."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[LMLoss, State]:
+        return self.model.loss(*args, **kwargs)
+
+
 class LanguageModelStep:
     """Train a language model on one batch after another; the state goes from each to the next.
+
+    With several processes (see `distributed`) each passes batches of its own; gradients and losses
+    are the means over all of them.
 
     On a GPU nothing here waits for the device, given a fused optimizer: the loss stays there, and
     one that is not finite keeps the optimizer from this and all later updates. Elsewhere, and with
@@ -108,6 +125,12 @@ class LanguageModelStep:
                 f"capture needs a fused optimizer, this {type(optimizer).__name__} is not: pass "
                 "fused=True to it"
             )
+        self._many = distributed.world().size > 1
+        if capture and self._many:
+            raise ValueError(
+                "capture is for one process, here there are "
+                f"{distributed.world().size}: leave it out"
+            )
         if capture and (rescale_to is not None or scaler is not None):
             name = "rescale_to" if rescale_to is not None else "scaler"
             raise ValueError(
@@ -116,6 +139,8 @@ class LanguageModelStep:
         self.waits = self.device.type != "cuda" or not fused
         self._failed = torch.zeros((), device=self.device)
         self._graph: CapturedStep | None = None
+        self._parallel: DistributedDataParallel | None = None
+        self._trained: list[bool] = []
         self._warm = 0
 
     def reset(self) -> None:
@@ -161,7 +186,7 @@ class LanguageModelStep:
         """
         # A captured graph must convert the weights anew at each replay.
         with autocasting(self.device, self.autocast, cache_enabled=not self.capture):
-            loss, state = self.model.loss(
+            loss, state = self._loss()(
                 inputs,
                 targets,
                 state,
@@ -179,7 +204,21 @@ class LanguageModelStep:
             self.scaler.unscale_(self.optimizer)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(trainable(self.optimizer), self.clip)
-        return LMLoss(*(part.detach() for part in loss)), detach_state(state)
+        parts = [part.detach() for part in loss]
+        if self._many:
+            parts = list(distributed.mean_(torch.stack(parts)).unbind())
+        return LMLoss(*parts), detach_state(state)
+
+    def _loss(self) -> Callable[..., tuple[LMLoss, State]]:
+        """Return the model's loss, through DistributedDataParallel where there are processes."""
+        if not self._many:
+            return self.model.loss
+        trained = [p.requires_grad for p in self.model.parameters()]
+        if self._parallel is None or self._trained != trained:
+            # It must be told anew which parameters have gradients to wait for.
+            self._parallel, self._trained = None, trained
+            self._parallel = DistributedDataParallel(_Loss(self.model), broadcast_buffers=False)
+        return self._parallel
 
     def rates(self, length: int | None) -> list[float]:
         """Return the learning rate of each layer group for a step.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ulmfit_fast import distributed
 from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.vocab import Vocab, transfer_rows
 from ulmfit_fast.evaluation import recalibrate_batch_norm
@@ -14,6 +15,9 @@ from ulmfit_fast.lm_stage import Documents, EpochHook, perplexity, train_languag
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.plan import TrainingPlan
 from ulmfit_fast.precision import Precision
+from ulmfit_fast.runs.cursor import Cursor
+from ulmfit_fast.runs.snapshot import Training
+from ulmfit_fast.runs.stage import StageRun, surviving
 from ulmfit_fast.settings import TrainingSettings
 from ulmfit_fast.training import History, train_classifier_epoch
 
@@ -98,6 +102,7 @@ def fit_classifier(
     seed: int = 0,
     progress: bool = True,
     after_epoch: EpochHook | None = None,
+    run: StageRun | None = None,
 ) -> History:
     """Fit a classifier, then estimate the head's BatchNorm statistics anew with dropout off.
 
@@ -110,25 +115,34 @@ def fit_classifier(
         progress: show the bar.
         after_epoch: called with the number of finished epochs and the history so far, when the
             model is ready to predict.
+        run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
 
     Returns:
         The losses and learning rates of every step, and where each layer group was opened.
 
     Raises:
-        ValueError: if a setting is for language models alone.
+        ValueError: if a setting is for language models alone, or the run to go on with is another
+            one.
     """
     _check_classifier_settings(settings)
+    if distributed.world().size > 1:
+        raise ValueError(
+            f"there are {distributed.world().size} processes, and a classifier is fitted in one: "
+            "its BatchNorm needs the whole batch; start it without torchrun"
+        )
     precision = Precision.of(settings.precision, next(model.parameters()).device)
-    history = History()
+    history, cursor = History(), Cursor()
     pad_id = model.encoder.config.pad_id
     batches = ClassifierBatches(
         documents, labels, settings.batch_size, pad_id=pad_id, shuffle=True, seed=seed
     )
     plan = TrainingPlan(model, settings, [len(batches)] * settings.epochs)
-    with plan.unfreezing_groups():
-        for epoch in range(settings.epochs):
+    training = Training(model, plan, history, cursor, precision.scaler)
+    shown = False
+    with plan.unfreezing_groups(), surviving(run, training, settings, documents, seed):
+        for epoch in range(cursor.epoch, settings.epochs):
             batches.set_epoch(epoch)
-            if plan.begin_epoch(epoch):
+            if cursor.batch == 0 and plan.begin_epoch(epoch):
                 history.unfreeze_steps.append(len(history.losses))
             train_classifier_epoch(
                 model,
@@ -141,6 +155,8 @@ def fit_classifier(
                 label_smoothing=settings.label_smoothing,
                 precision=precision,
                 history=history,
+                cursor=cursor,
+                run=None if run is None else run.run,
                 description=f"classifier, epoch {epoch + 1}/{settings.epochs}",
                 progress=progress,
             )
@@ -148,6 +164,13 @@ def fit_classifier(
                 recalibrate_batch_norm(model, batches, autocast=precision.dtype)
             if after_epoch is not None:
                 after_epoch(epoch + 1, history)
+            shown = True
+            cursor.next_epoch()
+            if run is not None:
+                run.run.epoch_ended(None, best=False)
+        # Where all epochs were over before this call.
+        if after_epoch is not None and not shown:
+            after_epoch(cursor.epoch, history)
     return history
 
 
@@ -155,6 +178,7 @@ def _check_classifier_settings(settings: TrainingSettings) -> None:
     wrong = {
         "optimizer": settings.optimizer == "nt_asgd",
         "valid_share": settings.valid_share > 0,
+        "patience": settings.patience > 0,
         "random_bptt": settings.random_bptt,
         "capture": settings.capture,
     }

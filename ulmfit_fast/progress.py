@@ -12,7 +12,9 @@ Advance = Callable[[str], None]
 
 
 @contextmanager
-def progress_bar(description: str, total: int, *, enabled: bool = True) -> Iterator[Advance]:
+def progress_bar(
+    description: str, total: int, *, done: int = 0, enabled: bool = True
+) -> Iterator[Advance]:
     """Show a bar on standard error while the block runs.
 
     Example:
@@ -23,6 +25,7 @@ def progress_bar(description: str, total: int, *, enabled: bool = True) -> Itera
     Args:
         description: what is going on.
         total: how many steps there are.
+        done: how many of them are behind us.
         enabled: False shows nothing; nor is anything shown when standard error is no terminal, or
             `rich` is not installed.
 
@@ -46,5 +49,5 @@ def progress_bar(description: str, total: int, *, enabled: bool = True) -> Itera
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total, note="")
+        task = progress.add_task(description, total=total, completed=done, note="")
         yield lambda note: progress.update(task, advance=1, note=note)

@@ -53,6 +53,8 @@ class TrainingSettings:
         max_len: tokens at a text's end that a classifier pools and trains on.
         valid_share: share of a language model's documents, drawn by the seed, that is held out and
             evaluated after every epoch, in [0, 1).
+        patience: of a language model with documents held out, stop after so many epochs without a
+            new low of the validation loss, and keep the weights of the lowest; 0 for neither.
 
         optimizer: "adam" (weight decay added to the gradient), "adamw" (decoupled from it), "sgd"
             (weight decay as for "adam", no momentum but that of "one_cycle"), or "nt_asgd", which
@@ -116,6 +118,7 @@ class TrainingSettings:
     bptt: int = 70
     max_len: int = 1440
     valid_share: float = 0.0
+    patience: int = 0
 
     optimizer: str = "adamw"
     betas: tuple[float, float] = (0.7, 0.99)
@@ -179,6 +182,8 @@ class TrainingSettings:
         for name in ("lr", "factor", "eps"):
             if not _is_number(getattr(self, name), above=0.0):
                 raise _wrong(self, name, "a positive number")
+        if not _is_whole(self.patience, 0):
+            raise _wrong(self, "patience", "a whole number of epochs, 0 for none")
         if self.clip is not None and not _is_number(self.clip, above=0.0):
             raise _wrong(self, "clip", "a positive number, None for none")
         for name in ("weight_decay", "alpha", "beta"):

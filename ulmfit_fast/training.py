@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
@@ -14,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ulmfit_fast.data.batches import ClassifierBatch
+from ulmfit_fast.epochs import EpochBooks, EpochResult, History
 from ulmfit_fast.evaluation import (
     SizedIterable,
     evaluate_language_model,
@@ -23,10 +21,12 @@ from ulmfit_fast.evaluation import (
 from ulmfit_fast.lm_step import LanguageModelStep, trainable
 from ulmfit_fast.loss_readings import LossReadings, Reading, not_finite
 from ulmfit_fast.nn import LanguageModel, TextClassifier
+from ulmfit_fast.nn.state import State
 from ulmfit_fast.optim.groups import layer_rates
 from ulmfit_fast.precision import Precision
 from ulmfit_fast.precision import autocast as autocasting
-from ulmfit_fast.progress import progress_bar
+from ulmfit_fast.runs import Run
+from ulmfit_fast.runs.cursor import Cursor
 
 __all__ = [
     "ClassifierLoss",
@@ -40,46 +40,7 @@ __all__ = [
     "train_language_model_epoch",
 ]
 
-_log = logging.getLogger("ulmfit_fast")
-
 _FULL = Precision()
-
-
-class EpochResult(NamedTuple):
-    """What one epoch of training came to.
-
-    Attributes:
-        loss: mean cross entropy in nats, without regularisers.
-        items: tokens (language model) or texts (classifier) trained on.
-        seconds: wall time.
-    """
-
-    loss: float
-    items: int
-    seconds: float
-
-
-@dataclass
-class History:
-    """Every step of a run, for its report.
-
-    Attributes:
-        losses: cross entropy of each step, in nats, with label smoothing where that is on.
-        regularisers: AR + TAR of each step.
-        lrs: learning rate of each layer group at each step, as the step was taken with it.
-        epochs: result of each epoch.
-        unfreeze_steps: first step of each stage of gradual unfreezing.
-        valid_losses: cross entropy on the held-out documents after each epoch, in nats.
-        average_step: number of steps after which NT-ASGD began to average, or None.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    regularisers: list[float] = field(default_factory=list)
-    lrs: list[list[float]] = field(default_factory=list)
-    epochs: list[EpochResult] = field(default_factory=list)
-    unfreeze_steps: list[int] = field(default_factory=list)
-    valid_losses: list[float] = field(default_factory=list)
-    average_step: int | None = None
 
 
 def train_language_model_epoch(
@@ -96,6 +57,9 @@ def train_language_model_epoch(
     precision: Precision = _FULL,
     capture: bool = False,
     history: History | None = None,
+    cursor: Cursor | None = None,
+    state: State | None = None,
+    run: Run | None = None,
     description: str = "language model",
     progress: bool = True,
 ) -> EpochResult:
@@ -114,6 +78,9 @@ def train_language_model_epoch(
         precision: autocast and the scaling of gradients.
         capture: replay the steps from a CUDA graph, see `LanguageModelStep`.
         history: gains a record of each step and of the epoch.
+        cursor: where in the epoch to begin, and where it is from then on; None for its start.
+        state: the hidden state that goes into the first batch; None for none.
+        run: is told of every step, and keeps checkpoints; or None.
         description: shown beside the progress bar.
         progress: show the bar.
 
@@ -139,31 +106,22 @@ def train_language_model_epoch(
         scaler=precision.scaler,
         capture=capture,
     )
-    step.steps = len(history.losses)
+    step.steps, step.state = len(history.losses), state
     readings = LossReadings(step.steps)
-    total, count, start = 0.0, 0, time.perf_counter()
-    with progress_bar(description, len(batches), enabled=progress) as advance:
-
-        def take(reading: Reading) -> None:
-            nonlocal total, count
-            history.losses.append(reading.cross_entropy)
-            history.regularisers.append(reading.regularisers)
-            history.lrs.append(reading.lrs)
-            total += reading.cross_entropy * reading.tokens
-            count += reading.tokens
-            advance(f"loss {reading.cross_entropy:.3f}")
-
-        for inputs, targets in batches:
+    epoch = EpochBooks(history, cursor or Cursor(), run)
+    with epoch.batches(batches, description, progress) as left:
+        for inputs, targets in left:
             lrs = step.rates(len(inputs))
             batch = (ids.to(device, non_blocking=True) for ids in (inputs, targets))
             for reading in readings.add(step(*batch), lrs, targets.numel()):
-                take(reading)
+                epoch.take(reading)
+            if epoch.stepped(step.steps):
+                for reading in readings.rest():
+                    epoch.take(reading)
+                epoch.checkpoint(step.state)
         for reading in readings.rest():
-            take(reading)
-    result = EpochResult(total / max(1, count), count, time.perf_counter() - start)
-    _log.info("%s: loss %.4f, %.0f s", description, result.loss, result.seconds)
-    history.epochs.append(result)
-    return result
+            epoch.take(reading)
+    return epoch.result(description)
 
 
 class ClassifierLoss(NamedTuple):
@@ -253,6 +211,8 @@ def train_classifier_epoch(
     label_smoothing: float = 0.0,
     precision: Precision = _FULL,
     history: History | None = None,
+    cursor: Cursor | None = None,
+    run: Run | None = None,
     description: str = "classifier",
     progress: bool = True,
 ) -> EpochResult:
@@ -269,6 +229,8 @@ def train_classifier_epoch(
         label_smoothing: share of the target spread over all classes.
         precision: autocast and the scaling of gradients.
         history: gains a record of each step and of the epoch.
+        cursor: where in the epoch to begin, and where it is from then on; None for its start.
+        run: is told of every step, and keeps checkpoints; or None.
         description: shown beside the progress bar.
         progress: show the bar.
 
@@ -280,9 +242,9 @@ def train_classifier_epoch(
     """
     model.train()
     history = history if history is not None else History()
-    total, count, start = 0.0, 0, time.perf_counter()
-    with progress_bar(description, len(batches), enabled=progress) as advance:
-        for batch in batches:
+    epoch = EpochBooks(history, cursor or Cursor(), run)
+    with epoch.batches(batches, description, progress) as left:
+        for batch in left:
             lrs = layer_rates(optimizer)
             loss = classifier_step(
                 model,
@@ -297,13 +259,7 @@ def train_classifier_epoch(
             )
             if scheduler is not None:
                 scheduler.step()
-            history.losses.append(loss.cross_entropy)
-            history.regularisers.append(loss.regularisers)
-            history.lrs.append(lrs)
-            total += loss.cross_entropy * len(batch.lengths)
-            count += len(batch.lengths)
-            advance(f"loss {loss.cross_entropy:.3f}")
-    result = EpochResult(total / max(1, count), count, time.perf_counter() - start)
-    _log.info("%s: loss %.4f, %.0f s", description, result.loss, result.seconds)
-    history.epochs.append(result)
-    return result
+            epoch.take(Reading(*loss, lrs, len(batch.lengths)))
+            if epoch.stepped(len(history.losses)):
+                epoch.checkpoint(None)
+    return epoch.result(description)

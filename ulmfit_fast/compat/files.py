@@ -1,7 +1,8 @@
 """Files of other projects, read without running what is in them, and written whole or not at all.
 
-Tensors come through `torch.load(weights_only=True)`, a vocabulary through an unpickler that admits
-lists and strings alone. What else a file holds is refused by name.
+Tensors come through `torch.load(weights_only=True)`, a pickled vocabulary by following its
+instructions as far as they make lists and strings, without an unpickler. What else a file holds is
+refused by name.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pickletools
 import re
 import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,8 @@ __all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
 Source = str | os.PathLike[str]
 
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+# Of a file of weights, to look into for a name that it asks for.
+_START = 2**20
 _UNPICKLING_REASON = re.compile(r"WeightsUnpickler error: (.+)")
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
@@ -68,16 +72,95 @@ _IGNORED: list[Any] = [
 ]
 
 
-class _Refused(pickle.UnpicklingError):
+class _Refused(ValueError):
     """A pickle asks for something by name."""
 
 
-class _ListsAndStrings(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise _Refused(f"{module}.{name}")
+class _Other:
+    """Stands where a pickle has something that is neither a list nor a string."""
 
-    def persistent_load(self, pid: object) -> NoReturn:
-        raise _Refused(f"a stored object {pid!r:.60}")
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+_SEPARATED = re.compile(r"[ \n]+")
+_STORING = {"PUT", "BINPUT", "LONG_BINPUT"}
+_FETCHING = {"GET", "BINGET", "LONG_BINGET"}
+_STRINGS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+# Strings of Python 2, bytes of no known encoding beyond ASCII.
+_OLD_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
+_NAMING = {"GLOBAL", "INST"}
+_EXTENSIONS = {"EXT1", "EXT2", "EXT4"}
+
+
+def _lists_and_strings(content: bytes) -> object:
+    """Follow a pickle as far as it makes lists and strings, without an unpickler.
+
+    Python's own would take gigabytes or years for some pickles of a few bytes, and what it may call
+    has to be kept from it. Here there is nothing to call. Whatever else a pickle makes is an
+    `_Other`, and a name that it asks for raises `_Refused`.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(content):
+        name = opcode.name
+        if name in _STRINGS:
+            stack.append(argument)
+        elif name in _OLD_STRINGS:
+            if not argument.isascii():
+                raise ValueError(f"a string of Python 2 that is not ASCII: {argument!r:.60}")
+            stack.append(argument)
+        elif name in _STORING or name == "MEMOIZE":
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name in _FETCHING:
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append(pickletools.markobject)
+        elif name == "EMPTY_LIST":
+            stack.append([])
+        elif name == "LIST":
+            stack.append(_down_to_mark(stack))
+        elif name in ("APPEND", "APPENDS"):
+            items = [stack.pop()] if name == "APPEND" else _down_to_mark(stack)
+            if type(stack[-1]) is list:
+                stack[-1].extend(items)
+        elif name in _NAMING:
+            raise _Refused(_SEPARATED.sub(".", argument))
+        elif name == "STACK_GLOBAL":
+            module, wanted = stack[-2:]
+            raise _Refused(f"{_shown(module)}.{_shown(wanted)}")
+        elif name in ("PERSID", "BINPERSID"):
+            raise _Refused(f"a stored object {argument or stack[-1]!r:.60}")
+        elif name in _EXTENSIONS:
+            raise _Refused(f"the extension {argument}")
+        elif name == "STOP":
+            return stack.pop()
+        else:
+            _follow(opcode, stack)
+    raise ValueError("a pickle without an end")
+
+
+def _down_to_mark(stack: list[Any]) -> list[Any]:
+    """Take off and return what stands above the last mark, and the mark."""
+    items = []
+    while (item := stack.pop()) is not pickletools.markobject:
+        items.append(item)
+    return items[::-1]
+
+
+def _follow(opcode: pickletools.OpcodeInfo, stack: list[Any]) -> None:
+    """Do to the stack what an instruction does that makes something else."""
+    taken = len(opcode.stack_before)
+    if pickletools.stackslice in opcode.stack_before:
+        _down_to_mark(stack)
+        # The mark and what stands above it are two of those it takes.
+        taken -= 2
+    if taken > len(stack):
+        raise IndexError("a pickle takes what it has not made")
+    if taken:
+        del stack[-taken:]
+    stack.extend(_Other(kind.name) for kind in opcode.stack_after)
 
 
 def read_tensors(path: Source) -> dict[str, Any]:
@@ -141,9 +224,10 @@ def _no_weights(path: Path, error: Exception) -> str:
 
 def _first_global(path: Path) -> str | None:
     """Return what a pickle asks for first, where PyTorch gave up before it saw that."""
+    with path.open("rb") as file:
+        start = file.read(_START)
     try:
-        with path.open("rb") as file:
-            _ListsAndStrings(file).load()
+        _lists_and_strings(start)
     except _Refused as refused:
         return str(refused)
     except _PICKLE_ERRORS:
@@ -197,8 +281,7 @@ def read_words(path: Source) -> list[str]:
         if path.suffix == ".json":
             words = json.loads(path.read_text(encoding="utf-8-sig"))
         else:
-            with path.open("rb") as file:
-                words = _ListsAndStrings(file).load()
+            words = _lists_and_strings(path.read_bytes())
     except _Refused as error:
         raise ValueError(
             f"{path} is refused: it asks for {error}, and a vocabulary may hold a list of strings "
@@ -210,15 +293,23 @@ def read_words(path: Source) -> list[str]:
     # The class itself: a subclass could only come from something that was asked for by name.
     if type(words) is not list:
         raise ValueError(
-            f"{path} is refused: it holds a {type(words).__name__}, expected a list of strings"
+            f"{path} is refused: it holds a {_kind(words)}, expected a list of strings"
         )
     for position, word in enumerate(words):
         if type(word) is not str:
             raise ValueError(
-                f"{path} is refused: place {position} holds a {type(word).__name__}, expected a "
-                "list of strings"
+                f"{path} is refused: place {position} holds a {_kind(word)}, expected a list of "
+                "strings"
             )
     return words
+
+
+def _shown(part: object) -> str:
+    return part[:60] if isinstance(part, str) else _kind(part)
+
+
+def _kind(value: object) -> str:
+    return value.kind if isinstance(value, _Other) else type(value).__name__
 
 
 def write_tensors_and_words(

@@ -115,6 +115,8 @@ class LMBatches:
         random_bptt: draw the time steps of each batch around bptt, see `random_lengths`.
         seed: of those lengths.
         epoch: 0 or larger; together with the seed it decides them.
+        part: (r, n) for the r-th of n processes: the stream is cut into n * batch_size rows, of
+            which these batches hold the r-th batch_size.
 
     Attributes:
         lengths: time steps of each batch.
@@ -133,30 +135,36 @@ class LMBatches:
         random_bptt: bool = False,
         seed: int = 0,
         epoch: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if not isinstance(ids, TokenStream):
             ids = _checked_ids(ids)
         _check_positive(batch_size=batch_size, bptt=bptt)
-        if len(ids) < batch_size + 1:
-            smaller = f"batch_size={len(ids) - 1} or " if len(ids) > 1 else ""
+        index, parts = part
+        rows = batch_size * parts
+        if len(ids) < rows + 1:
+            fits = (len(ids) - 1) // parts
+            smaller = f"batch_size={fits} or " if fits > 0 else ""
+            of = f" in each of {parts} processes" if parts > 1 else ""
             raise ValueError(
-                f"the corpus has {len(ids)} tokens, expected at least {batch_size + 1} for "
-                f"batch_size={batch_size}; pass {smaller}more text"
+                f"the corpus has {len(ids)} tokens, expected at least {rows + 1} for "
+                f"batch_size={batch_size}{of}; pass {smaller}more text"
             )
         self.batch_size = batch_size
         self.bptt = bptt
-        steps = (len(ids) - 1) // batch_size
+        steps = (len(ids) - 1) // rows
         if random_bptt:
             self.lengths = random_lengths(steps, bptt, seed, epoch)
         else:
             self.lengths = [min(bptt, steps - start) for start in range(0, steps, bptt)]
         self._pinned = False
         self._stream: Tensor | TokenStream = ids
-        self._starts = steps * np.arange(batch_size)
+        own = slice(index * batch_size, (index + 1) * batch_size)
+        self._starts = steps * np.arange(rows)[own]
         if isinstance(ids, Tensor):
             # Each row holds one token more, the last target: (steps + 1, B), time first.
-            rows = ids[: steps * batch_size + 1].unfold(0, steps + 1, steps)
-            self._stream = rows.t().to(torch.int64).contiguous()
+            streams = ids[: steps * rows + 1].unfold(0, steps + 1, steps)[own]
+            self._stream = streams.t().to(torch.int64).contiguous()
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -177,8 +185,16 @@ class LMBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs, targets), int64 of shape `(T, B)` each: views of one tensor, no copies."""
-        start = 0
-        for length in self.lengths:
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches that come after the first so many.
+
+        Args:
+            count: batches to leave out; none of their text is read.
+        """
+        start = sum(self.lengths[:count])
+        for length in self.lengths[count:]:
             rows = self._rows(start, start + length + 1)
             yield rows[:-1], rows[1:]
             start += length
@@ -299,9 +315,17 @@ class ClassifierBatches:
 
     def __iter__(self) -> Iterator[ClassifierBatch]:
         """Yield batches in the order of the epoch."""
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[ClassifierBatch]:
+        """Yield the batches of the epoch that come after the first so many.
+
+        Args:
+            count: batches to leave out.
+        """
         if len(self._docs) == 0:
             return
-        for index in self._order():
+        for index in self._order()[count:]:
             lengths = self._lengths[index]
             rows = np.full((len(index), max(1, int(lengths.max()))), self.pad_id, dtype=np.int64)
             for row, position in enumerate(index):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ulmfit_fast.data.bad_rows import BadRows, OnError
 from ulmfit_fast.data.records import READABLE, kind_of, read_records, read_whole, unit_of
 from ulmfit_fast.data.tables import check_one_split, is_table, table_records
 
@@ -16,10 +17,13 @@ Label = str | int
 # A table is not named here: it has columns, and comes from a package that need not be installed.
 Source = str | os.PathLike[str] | Iterable[Any]
 
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst", ".tar.gz")
 _ENDINGS = (*READABLE, *(f"{suffix}.gz" for suffix in READABLE[:3]))
 
 
-def read_texts(source: Source, *, text_column: str = "text") -> Iterator[str]:
+def read_texts(
+    source: Source, *, text_column: str = "text", on_error: OnError = "raise"
+) -> Iterator[str]:
     r"""Yield the texts of files, folders or tables, or those of an iterable as they are.
 
     A .txt file holds one text a line, and blank lines are skipped. A .csv file has a header and one
@@ -30,12 +34,21 @@ def read_texts(source: Source, *, text_column: str = "text") -> Iterator[str]:
     of Hugging Face's `datasets`, an Arrow table or a data frame. In a list, a string is a text and
     a `pathlib.Path` a file or folder.
 
+    A row of a file or table that cannot be read stops the reading, and so does a file without a
+    text: the error names the file and the line, what is wrong, and the mend. Such rows are bytes
+    that are not UTF-8, a NUL byte, a line above 256 MiB, malformed CSV or JSON, a record without
+    the column or with something else than a string in it. With `on_error="skip"` they are left out
+    and told in one warning at the end; of a file that is not read on (a damaged .gz, a .csv without
+    a good header, UTF-16) the rest is left out, of a damaged .parquet the row group, of a folder of
+    .txt the file. Half a character in a .jsonl escape ("\\ud83d") becomes U+FFFD.
+
     >>> list(read_texts(["one text", "another"]))
     ['one text', 'another']
 
     Args:
         source: a path, a table, an iterable of texts, or an iterable of `pathlib.Path`.
         text_column: column of a file or table, or key of a .jsonl file, that holds the text.
+        on_error: "raise", or "skip" for a corpus with some rows that cannot be read.
 
     Returns:
         An iterator that reads as it goes, so that a corpus may be larger than memory.
@@ -44,12 +57,14 @@ def read_texts(source: Source, *, text_column: str = "text") -> Iterator[str]:
         TypeError: for something that is neither a text nor a path.
         FileNotFoundError: if a file does not exist.
         ImportError: for a .parquet file if the package pyarrow is missing.
-        ValueError: if a file is not UTF-8, is malformed, lacks the column or is of another kind;
-            or, at the end of the iteration, if there was no text at all.
+        ValueError: if a row cannot be read, a file lacks the column or is of another kind, or
+            on_error is something else; or, at the end of the iteration, if there was no text at
+            all.
     """
+    bad = BadRows(on_error)
     check_one_split(source)
     if is_table(source):
-        return _some(_first(table_records(source, (text_column,))), source)
+        return _some(_first(table_records(source, (text_column,), bad)), source, bad)
     if isinstance(source, (str, os.PathLike)):
         source = [_checked_path(source)]
     elif isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
@@ -61,33 +76,36 @@ def read_texts(source: Source, *, text_column: str = "text") -> Iterator[str]:
         for item in source:
             if isinstance(item, os.PathLike):
                 _checked_path(item)
-    return _some(_texts(source, text_column), source)
+    return _some(_texts(source, text_column, bad), source, bad)
 
 
 def _first(records: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[str]:
     return (record[0] for _, record in records)
 
 
-def _some(texts: Iterator[str], source: object) -> Iterator[str]:
+def _some(texts: Iterator[str], source: object, bad: BadRows) -> Iterator[str]:
     empty = True
     for text in texts:
         empty = False
         yield text
+    bad.tell()
     if empty:
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one text; pass more text"
         )
 
 
-def _texts(source: Iterable[Any], text_column: str) -> Iterator[str]:
+def _texts(source: Iterable[Any], text_column: str, bad: BadRows) -> Iterator[str]:
     for position, item in enumerate(source):
         if isinstance(item, os.PathLike):
             path = _checked_path(item)
             for file in _files_of(path) if path.is_dir() else [path]:
                 if path.is_dir() and kind_of(file) == ".txt":
-                    yield read_whole(file)
+                    text = read_whole(file, bad)
+                    if text is not None:
+                        yield text
                 else:
-                    yield from _first(read_records(file, (text_column,)))
+                    yield from _first(read_records(file, (text_column,), bad))
         elif not isinstance(item, str):
             raise TypeError(
                 f"texts[{position}] is {item!r:.60} ({type(item).__name__}), expected a str; "
@@ -106,6 +124,8 @@ def read_labelled(
     source: Source,
     text_column: str = "text",
     label_column: str = "label",
+    *,
+    on_error: OnError = "raise",
 ) -> tuple[list[str], list[Label]]:
     """Read texts and their labels from .csv, .jsonl or .parquet files, folders or a table.
 
@@ -117,6 +137,7 @@ def read_labelled(
         text_column: column or key of the text.
         label_column: column or key of the label: a string, or in .jsonl, .parquet and tables also
             an integer; a class that `datasets` has a name for gets that name.
+        on_error: as for `read_texts`; a row without a label cannot be read either.
 
     Returns:
         The texts and the labels, in the order of the files and the rows in them.
@@ -125,15 +146,17 @@ def read_labelled(
         FileNotFoundError: if a file does not exist.
         ImportError: for a .parquet file if the package pyarrow is missing.
         TypeError: for a dictionary of datasets, or something that is no path.
-        ValueError: if a file is not UTF-8, is malformed or empty, lacks a column or a label, or is
-            of another kind; or if a label occurs as a string and as an integer.
+        ValueError: if a row cannot be read, a file lacks a column or is of another kind, or there
+            is no text at all; or if a label occurs as a string and as an integer.
     """
+    bad = BadRows(on_error)
     check_one_split(source)
     columns = (text_column, label_column)
     if is_table(source):
         name = f"the {type(source).__name__}"
-        places = ((f"{name}, row {row}", pair) for row, pair in table_records(source, columns))
-        return _collected(places, label_column, source)
+        records = table_records(source, columns, bad)
+        places = ((f"{name}, row {row}", pair) for row, pair in records)
+        return _collected(places, label_column, source, bad)
     names: list[Any] = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     for name in names:
         is_text = isinstance(name, str) and not name.lower().endswith(_ENDINGS)
@@ -143,17 +166,17 @@ def read_labelled(
                 ".jsonl file that holds them"
             )
     paths = [_checked_path(name) for name in names]
-    return _collected(_labelled_records(paths, columns), label_column, paths)
+    return _collected(_labelled_records(paths, columns, bad), label_column, paths, bad)
 
 
 def _labelled_records(
-    paths: list[Path], columns: tuple[str, str]
+    paths: list[Path], columns: tuple[str, str], bad: BadRows
 ) -> Iterator[tuple[str, tuple[str, Label]]]:
     """Yield where a text stands, the text and its label."""
     for path in paths:
         for file in _files_of(path) if path.is_dir() else [path]:
             if kind_of(file) != ".txt":
-                for number, pair in read_records(file, columns):
+                for number, pair in read_records(file, columns, bad):
                     yield f"{file}, {unit_of(file)} {number}", (pair[0], pair[1])
             elif not path.is_dir():
                 raise ValueError(
@@ -165,20 +188,26 @@ def _labelled_records(
                     "move or remove it"
                 )
             else:
-                yield str(file), (read_whole(file), file.relative_to(path).parts[0])
+                text = read_whole(file, bad)
+                if text is not None:
+                    yield str(file), (text, file.relative_to(path).parts[0])
 
 
 def _collected(
-    records: Iterable[tuple[str, tuple[Any, ...]]], label_column: str, source: object
+    records: Iterable[tuple[str, tuple[Any, ...]]], label_column: str, source: object, bad: BadRows
 ) -> tuple[list[str], list[Label]]:
     texts: list[str] = []
     labels: list[Label] = []
     seen: dict[str, tuple[Label, str]] = {}
     for place, (text, label) in records:
         if label == "":
-            raise ValueError(
-                f"{place}: {label_column!r} is empty, expected a label; fill it in or drop the row"
+            bad.meet(
+                ValueError(
+                    f"{place}: {label_column!r} is empty, expected a label; fill it in or drop the "
+                    "row"
+                )
             )
+            continue
         first, where = seen.setdefault(str(label), (label, place))
         if first != label:
             raise ValueError(
@@ -188,6 +217,7 @@ def _collected(
             )
         texts.append(text)
         labels.append(label)
+    bad.tell()
     if not texts:
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one labelled text"
@@ -235,6 +265,10 @@ def _checked_path(name: str | os.PathLike[str]) -> Path:
         raise ValueError(f"got the string {name!r:.60}; pass a list of texts or an existing path")
     if not _exists(path):
         raise FileNotFoundError(f"{path} does not exist, expected a file; check the path")
+    if path.name.lower().endswith(_ARCHIVES) and not path.is_dir():
+        raise ValueError(
+            f"{path} is an archive, and none is unpacked here; unpack it and pass what was in it"
+        )
     if kind not in READABLE and not path.is_dir():
         raise ValueError(
             f"{path} ends in {path.suffix!r}, expected one of {', '.join(READABLE)}; rename or "

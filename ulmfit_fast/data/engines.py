@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ulmfit_fast.data import huggingface
 from ulmfit_fast.data.rules import Piece, apply_rules, chunk_pieces, restore_text, split_chunks
+from ulmfit_fast.data.texts import text_blocks
 from ulmfit_fast.data.vocab import BOS, SPECIALS, UNK, Vocab
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ Ids = npt.NDArray[np.int32]
 Encoder = Callable[[list[str]], list[Ids]]
 
 _CACHED_CHUNKS = 200_000
+# A longer chunk hardly comes again; a language without blanks has nothing but long ones.
+_LONGEST_CACHED = 100
+# The library takes a few hundred bytes for every token that it has not given back yet.
+_CHARACTERS_AT_ONCE = 250_000
 _SPELLED = re.compile("|".join(SPECIALS))
 
 
@@ -167,21 +172,26 @@ class _ChunkEncoder:
         if len(self._known) > _CACHED_CHUNKS:
             self._known = dict(_MARKS)
         known = self._known
-        self._learn(set().union(*chunked).difference(known))
+        new = set().union(*chunked).difference(known)
+        self._learn(new)
         ids: list[Ids] = []
         for chunks in chunked:
             buffer = bytearray(_MARKS[BOS])
             buffer += b"".join(map(known.__getitem__, chunks))
             ids.append(np.frombuffer(buffer, dtype=np.int32))
+        for chunk in new:
+            if isinstance(chunk, str) and len(chunk) > _LONGEST_CACHED:
+                del known[chunk]
         return ids
 
     def _learn(self, chunks: set[Piece]) -> None:
         pieces = {chunk: chunk_pieces(chunk) for chunk in chunks if isinstance(chunk, str)}
         strings = sorted({p for ps in pieces.values() for p in ps if isinstance(p, str)})
-        encodings = self._model.encode_batch_fast(strings, add_special_tokens=False)
         ids_of: dict[Piece, bytes] = dict(_MARKS)
-        for string, encoding in zip(strings, encodings, strict=True):
-            ids_of[string] = b"".join([_as_bytes(index) for index in encoding.ids])
+        for part in text_blocks(strings, _CHARACTERS_AT_ONCE):
+            encodings = self._model.encode_batch_fast(part, add_special_tokens=False)
+            for string, encoding in zip(part, encodings, strict=True):
+                ids_of[string] = b"".join([_as_bytes(index) for index in encoding.ids])
         for chunk, parts in pieces.items():
             self._known[chunk] = b"".join(map(ids_of.__getitem__, parts))
 

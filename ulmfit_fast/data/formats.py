@@ -14,8 +14,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from ulmfit_fast.data.bad_rows import BadRows, OnError
 from ulmfit_fast.data.records import csv_rows, decoded_lines, kind_of, read_records, read_whole
 
 __all__ = [
@@ -48,7 +49,9 @@ class Labelled(NamedTuple):
     label: str
 
 
-def read_wikitext(source: PathName | Iterable[str]) -> Iterator[str]:
+def read_wikitext(
+    source: PathName | Iterable[str], *, on_error: OnError = "raise"
+) -> Iterator[str]:
     r"""Yield the articles of WikiText-2 or WikiText-103, raw or tokenized.
 
     An article begins with a title such as " = Robert Boulter = " between two blank lines. The marks
@@ -58,26 +61,29 @@ def read_wikitext(source: PathName | Iterable[str]) -> Iterator[str]:
     Args:
         source: a file such as wiki.train.raw or wiki.train.tokens (also .gz, or .parquet with a
             line a row in the column "text"), or any iterable of its lines.
+        on_error: "raise", or "skip" to leave out lines that cannot be read, as for `read_texts`.
 
     Returns:
         An iterator over the articles; what stands before the first title comes as one more.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is not UTF-8, or has no title at all.
+        ValueError: if a line cannot be read, there is no title at all, or on_error is something
+            else.
     """
+    bad = BadRows(on_error)
     if isinstance(source, (str, os.PathLike)):
-        return _articles(_file_lines(_existing(Path(source))), str(source))
-    return _articles(source, "the source")
+        return _articles(_file_lines(_existing(Path(source)), bad), str(source), bad)
+    return _articles(source, "the source", bad)
 
 
-def _file_lines(path: Path) -> Iterator[str]:
+def _file_lines(path: Path, bad: BadRows) -> Iterator[str]:
     if kind_of(path) == ".parquet":
-        return (record[0] for _, record in read_records(path, ("text",)))
-    return (line for _, line in decoded_lines(path))
+        return (record[0] for _, record in read_records(path, ("text",), bad))
+    return (line for _, line in decoded_lines(path, bad))
 
 
-def _articles(lines: Iterable[str], name: str) -> Iterator[str]:
+def _articles(lines: Iterable[str], name: str, bad: BadRows) -> Iterator[str]:
     article: list[str] = []
     titles = 0
     for before, line, after in _with_neighbours(lines):
@@ -86,6 +92,7 @@ def _articles(lines: Iterable[str], name: str) -> Iterator[str]:
             yield from _finished(article)
             article = []
         article.append(line)
+    bad.tell()
     if not titles:
         raise ValueError(
             f"{name} has no title such as ' = Robert Boulter = ' between blank lines, expected "
@@ -115,7 +122,11 @@ def _finished(article: Sequence[str]) -> Iterator[str]:
 
 
 def read_imdb(
-    directory: PathName, split: str = "train", classes: Sequence[str] = ("neg", "pos")
+    directory: PathName,
+    split: str = "train",
+    classes: Sequence[str] = ("neg", "pos"),
+    *,
+    on_error: OnError = "raise",
 ) -> Iterator[Labelled]:
     """Yield the reviews of the Large Movie Review Dataset (aclImdb), class by class.
 
@@ -123,17 +134,20 @@ def read_imdb(
         directory: the unpacked aclImdb with its folders train and test.
         split: "train" or "test".
         classes: folders to read; ("unsup",) holds the unlabelled reviews of train.
+        on_error: "raise", or "skip" to leave out files that cannot be read or are empty.
 
     Returns:
         An iterator over review and class, by the number that each file name begins with.
 
     Raises:
         FileNotFoundError: if a folder is missing.
-        ValueError: if a folder holds no review, or a file is not UTF-8.
+        ValueError: if a folder holds no review, a file cannot be read, or on_error is something
+            else.
 
     Source:
         Maas et al. 2011, Learning Word Vectors for Sentiment Analysis.
     """
+    bad = BadRows(on_error)
     folders = [Path(directory, split, name) for name in classes]
     for folder in folders:
         if not folder.is_dir():
@@ -145,7 +159,15 @@ def read_imdb(
     for folder, found in zip(folders, files, strict=True):
         if not found:
             raise ValueError(f"{folder} holds no .txt file, expected a review a file")
-    return (Labelled(read_whole(path), path.parent.name) for found in files for path in found)
+    return _reviews([path for found in files for path in found], bad)
+
+
+def _reviews(paths: Iterable[Path], bad: BadRows) -> Iterator[Labelled]:
+    for path in paths:
+        text = read_whole(path, bad)
+        if text is not None:
+            yield Labelled(text, path.parent.name)
+    bad.tell()
 
 
 def _number_first(path: Path) -> tuple[int, str]:
@@ -159,6 +181,7 @@ def read_class_csv(
     *,
     columns: int | None = None,
     mend: Callable[[str], str] = str,
+    on_error: OnError = "raise",
 ) -> Iterator[Labelled]:
     """Yield the rows of a CSV without header: the number of the class, from 1, then its texts.
 
@@ -168,6 +191,7 @@ def read_class_csv(
             line), and where there is none the number itself, as a string.
         columns: texts of a row, which are joined by a blank; None takes as many as the first has.
         mend: is applied to each text.
+        on_error: "raise", or "skip" to leave out rows that cannot be read.
 
     Returns:
         An iterator over text and class.
@@ -175,49 +199,66 @@ def read_class_csv(
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: with the line, if it is not UTF-8 or malformed, has another number of fields,
-            or a class that is no number in range.
+            or a class that is no number in range; or if on_error is something else.
 
     Source:
         Zhang, Zhao & LeCun 2015 (arXiv:1509.01626), for the layout.
     """
     found = _existing(Path(path))
     names = _classes_beside(found) if classes is None else list(classes)
-    return _class_rows(found, names, columns, mend)
+    return _class_rows(found, names, columns, mend, BadRows(on_error))
 
 
 def _class_rows(
-    path: Path, names: Sequence[str], columns: int | None, mend: Callable[[str], str]
+    path: Path,
+    names: Sequence[str],
+    columns: int | None,
+    mend: Callable[[str], str],
+    bad: BadRows,
 ) -> Iterator[Labelled]:
-    empty = True
-    for line, row in csv_rows(path):
+    empty, met = True, bad.count
+    for line, row in csv_rows(path, bad):
         columns = len(row) - 1 if columns is None else columns
-        if len(row) != columns + 1 or columns < 1:
-            raise ValueError(
-                f"{path}, line {line}: {len(row)} fields, expected {max(columns, 1) + 1}: a class "
-                "and its texts, each in quotes"
-            )
-        number = int(row[0]) if row[0].isascii() and row[0].isdecimal() else 0
-        if number < 1 or (names and number > len(names)):
-            raise ValueError(
-                f"{path}, line {line}: the class is {row[0]!r:.60}, expected a number from 1"
-                f"{f' to {len(names)} ({names[0]} to {names[-1]})' if names else ''}; the file has "
-                "no header"
-            )
+        fault = _class_fault(row, names, columns)
+        if fault:
+            bad.meet(ValueError(f"{path}, line {line}: {fault}"))
+            continue
         empty = False
-        label = names[number - 1] if names else str(number)
+        label = names[int(row[0]) - 1] if names else str(int(row[0]))
         yield Labelled(" ".join(mend(text) for text in row[1:]), label)
+    bad.tell()
     if empty:
-        raise ValueError(f"{path} is empty, expected a class and its texts on each line")
+        skipped = f" but for the {bad.count - met} rows skipped" if bad.count > met else ""
+        raise ValueError(f"{path} is empty{skipped}, expected a class and its texts on each line")
+
+
+def _class_fault(row: Sequence[str], names: Sequence[str], columns: int) -> str | None:
+    """Return what is wrong with a row, if anything is."""
+    if len(row) != columns + 1 or columns < 1:
+        return (
+            f"{len(row)} fields, expected {max(columns, 1) + 1}: a class and its texts, each in "
+            "quotes"
+        )
+    number = int(row[0]) if row[0].isascii() and row[0].isdecimal() and len(row[0]) < 10 else 0
+    if number < 1 or (names and number > len(names)):
+        return (
+            f"the class is {row[0]!r:.60}, expected a number from 1"
+            f"{f' to {len(names)} ({names[0]} to {names[-1]})' if names else ''}; the file has no "
+            "header"
+        )
+    return None
 
 
 def _classes_beside(path: Path) -> list[str]:
     file = path.parent / "classes.txt"
     if not file.is_file():
         return []
-    return [line.strip() for _, line in decoded_lines(file) if line.strip()]
+    return [line.strip() for _, line in decoded_lines(file, BadRows()) if line.strip()]
 
 
-def read_ag_news(directory: PathName, split: str = "train") -> Iterator[Labelled]:
+def read_ag_news(
+    directory: PathName, split: str = "train", *, on_error: OnError = "raise"
+) -> Iterator[Labelled]:
     r"""Yield title and description of AG News, with their class.
 
     The published file has a backslash where a line ended ("dwindling\band"); it becomes a blank.
@@ -225,6 +266,7 @@ def read_ag_news(directory: PathName, split: str = "train") -> Iterator[Labelled
     Args:
         directory: the unpacked ag_news_csv with train.csv, test.csv and classes.txt.
         split: "train" or "test".
+        on_error: as for `read_class_csv`.
 
     Returns:
         An iterator over text and class: "World", "Sports", "Business" or "Sci/Tech".
@@ -235,15 +277,20 @@ def read_ag_news(directory: PathName, split: str = "train") -> Iterator[Labelled
     """
     path = _split_file(directory, split)
     names = _classes_beside(path) or ["World", "Sports", "Business", "Sci/Tech"]
-    return read_class_csv(path, names, columns=2, mend=lambda text: text.replace("\\", " "))
+    return read_class_csv(
+        path, names, columns=2, mend=lambda text: text.replace("\\", " "), on_error=on_error
+    )
 
 
-def read_dbpedia(directory: PathName, split: str = "train") -> Iterator[Labelled]:
+def read_dbpedia(
+    directory: PathName, split: str = "train", *, on_error: OnError = "raise"
+) -> Iterator[Labelled]:
     """Yield title and abstract of the DBpedia ontology classification, with their class.
 
     Args:
         directory: the unpacked dbpedia_csv with train.csv, test.csv and classes.txt.
         split: "train" or "test".
+        on_error: as for `read_class_csv`.
 
     Returns:
         An iterator over text and class, one of 14 such as "Company".
@@ -253,10 +300,12 @@ def read_dbpedia(directory: PathName, split: str = "train") -> Iterator[Labelled
         ValueError: as for `read_class_csv`.
     """
     path = _split_file(directory, split)
-    return read_class_csv(path, columns=2, mend=str.strip)
+    return read_class_csv(path, columns=2, mend=str.strip, on_error=on_error)
 
 
-def read_yelp(directory: PathName, split: str = "train") -> Iterator[Labelled]:
+def read_yelp(
+    directory: PathName, split: str = "train", *, on_error: OnError = "raise"
+) -> Iterator[Labelled]:
     r"""Yield the reviews of Yelp, full or polarity, with their class.
 
     The published file writes a line end as "\n" and a quote as "\""; both are undone.
@@ -264,6 +313,7 @@ def read_yelp(directory: PathName, split: str = "train") -> Iterator[Labelled]:
     Args:
         directory: the unpacked yelp_review_full_csv or yelp_review_polarity_csv.
         split: "train" or "test".
+        on_error: as for `read_class_csv`.
 
     Returns:
         An iterator over review and class: "1" to "5" stars, or "1" (negative) and "2" (positive).
@@ -272,7 +322,8 @@ def read_yelp(directory: PathName, split: str = "train") -> Iterator[Labelled]:
         FileNotFoundError: if the file does not exist.
         ValueError: as for `read_class_csv`.
     """
-    return read_class_csv(_split_file(directory, split), columns=1, mend=_unescaped)
+    path = _split_file(directory, split)
+    return read_class_csv(path, columns=1, mend=_unescaped, on_error=on_error)
 
 
 def _unescaped(text: str) -> str:
@@ -293,14 +344,24 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _texts_of(read: Callable[..., Iterator[Labelled]]) -> Callable[[PathName], Iterator[str]]:
-    return lambda directory: (row.text for row in read(directory))
+class ReadTexts(Protocol):
+    """Reads the texts of one layout."""
+
+    def __call__(self, path: PathName, /, *, on_error: OnError = "raise") -> Iterator[str]:
+        """Yield texts for a language model."""
 
 
-# What the command line calls them; each takes a path and yields texts for a language model.
-LAYOUTS: dict[str, Callable[[PathName], Iterator[str]]] = {
+def _texts_of(read: Callable[..., Iterator[Labelled]], **options: Any) -> ReadTexts:
+    def texts(path: PathName, *, on_error: OnError = "raise") -> Iterator[str]:
+        return (row.text for row in read(path, **options, on_error=on_error))
+
+    return texts
+
+
+# What the command line calls them.
+LAYOUTS: dict[str, ReadTexts] = {
     "wikitext": read_wikitext,
-    "imdb": _texts_of(lambda path: read_imdb(path, classes=("neg", "pos", "unsup"))),
+    "imdb": _texts_of(read_imdb, classes=("neg", "pos", "unsup")),
     "ag_news": _texts_of(read_ag_news),
     "dbpedia": _texts_of(read_dbpedia),
     "yelp": _texts_of(read_yelp),

@@ -6,7 +6,8 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ __all__ = [
     "exported_subwords",
     "exported_words",
     "library",
+    "panics_as_errors",
     "split_words",
     "subword_model",
     "train_subword_pieces",
@@ -53,6 +55,17 @@ def library() -> ModuleType:
     if hasattr(os, "register_at_fork"):
         _quiet_fork()
     return tokenizers
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Let a panic of the library, which is no Exception, be a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the library tokenizers gave up: {error!s:.200}") from error
 
 
 def _quiet_fork() -> None:

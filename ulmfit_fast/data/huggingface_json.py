@@ -41,7 +41,7 @@ def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
     hf = huggingface.library()
     source = getattr(source, "backend_tokenizer", source)
     if isinstance(source, (str, os.PathLike)):
-        name, text = str(source), Path(source).read_text(encoding="utf-8")
+        name, text = str(source), _text_of(Path(source))
     elif hasattr(source, "to_str"):
         name, text = f"the {type(source).__name__}", source.to_str()
     else:
@@ -50,20 +50,31 @@ def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
             "tokenizer.json or a tokenizers.Tokenizer"
         )
     try:
-        # The library itself brings older files into the present form.
-        content = json.loads(hf.Tokenizer.from_str(text).to_str())
+        with huggingface.panics_as_errors():
+            # The library itself brings older files into the present form.
+            content = json.loads(hf.Tokenizer.from_str(text).to_str())
     except Exception as error:
-        raise ValueError(f"{name} is no tokenizer.json ({error}); save it anew") from error
+        raise ValueError(f"{name} is no tokenizer.json ({error!s:.300}); save it anew") from error
     if content["model"]["type"] not in _MODELS:
         raise ValueError(
             f"{name} has a model of type {content['model']['type']!r}, expected one of "
             f"{', '.join(_MODELS)}"
         )
-    _rewrite(content)
     try:
-        return huggingface.begin_with_mark(hf.Tokenizer.from_str(json.dumps(content)))
+        _rewrite(content)
+        with huggingface.panics_as_errors():
+            return huggingface.begin_with_mark(hf.Tokenizer.from_str(json.dumps(content)))
     except Exception as error:
-        raise ValueError(f"{name} needs its own special tokens ({error}); train another") from error
+        raise ValueError(
+            f"{name} needs its own special tokens ({error!s:.300}); train another"
+        ) from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no tokenizer.json ({error}); save it anew") from error
 
 
 def _rewrite(content: dict[str, Any]) -> None:
@@ -111,13 +122,25 @@ class HuggingFaceEngine:
     def from_content(cls, content: Any) -> HuggingFaceEngine:
         """Read what `content` gave."""
         try:
-            return cls(huggingface.library().Tokenizer.from_str(json.dumps(content)))
+            # A length that somebody wrote in could be any.
+            plain = {**content, "truncation": None, "padding": None}
+            with huggingface.panics_as_errors():
+                engine = cls(huggingface.library().Tokenizer.from_str(json.dumps(plain)))
         except Exception as error:
-            raise ValueError(f"the tokenizer is damaged ({error}); save it anew") from error
+            raise ValueError(f"the tokenizer is damaged ({error!s:.300}); save it anew") from error
+        ids = engine.model.get_vocab(with_added_tokens=True)
+        for index, word in enumerate(engine.vocab.words):
+            if ids.get(word) != index:
+                raise ValueError(
+                    f"the tokenizer is damaged: {word!r:.60} has the id {ids.get(word)}, expected "
+                    f"{index}; save it anew"
+                )
+        return engine
 
     def tokens(self, text: str) -> list[str]:
         """Return the tokens of a text."""
-        encoding = self.model.encode(_encodable(text), add_special_tokens=False)
+        with huggingface.panics_as_errors():
+            encoding = self.model.encode(_encodable(text), add_special_tokens=False)
         found = (SPECIALS[UNK] if token in SPECIALS else token for token in encoding.tokens)
         return [SPECIALS[BOS], *found]
 
@@ -128,7 +151,9 @@ class HuggingFaceEngine:
     def _encode(self, texts: list[str]) -> list[Ids]:
         texts = [_encodable(text) for text in texts]
         ids = []
-        for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False):
+        with huggingface.panics_as_errors():
+            encodings = self.model.encode_batch_fast(texts, add_special_tokens=False)
+        for encoding in encodings:
             found = np.array([BOS, *encoding.ids], dtype=np.int32)
             # A special that is spelled out in the text is a word that nobody knows.
             found[1:][found[1:] < len(SPECIALS)] = UNK

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ulmfit_fast.data.bad_rows import BadRows
+from ulmfit_fast.data.rules import SURROGATE
 
 __all__ = [
     "READABLE",
@@ -26,8 +31,13 @@ __all__ = [
 
 READABLE = (".txt", ".csv", ".jsonl", ".parquet")
 _ZIPPED = ".gz"
-# The largest limit that the csv module takes on every platform.
-_CSV_FIELD_LIMIT = 2**31 - 1
+# What is longer has lost its line ends, or the quote at the end of a field. Memory stays bounded.
+_LINE_BYTES = 2**28
+_CSV_FIELD_CHARACTERS = 2**27
+_MARKS_OF_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_RAISING = BadRows()
+# Of the columns of a file; a damaged record can have any number.
+_SHOWN = 20
 
 
 def kind_of(name: str | Path) -> str:
@@ -48,58 +58,165 @@ def unit_of(path: Path) -> str:
     return "row" if kind_of(path) == ".parquet" else "line"
 
 
-def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def read_records(
+    path: Path, columns: Sequence[str], bad: BadRows
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield the number and the wanted columns of each record of a file, the text first.
 
     Args:
         path: an existing file of a readable kind.
         columns: the column of the text, and that of the label if it is wanted.
+        bad: takes the records that cannot be read, and a file that has none.
 
     Raises:
-        ValueError: if the file is not UTF-8, is malformed, or lacks a column or a value.
+        ImportError: for a .parquet file if the package pyarrow is missing.
+        ValueError: if the file lacks a column.
     """
-    kind = kind_of(path)
-    if kind == ".parquet":
-        from ulmfit_fast.data.tables import parquet_records
-
-        yield from parquet_records(path, columns)
-    elif kind == ".csv":
-        yield from _csv_records(path, columns)
-    elif kind == ".jsonl":
-        yield from _json_records(path, columns)
-    else:
-        for number, line in decoded_lines(path):
-            if line.strip():
-                yield number, (line.rstrip("\r\n"),)
+    readers: dict[str, Callable[..., Iterator[tuple[int, tuple[Any, ...]]]]]
+    readers = {".csv": _csv_records, ".jsonl": _json_records, ".parquet": _parquet_records}
+    empty, met = True, bad.count
+    for record in readers.get(kind_of(path), _line_records)(path, columns, bad):
+        empty = False
+        yield record
+    if empty and bad.count == met:
+        bad.meet(_empty(path))
 
 
-def read_whole(path: Path) -> str:
-    """Return a file as one text, its line ends as they are."""
-    return "".join(line for _, line in decoded_lines(path))
+def _empty(path: Path) -> ValueError:
+    return ValueError(f"{path} is empty, expected at least one text; fill or remove it")
 
 
-def decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Decode a file, also a gzipped one, line by line, so that an error can name its line."""
-    number = 0
+def _line_records(
+    path: Path, columns: Sequence[str], bad: BadRows
+) -> Iterator[tuple[int, tuple[str]]]:
+    for number, line in decoded_lines(path, bad):
+        if line.strip():
+            yield number, (line.rstrip("\r\n"),)
+
+
+def _parquet_records(
+    path: Path, columns: Sequence[str], bad: BadRows
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    from ulmfit_fast.data.tables import parquet_records
+
+    return parquet_records(path, columns, bad)
+
+
+def read_whole(path: Path, bad: BadRows) -> str | None:
+    """Return a file as one text, its line ends as they are; None if it cannot be read.
+
+    Args:
+        path: an existing file.
+        bad: takes the file if a line of it cannot be read, or it is empty.
+    """
+    try:
+        text = "".join(line for _, line in decoded_lines(path, _RAISING))
+        if not text.strip():
+            raise _empty(path)
+    except ValueError as error:
+        bad.meet(error)
+        return None
+    return text
+
+
+def decoded_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, str]]:
+    """Decode a file, also a gzipped one, line by line, so that an error can name its line.
+
+    Args:
+        path: an existing file.
+        bad: takes the lines that are no text in UTF-8.
+    """
+    for line in _lines(path, bad):
+        if line.fault is None:
+            yield line.number, line.text
+        else:
+            bad.meet(line.fault)
+
+
+class _Line(NamedTuple):
+    """A line, and what is wrong with it."""
+
+    number: int
+    text: str
+    fault: ValueError | None = None
+
+
+def _lines(path: Path, bad: BadRows) -> Iterator[_Line]:
+    """Yield all lines; `bad` takes the rest of a file that cannot be read on."""
+    number = offset = 0
     with gzip.open(path) if path.suffix.lower() == _ZIPPED else path.open("rb") as file:
         try:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
-                        "save as UTF-8"
-                    ) from error
-                yield number, line.removeprefix("\ufeff") if number == 1 else line
+            pieces = iter(lambda: file.readline(_LINE_BYTES), b"")
+            for number, raw in enumerate(pieces, start=1):
+                if number == 1 and _is_utf_16(raw):
+                    bad.meet(
+                        ValueError(
+                            f"{path}, line 1: the file is in UTF-16, expected UTF-8; save as "
+                            "UTF-8 (iconv -f UTF-16 -t UTF-8)"
+                        )
+                    )
+                    return
+                line, size = _decoded(path, number, offset, raw), len(raw)
+                if size == _LINE_BYTES and not raw.endswith(b"\n"):
+                    size += _passed_over(pieces)
+                    fault = ValueError(
+                        f"{path}, line {number}: longer than {_LINE_BYTES:,} bytes, expected a "
+                        "text; put line ends between the texts"
+                    )
+                    line = _Line(number, "", fault)
+                yield line
+                offset += size
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"{path}, line {number + 1}: not a whole gzip file ({error}); fetch it anew"
-            ) from error
+            bad.meet(
+                ValueError(
+                    f"{path}, line {number + 1}: not a whole gzip file ({error}), it cannot be "
+                    "read on; fetch it anew"
+                )
+            )
 
 
-def _csv_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    rows = csv_rows(path)
+def _passed_over(pieces: Iterator[bytes]) -> int:
+    """Go on to the end of a line that is not kept; return how many bytes that took."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return size
+
+
+def _is_utf_16(first: bytes) -> bool:
+    if first.startswith(_MARKS_OF_UTF_16):
+        return True
+    # Without a mark, every other byte of Western text is a NUL.
+    start = first[:200]
+    return len(start) >= 4 and any(start[::2]) != any(start[1::2])
+
+
+def _decoded(path: Path, number: int, offset: int, raw: bytes) -> _Line:
+    fault = None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fault = ValueError(
+            f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8 (offset "
+            f"{offset + error.start} of the text); save as UTF-8"
+        )
+        text = raw.decode("utf-8", "replace")
+    if b"\0" in raw:
+        fault = fault or ValueError(
+            f"{path}, line {number}: a NUL byte (offset {offset + raw.index(0)} of the text), "
+            "expected text; remove it or fetch the file anew"
+        )
+        # Before Python 3.11 the csv module stops at one.
+        text = text.replace("\0", " ")
+    return _Line(number, text.removeprefix("\ufeff") if number == 1 else text, fault)
+
+
+def _csv_records(
+    path: Path, columns: Sequence[str], bad: BadRows
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    rows = csv_rows(path, bad, header=True)
     _, header = next(rows, (0, None))
     if header is None:
         return
@@ -108,57 +225,123 @@ def _csv_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tupl
             raise ValueError(missing_column(path, column, header))
     positions = [header.index(column) for column in columns]
     for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(
+        if len(row) == len(header):
+            yield line, tuple(row[position] for position in positions)
+            continue
+        bad.meet(
+            ValueError(
                 f"{path}, line {line}: {len(row)} fields, expected {len(header)} as in the header; "
                 'put a text that contains a comma or a line end between "quotes"'
             )
-        yield line, tuple(row[position] for position in positions)
+        )
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of its first line and the fields of each row that is not blank."""
-    # Before Python 3.11 the csv module stops at a NUL.
-    lines = (line.replace("\0", " ") for _, line in decoded_lines(path))
+class _CsvLines:
+    """The lines that a csv reader takes, and those of its present row once more."""
+
+    def __init__(self, lines: Iterator[_Line]) -> None:
+        self._lines = lines
+        self._again: deque[_Line] = deque()
+        self.row: list[_Line] = []
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.row.append(line)
+        return line.text
+
+    def read_again(self) -> None:
+        """Go back to the second line of the row."""
+        self._again.extendleft(reversed(self.row[1:]))
+
+
+def csv_rows(path: Path, bad: BadRows, *, header: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of its first line and the fields of each row that is not blank.
+
+    Args:
+        path: an existing file.
+        bad: takes the rows that cannot be read. After a quote that does not end, reading goes on
+            with the line below it.
+        header: without its first row the file cannot be read on.
+    """
+    lines = _CsvLines(_lines(path, bad))
     reader = csv.reader(lines, strict=True)
     while True:
-        line = reader.line_num + 1
-        row = _next_row(reader, path)
+        lines.row.clear()
+        try:
+            row = _next_row(reader)
+        except csv.Error as error:
+            first, last = lines.row[0].number, lines.row[-1].number
+            until = f" up to line {last}" if last > first else ""
+            bad.meet(
+                ValueError(
+                    f"{path}, line {first}: {error}{until}; close the quote, and write a quote "
+                    "within a field twice"
+                )
+            )
+            if header:
+                return
+            lines.read_again()
+            reader = csv.reader(lines, strict=True)
+            continue
         if row is None:
             return
-        if row:
-            yield line, row
+        fault = next((line.fault for line in lines.row if line.fault), None)
+        if fault is not None:
+            bad.meet(fault)
+            if header:
+                return
+        elif row:
+            header = False
+            yield lines.row[0].number, row
 
 
-def _next_row(reader: Any, path: Path) -> list[str] | None:
+def _next_row(reader: Any) -> list[str] | None:
     # The limit belongs to the whole process: raise it only while a row is read.
-    limit = csv.field_size_limit(_CSV_FIELD_LIMIT)
+    limit = csv.field_size_limit(_CSV_FIELD_CHARACTERS)
     try:
         row: list[str] | None = next(reader, None)
         return row
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num}: {error}; save as comma-separated values"
-        ) from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _json_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    for number, line in decoded_lines(path):
+def _json_records(
+    path: Path, columns: Sequence[str], bad: BadRows
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    for number, line in decoded_lines(path, bad):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not valid JSON ({error}); one object a line") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: {line.strip()!r:.60}, expected a JSON object")
-        for column in columns:
-            if column not in record:
-                raise ValueError(missing_column(where, column, list(record)))
-        yield number, checked_values(where, columns, [record[column] for column in columns])
+            values = _json_values(f"{path}, line {number}", line, columns)
+        except ValueError as error:
+            bad.meet(error)
+            continue
+        yield number, values
+
+
+def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ...]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON ({error}); one object a line") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {line.strip()!r:.60}, expected a JSON object")
+    for column in columns:
+        if column not in record:
+            raise ValueError(missing_column(where, column, list(record)))
+    values = checked_values(where, columns, [record[column] for column in columns])
+    if "\\u" not in line:
+        return values
+    if any(isinstance(label, str) and SURROGATE.search(label) for label in values[1:]):
+        raise ValueError(
+            f"{where}: {columns[1]!r} is {values[1]!r:.60}, half a character, expected whole ones; "
+            "write the label anew"
+        )
+    # Half a character, where an emoji was cut in two, cannot be written in UTF-8.
+    return (SURROGATE.sub("\ufffd", values[0]), *values[1:])
 
 
 def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[Any, ...]:
@@ -178,7 +361,7 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
         if not isinstance(value, allowed) or isinstance(value, bool):
             raise ValueError(
                 f"{where}: {column!r} is {value!r:.60}, expected "
-                f"{'a string or an integer' if checked else 'a string'}"
+                f"{'a string or an integer' if checked else 'a string'}; mend or drop the row"
             )
         checked.append(str(value) if isinstance(value, str) else value)
     return tuple(checked)
@@ -186,5 +369,5 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
 
 def missing_column(where: object, column: str, present: Iterable[object]) -> str:
     """Return the sentence that says which columns there are instead."""
-    names = ", ".join(repr(name) for name in present) or "none"
+    names = ", ".join(f"{name!r:.60}" for name in itertools.islice(present, _SHOWN)) or "none"
     return f"{where} has no column {column!r}; its columns are {names}; pass the name of one"

@@ -54,6 +54,8 @@ _GLUED_LEFT = re.compile(
 _GLUED_RIGHT = re.compile(r"([(\[{]) ")
 # A language model may write any number after xxrep.
 _MAX_COUNT_DIGITS = 3
+# Regular expressions give up on a word of some million letters, or take 50 bytes for each.
+_LONGEST_CHUNK = 100_000
 
 
 def split_chunks(text: str) -> list[Piece]:
@@ -126,13 +128,16 @@ def chunk_pieces(chunk: str) -> list[Piece]:
     [7, 'happy', 5, '4', '!']
 
     Args:
-        chunk: a string without blanks.
+        chunk: a string without blanks; beyond 100,000 characters it counts as several.
 
     Returns:
         Lower-case strings still to be split into words, and marks as ids.
     """
     if chunk == "<unk>":
         return [UNK]
+    if len(chunk) > _LONGEST_CHUNK:
+        starts = range(0, len(chunk), _LONGEST_CHUNK)
+        return [p for start in starts for p in chunk_pieces(chunk[start : start + _LONGEST_CHUNK])]
     pieces: list[Piece] = []
     start = 0
     for run in _RUN.finditer(chunk):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ulmfit_fast.data.bad_rows import BadRows
 from ulmfit_fast.data.records import checked_values, missing_column
 
 __all__ = ["check_one_split", "is_table", "parquet_records", "table_records"]
 
-# Rows at a time, so that memory does not grow with the table.
+# At a time at most, so that memory does not grow with the table, nor with the length of its texts.
 _ROWS = 1_000
+_BYTES = 2**24
 
 
 def is_table(source: object) -> bool:
@@ -42,7 +45,9 @@ def check_one_split(source: object) -> None:
         )
 
 
-def table_records(source: Any, columns: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def table_records(
+    source: Any, columns: Sequence[str], bad: BadRows
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield the position and the wanted columns of each row of a table in memory, the text first.
 
     A label of a class with a name comes out as that name.
@@ -50,9 +55,10 @@ def table_records(source: Any, columns: Sequence[str]) -> Iterator[tuple[int, tu
     Args:
         source: what `is_table` accepts.
         columns: the column of the text, and that of the label if it is wanted.
+        bad: takes the rows whose text is not a string, or whose label is not one nor an integer.
 
     Raises:
-        ValueError: if a column is missing, or a value is not a string (a label: nor an integer).
+        ValueError: if a column is missing.
     """
     if hasattr(source, "iter"):
         batches = _dataset_batches(source, columns)
@@ -63,10 +69,12 @@ def table_records(source: Any, columns: Sequence[str]) -> Iterator[tuple[int, tu
         _require_columns(source, columns, source.columns)
         batches = iter([[source[column] for column in columns]])
     names = _class_names(getattr(source, "features", None), columns)
-    yield from _rows(f"the {type(source).__name__}", columns, batches, names)
+    yield from _rows(f"the {type(source).__name__}", columns, batches, names, bad)
 
 
-def parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def parquet_records(
+    path: Path, columns: Sequence[str], bad: BadRows
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield the position and the wanted columns of each row of a Parquet file, the text first.
 
     Names of classes that the library `datasets` wrote into the file take the place of the numbers.
@@ -74,10 +82,12 @@ def parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, t
     Args:
         path: an existing file.
         columns: the column of the text, and that of the label if it is wanted.
+        bad: takes the rows that cannot be read, as for `table_records`, a row group that is
+            damaged, and a file that is no whole one.
 
     Raises:
         ImportError: if the package pyarrow is missing.
-        ValueError: if the file is damaged, or as for `table_records`.
+        ValueError: if a column is missing.
     """
     try:
         import pyarrow
@@ -86,16 +96,39 @@ def parquet_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, t
         raise ImportError(
             f"{path} needs the package pyarrow; pip install 'ulmfit-fast[datasets]'"
         ) from error
+    damage = (pyarrow.ArrowException, OSError)
     try:
-        with parquet.ParquetFile(path) as file:
-            _require_columns(path, columns, file.schema_arrow.names)
-            batches = file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(columns)))
-            features = _written_features(file.schema_arrow.metadata)
-            names = _class_names(features, columns)
-            yield from _rows(str(path), columns, _arrow_columns(batches, columns), names)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no whole Parquet file ({reason}); fetch it anew") from error
+        file = parquet.ParquetFile(path)
+    except damage as error:
+        bad.meet(_damaged(f"{path} is no whole Parquet file", error))
+        return
+    with file:
+        schema = file.schema_arrow
+        _require_columns(path, columns, schema.names)
+        names = _class_names(_written_features(schema.metadata), columns)
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group)
+            batches = file.iter_batches(
+                batch_size=max(1, min(_ROWS, _BYTES * rows.num_rows // (rows.total_byte_size + 1))),
+                row_groups=[group],
+                columns=list(dict.fromkeys(columns)),
+            )
+            try:
+                yield from _rows(
+                    str(path), columns, _arrow_columns(batches, columns), names, bad, first
+                )
+            except damage as error:
+                where = f"{path}, row group {group} (rows {first} to {first + rows.num_rows - 1})"
+                bad.meet(_damaged(f"{where}: cannot be read to its end", error))
+            first += rows.num_rows
+
+
+def _damaged(what: str, error: Exception) -> ValueError:
+    # An error number comes from the system: the file may be whole.
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return ValueError(f"{what} ({' '.join(str(error).split()):.200}); fetch it anew")
 
 
 def _dataset_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]:
@@ -111,7 +144,23 @@ def _dataset_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]
 def _arrow_columns(batches: Any, columns: Sequence[str] | None = None) -> Iterator[list[Any]]:
     for batch in batches:
         names = batch.schema.names if columns is None else columns
-        yield [batch.column(batch.schema.get_field_index(name)).to_pylist() for name in names]
+        yield [_values(batch.column(batch.schema.get_field_index(name))) for name in names]
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        # As bytes it is refused like any other value that is no string.
+        return error.object
 
 
 def _require_columns(source: object, columns: Sequence[str], present: Any) -> None:
@@ -122,22 +171,33 @@ def _require_columns(source: object, columns: Sequence[str], present: Any) -> No
 
 
 def _rows(
-    where: str, columns: Sequence[str], batches: Iterator[list[Any]], names: list[str] | None
+    where: str,
+    columns: Sequence[str],
+    batches: Iterator[list[Any]],
+    names: list[str] | None,
+    bad: BadRows,
+    first: int = 0,
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    row = 0
-    for batch in batches:
-        for values in zip(*batch, strict=True):
-            place = f"{where}, row {row}"
+    rows = itertools.chain.from_iterable(zip(*batch, strict=True) for batch in batches)
+    for row, values in enumerate(rows, start=first):
+        place = f"{where}, row {row}"
+        try:
             checked = checked_values(place, columns, values)
             if names is not None and isinstance(checked[1], int):
-                if not 0 <= checked[1] < len(names):
-                    raise ValueError(
-                        f"{place}: {columns[1]!r} is {checked[1]}, expected 0 to {len(names) - 1} "
-                        f"for the classes {', '.join(names[:5])}; drop rows without a label"
-                    )
-                checked = (checked[0], names[checked[1]])
+                checked = (checked[0], _class_name(place, columns[1], checked[1], names))
+        except ValueError as error:
+            bad.meet(error)
+        else:
             yield row, checked
-            row += 1
+
+
+def _class_name(place: str, column: str, number: int, names: list[str]) -> str:
+    if not 0 <= number < len(names):
+        raise ValueError(
+            f"{place}: {column!r} is {number}, expected 0 to {len(names) - 1} for the classes "
+            f"{', '.join(names[:5])}; drop rows without a label"
+        )
+    return names[number]
 
 
 def _class_names(features: Any, columns: Sequence[str]) -> list[str] | None:

@@ -38,14 +38,14 @@ class CheckedTexts:
             yield text
 
 
-def text_blocks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Group texts into lists of about a million characters."""
+def text_blocks(texts: Iterable[str], characters: int | None = None) -> Iterator[list[str]]:
+    """Group texts into lists of about so many characters, or a million."""
     block: list[str] = []
     size = 0
     for text in texts:
         block.append(text)
         size += len(text)
-        if size > BLOCK_CHARACTERS:
+        if size > (BLOCK_CHARACTERS if characters is None else characters):
             yield block
             block, size = [], 0
     if block:

@@ -9,9 +9,8 @@ meta.json       format, version, counts, and digests of tokenizer and texts
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,13 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ulmfit_fast.data.bad_rows import OnError
 from ulmfit_fast.data.corpus import Source
+from ulmfit_fast.data.json_text import parse_json
 from ulmfit_fast.data.tokenizer import Tokenizer
 
 __all__ = ["StoredDocuments", "TokenStore", "TokenStream", "digest_of"]
 
 FORMAT, VERSION = "ulmfit_fast token store", 1
 IDS, OFFSETS, TOKENIZER, META = "ids.bin", "offsets.npy", "tokenizer.json", "meta.json"
+DTYPES = ("<u2", "<i4")
+# Looked through a piece at a time, so that as much is in memory.
+_OFFSETS_AT_ONCE = 1_000_000
 
 AnyIds = npt.NDArray[np.integer[Any]]
 
@@ -42,12 +46,17 @@ class StoredDocuments(Sequence[AnyIds]):
         ids: `(N,)` integers.
         starts: `(n,)` int64, where each document begins in `ids`.
         ends: `(n,)` int64, where it ends.
+        vocab_size: V, which every id has to be below; None for any.
     """
 
     def __init__(
-        self, ids: AnyIds, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+        self,
+        ids: AnyIds,
+        starts: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        vocab_size: int | None = None,
     ) -> None:
-        self.ids, self.starts, self.ends = ids, starts, ends
+        self.ids, self.starts, self.ends, self.vocab_size = ids, starts, ends, vocab_size
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -75,7 +84,8 @@ class StoredDocuments(Sequence[AnyIds]):
         Args:
             positions: `(n,)` of the documents wanted, in their new order.
         """
-        return StoredDocuments(self.ids, self.starts[positions], self.ends[positions])
+        starts, ends = self.starts[positions], self.ends[positions]
+        return StoredDocuments(self.ids, starts, ends, self.vocab_size)
 
     def stream(self, seed: int | None = None) -> TokenStream:
         """Return the documents as one stream, in the order of `concatenate_documents`, uncopied.
@@ -110,9 +120,12 @@ class TokenStore(StoredDocuments):
         vocab_size: V of the tokenizer.
 
     Raises:
-        FileNotFoundError: if there is no store.
-        ValueError: if it is damaged, of a newer version, or made by another tokenizer.
+        FileNotFoundError: if there is no store, or a file of it is missing.
+        ValueError: if it is damaged, of a newer version, or made by another tokenizer. Ids are
+            looked at when they are read for training.
     """
+
+    vocab_size: int
 
     def __init__(
         self, directory: str | os.PathLike[str], tokenizer: Tokenizer | None = None
@@ -131,14 +144,9 @@ class TokenStore(StoredDocuments):
                 f"{self.directory / IDS} has {found} bytes, expected {tokens * dtype.itemsize}; "
                 "the store is damaged, build it anew"
             )
-        self.offsets: npt.NDArray[np.int64] = np.load(self.directory / OFFSETS, mmap_mode="r")
-        if self.offsets.shape != (meta["documents"] + 1,) or self.offsets[-1] != tokens:
-            raise ValueError(
-                f"{self.directory / OFFSETS} does not end at {tokens} tokens of "
-                f"{meta['documents']} documents; the store is damaged, build it anew"
-            )
+        self.offsets = _read_offsets(self.directory / OFFSETS, meta["documents"], tokens)
         ids = np.memmap(self.directory / IDS, dtype=dtype, mode="r", shape=(tokens,))
-        super().__init__(ids, self.offsets[:-1], self.offsets[1:])
+        super().__init__(ids, self.offsets[:-1], self.offsets[1:], self.vocab_size)
 
     @classmethod
     def build(
@@ -148,6 +156,7 @@ class TokenStore(StoredDocuments):
         tokenizer: Tokenizer,
         *,
         text_column: str = "text",
+        on_error: OnError = "raise",
         workers: int | None = None,
         resume: bool = True,
         progress: bool = True,
@@ -168,6 +177,8 @@ class TokenStore(StoredDocuments):
             source: what `read_texts` takes.
             tokenizer: turns the texts into ids.
             text_column: of files and tables, as for `read_texts`.
+            on_error: "raise", or "skip" to leave out rows that cannot be read, as for `read_texts`;
+                a build that stopped at one goes on with "skip".
             workers: processes that encode; None takes as many as there are CPUs, 1 stays in this
                 one, as does a corpus of few million characters.
             resume: go on with what is there; False builds anew and then replaces it.
@@ -187,7 +198,7 @@ class TokenStore(StoredDocuments):
         from ulmfit_fast.data.token_store_build import StoreBuilder
 
         builder = StoreBuilder(directory, tokenizer, workers=workers, progress=progress)
-        builder.build(source, text_column, resume=resume)
+        builder.build(source, text_column, on_error=on_error, resume=resume)
         return cls(directory, tokenizer)
 
     @staticmethod
@@ -211,7 +222,10 @@ class TokenStore(StoredDocuments):
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that made the ids."""
         path = self.directory / TOKENIZER
-        found = Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        try:
+            found = Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
         self.require(found)
         return found
 
@@ -236,7 +250,7 @@ class TokenStream:
     """
 
     def __init__(self, documents: StoredDocuments, seed: int | None = None) -> None:
-        self._ids = documents.ids
+        self._ids, self._vocab_size = documents.ids, documents.vocab_size
         order: Any = slice(None)
         if seed is not None:
             # As concatenate_documents draws it.
@@ -268,6 +282,7 @@ class TokenStream:
 
         Raises:
             IndexError: if a piece reaches past either end.
+            ValueError: if an id is outside the vocabulary.
         """
         if len(starts) and not 0 <= int(starts.min()) <= int(starts.max()) <= len(self) - length:
             raise IndexError(
@@ -278,6 +293,14 @@ class TokenStream:
         first = np.searchsorted(self._ends, starts, side="right")
         for row, start, document in zip(rows, starts.tolist(), first.tolist(), strict=True):
             self._fill(row, start, document)
+        # On a GPU such an id would end the process, and without a word of the store.
+        if self._vocab_size is not None and rows.size:
+            smallest, largest = int(rows.min()), int(rows.max())
+            if smallest < 0 or largest >= self._vocab_size:
+                raise ValueError(
+                    f"the store holds the id {smallest if smallest < 0 else largest}, expected 0 "
+                    f"to {self._vocab_size - 1}; {IDS} is damaged, build the store anew"
+                )
         return np.ascontiguousarray(rows.T)
 
     def _fill(self, row: npt.NDArray[np.int64], start: int, document: int) -> None:
@@ -302,13 +325,57 @@ def _read_meta(directory: Path) -> dict[str, Any]:
             f"{directory} is no token store: it has no {META}; make one with TokenStore.build"
         )
     try:
-        meta: Any = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_text(encoding="utf-8"), META)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ValueError(f"{path} is not that of a token store; choose another directory")
     if meta.get("version") != VERSION:
         raise ValueError(
-            f"{path} has version {meta.get('version')!r}, expected {VERSION}; update ulmfit_fast"
+            f"{path} has version {meta.get('version')!r:.60}, expected {VERSION}; update "
+            "ulmfit_fast"
         )
+    for name in (IDS, OFFSETS):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} has no {name}; build the store anew")
+    for name, sound in _SOUND.items():
+        value = meta.get(name)
+        if not sound(value):
+            raise ValueError(f"{path} is damaged ({name} is {value!r:.60}); build the store anew")
     return meta
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**63
+
+
+_SOUND: dict[str, Callable[[object], bool]] = {
+    "dtype": lambda value: value in DTYPES,
+    "vocab_size": _is_count,
+    "documents": _is_count,
+    "tokens": _is_count,
+    "tokenizer": lambda value: isinstance(value, str),
+    "texts": lambda value: isinstance(value, str),
+}
+
+
+def _read_offsets(path: Path, documents: int, tokens: int) -> npt.NDArray[np.int64]:
+    try:
+        # Unlike np.load, it takes nothing but an array, and none of objects.
+        offsets: Any = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({reason:.200}); build the store anew") from error
+    sound = offsets.dtype == np.dtype("<i8") and offsets.shape == (documents + 1,)
+    if not sound or offsets[0] != 0 or offsets[-1] != tokens:
+        raise ValueError(
+            f"{path} does not end at {tokens} tokens of {documents} documents; the store is "
+            "damaged, build it anew"
+        )
+    for start in range(0, documents, _OFFSETS_AT_ONCE):
+        if (np.diff(offsets[start : start + _OFFSETS_AT_ONCE + 1]) < 0).any():
+            raise ValueError(
+                f"{path} has documents that end before they begin; the store is damaged, build it "
+                "anew"
+            )
+    return offsets  # type: ignore[no-any-return]

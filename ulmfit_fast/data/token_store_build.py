@@ -24,9 +24,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ulmfit_fast.data import token_store_worker as worker
+from ulmfit_fast.data.bad_rows import OnError
 from ulmfit_fast.data.corpus import Source, read_texts
+from ulmfit_fast.data.json_text import parse_json
 from ulmfit_fast.data.texts import BLOCK_CHARACTERS, text_blocks
 from ulmfit_fast.data.token_store import (
+    DTYPES,
     FORMAT,
     IDS,
     META,
@@ -77,9 +80,9 @@ class StoreBuilder:
         self._digest = digest_of(tokenizer)
         self._workers = workers or _cpus()
         self._progress = progress
-        self._dtype = np.dtype("<u2" if len(tokenizer.vocab) <= 2**16 else "<i4")
+        self._dtype = np.dtype(DTYPES[len(tokenizer.vocab) > 2**16])
 
-    def build(self, source: Source, text_column: str, *, resume: bool) -> None:
+    def build(self, source: Source, text_column: str, *, on_error: OnError, resume: bool) -> None:
         """Build the store, or find that it is complete."""
         target = self._target
         if target.exists() and not (target / META).is_file():
@@ -89,7 +92,7 @@ class StoreBuilder:
                     "directory or remove it"
                 )
         expected = _expected_blocks(source)
-        texts = read_texts(source, text_column=text_column)
+        texts = read_texts(source, text_column=text_column, on_error=on_error)
         if resume and (target / META).is_file():
             self._compare(TokenStore(target, self._tokenizer), texts)
             return
@@ -129,13 +132,20 @@ class StoreBuilder:
             _write_whole(self._partial / TOKENIZER, self._tokenizer.to_json())
             self._commit(_State())
             return _State()
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("tokenizer") != self._digest:
+        try:
+            content = parse_json(path.read_text(encoding="utf-8"), _STATE)
+            begun_with = content.pop("tokenizer")
+            state = _State(**content)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); build the store anew with resume=False"
+            ) from error
+        if begun_with != self._digest:
             raise ValueError(
                 f"{self._target} was begun with another tokenizer, expected the same; finish it "
                 "with that one, or build it anew with resume=False"
             )
-        return _State(**content)
+        return state
 
     def _commit(self, state: _State) -> None:
         content = {**state._asdict(), "tokenizer": self._digest}

@@ -17,6 +17,7 @@ from ulmfit_fast.data.engines import (
     prepared_for_subwords,
 )
 from ulmfit_fast.data.huggingface_json import HuggingFaceEngine, adopted
+from ulmfit_fast.data.json_text import parse_json
 from ulmfit_fast.data.spacy_words import SpacyEngine, count_spacy_words
 from ulmfit_fast.data.texts import CheckedTexts, text_blocks
 from ulmfit_fast.data.vocab import SPECIALS, Vocab, check_vocabulary_limits
@@ -30,6 +31,8 @@ Kind = Literal["word", "subword", "spacy", "huggingface"]
 TRAINABLE_KINDS = ("word", "subword", "spacy")
 
 _FORMAT = "ulmfit_fast tokenizer"
+# Of the logarithm of a probability; neither NaN nor an infinity is below it.
+_LARGEST_SCORE = 1e6
 _VERSION = 1
 
 
@@ -286,17 +289,14 @@ class Tokenizer:
             ImportError: if the package of its kind is missing.
             ValueError: if the text is something else, or of a newer version.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the tokenizer is not valid JSON ({error}); save it anew") from error
+        content = parse_json(text, "the tokenizer")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(
                 f"the tokenizer starts with {text[:40]!r}, expected what Tokenizer.to_json writes"
             )
         if content.get("version") != _VERSION:
             raise ValueError(
-                f"the tokenizer has version {content.get('version')!r}, expected {_VERSION}; "
+                f"the tokenizer has version {content.get('version')!r:.60}, expected {_VERSION}; "
                 "update ulmfit_fast"
             )
         vocab = Vocab.from_json(json.dumps(content.get("words")))
@@ -311,11 +311,11 @@ class Tokenizer:
                     "expected them to be the same; save it anew"
                 )
             return cls("huggingface", engine)
-        scores = content.get("scores")
-        if kind != "subword" or not isinstance(scores, list) or len(scores) != len(vocab):
+        scores: Any = content.get("scores")
+        if kind != "subword" or not _are_scores(scores, len(vocab)):
             raise ValueError(
-                f"the tokenizer has kind {kind!r}, expected 'word', 'spacy', 'huggingface', or "
-                "'subword' with a score for each piece; save it anew"
+                f"the tokenizer has kind {kind!r:.60}, expected 'word', 'spacy', 'huggingface', or "
+                "'subword' with a score for each piece, a number; save it anew"
             )
         return cls._from_pieces(list(zip(vocab.words, scores, strict=True)))
 
@@ -326,3 +326,9 @@ class Tokenizer:
     def __repr__(self) -> str:
         """Show the kind and the size."""
         return f"Tokenizer(kind={self.kind!r}, vocabulary of {len(self.vocab)})"
+
+
+def _are_scores(scores: object, count: int) -> bool:
+    if not isinstance(scores, list) or len(scores) != count:
+        return False
+    return all(type(score) in (int, float) and abs(score) <= _LARGEST_SCORE for score in scores)

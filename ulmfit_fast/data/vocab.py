@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from ulmfit_fast.data.json_text import parse_json
 
 __all__ = [
     "BOS",
@@ -25,6 +28,7 @@ __all__ = [
 ]
 
 SPECIALS = ("xxunk", "xxpad", "xxbos", "xxeos", "xxfld", "xxrep", "xxwrep", "xxup", "xxmaj")
+_HALF = re.compile("[\ud800-\udfff]")
 UNK, PAD, BOS, EOS, FLD, REP, WREP, UP, MAJ = range(len(SPECIALS))
 
 
@@ -40,7 +44,7 @@ class Vocab:
 
     Raises:
         TypeError: for a single string, or a word that is not a string.
-        ValueError: for a word that occurs twice.
+        ValueError: for a word that occurs twice, or has a lone surrogate, which no file holds.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -50,6 +54,11 @@ class Vocab:
             if not isinstance(word, str):
                 raise TypeError(
                     f"words[{position}] is {word!r:.60} ({type(word).__name__}), expected a str"
+                )
+            if not word.isascii() and _HALF.search(word):
+                raise ValueError(
+                    f"words[{position}] is {word!r:.60}, which has half a character, expected "
+                    "whole ones; mend or drop the word"
                 )
         ordinary = [word for word in words if word not in SPECIALS]
         self._words = (*SPECIALS, *ordinary)
@@ -127,16 +136,16 @@ class Vocab:
         Raises:
             ValueError: if the text is no JSON list that starts with the nine specials.
         """
-        try:
-            words = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the vocabulary is not valid JSON ({error}); save it anew") from error
+        words = parse_json(text, "the vocabulary")
         if not isinstance(words, list) or tuple(words[: len(SPECIALS)]) != SPECIALS:
             raise ValueError(
                 f"the vocabulary starts with {text[:40]!r}, expected a JSON list that starts with "
                 f"{', '.join(SPECIALS)}; save it anew"
             )
-        return cls(words)
+        try:
+            return cls(words)
+        except TypeError as error:
+            raise ValueError(f"the vocabulary is damaged ({error}); save it anew") from error
 
     def __len__(self) -> int:
         """Return the number of words, specials included."""

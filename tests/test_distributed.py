@@ -1,0 +1,167 @@
+"""Two processes on one training: equal to one on the joined batch, whatever is frozen or killed."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import CONFIG, documents, make
+from two_processes import TOKENIZER, UNFREEZING, steps
+
+from ulmfit_fast import distributed
+from ulmfit_fast.data import LMBatches
+from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.pipeline import train_language_model
+from ulmfit_fast.runs import Run
+from ulmfit_fast.runs.stage import StageRun
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def in_two(*command, timeout=200):
+    """Run a command in two processes with torchrun's variables; return their results."""
+    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # Without the network's names, which a sealed machine may not resolve.
+    own |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(processes, ended, strict=True)]
+
+
+def two(what, directory):
+    for code, _, error in in_two(HERE / "two_processes.py", what, directory):
+        assert code == 0, error[-3000:]
+    return [torch.load(directory / f"{what}-{rank}.pt") for rank in range(2)]
+
+
+def assert_all_equal(a, b, **tolerance):
+    for x, y in zip(a, b, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            torch.testing.assert_close(x, y, **tolerance)
+
+
+def test_gradients_are_those_of_one_process_on_the_joined_batch(tmp_path):
+    first, second = two("gradients", tmp_path)
+    whole = steps(4)
+    exact = {"rtol": 0, "atol": 1e-12}
+    for n in range(3):
+        for found in (first, second):
+            assert found["losses"][n] == pytest.approx(whole["losses"][n], abs=1e-12)
+            assert_all_equal(found["grads"][n], whole["grads"][n], **exact)
+    # The second step had frozen groups, without any gradient.
+    assert any(g is None for g in first["grads"][1]) and all(
+        g is not None for g in first["grads"][2]
+    )
+    assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
+    assert_all_equal(first["weights"], whole["weights"], **exact)
+    for (h, c), (h_1, c_1), (h_2, c_2) in zip(
+        whole["state"], first["state"], second["state"], strict=True
+    ):
+        assert_all_equal([h, c], [torch.cat([h_1, h_2], 1), torch.cat([c_1, c_2], 1)], **exact)
+
+
+def test_each_process_has_masks_of_its_own(tmp_path):
+    first, second = two("masks", tmp_path)
+    assert first["drawn"] != second["drawn"]
+    assert first["losses"] == second["losses"]
+    assert not torch.equal(first["state"][0][0], second["state"][0][0])
+    assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
+
+
+def test_unfreezing_and_early_stopping_agree_and_only_the_first_writes(tmp_path):
+    first, second = two("train", tmp_path)
+    for name in ("losses", "valid_losses"):
+        assert first[name] == second[name]
+    assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(first["losses"]) + len(first["valid_losses"])
+    # One process would not go on with it: half of the state would have nowhere to go.
+    run = StageRun(Run(tmp_path / "two", resume=True), "pretrain", TOKENIZER)
+    with pytest.raises(ValueError, match="processes is 1, and 2 in the run"):
+        train_language_model(LanguageModel(CONFIG), documents(60), UNFREEZING, seed=3, run=run)
+
+
+def test_two_processes_resume_exactly(tmp_path):
+    for found in two("resumed", tmp_path):
+        whole, again = found["whole"], found["again"]
+        assert whole["losses"] == again["losses"]
+        assert whole["valid_losses"] == again["valid_losses"]
+        assert_all_equal(whole["weights"], again["weights"], rtol=0, atol=0)
+        assert torch.equal(whole["generator"], again["generator"])
+
+
+def test_a_classifier_is_refused(tmp_path):
+    for found in two("classifier", tmp_path):
+        assert "there are 2 processes, and a classifier is fitted in one" in found["error"]
+
+
+def test_both_end_where_the_first_cannot_write(tmp_path):
+    first, second = two("full_disk", tmp_path)
+    assert "No space left" in first["error"] and "the first process failed" in second["error"]
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    text = tmp_path / "texts.txt"
+    text.write_text("\n".join(f"the {w} film had an end" for w in ("fine", "dull")) * 200)
+    command = ["-m", "ulmfit_fast", "pretrain", "--text", text, "--out", tmp_path / "lm"]
+    command += ["--emb-size", 8, "--hidden-size", 12, "--min-freq", 1, "--batch-size", 4]
+    command += ["--bptt", 10, "--epochs", 2, "--checkpoint-steps", 5]
+    for code, _, error in in_two(*command):
+        assert code == 0, error[-3000:]
+    assert (tmp_path / "lm" / "config.json").exists()
+    assert len(list((tmp_path / "lm" / "checkpoints" / "pretrain").glob("step-*"))) == 3
+
+
+def test_parts_of_a_stream_are_the_rows_of_the_whole():
+    ids = torch.arange(1000)
+    whole = list(LMBatches(ids, 6, 9))
+    for rank in range(3):
+        part = list(LMBatches(ids, 2, 9, part=(rank, 3)))
+        assert len(part) == len(whole)
+        for (x, y), (own_x, own_y) in zip(whole, part, strict=True):
+            assert torch.equal(x[:, 2 * rank : 2 * rank + 2], own_x)
+            assert torch.equal(y[:, 2 * rank : 2 * rank + 2], own_y)
+    with pytest.raises(ValueError, match=r"expected at least 1501 .* in each of 3 processes"):
+        LMBatches(ids, 500, 9, part=(0, 3))
+
+
+def test_one_process_needs_none_of_it(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with distributed.launched() as found:
+        assert found == (0, 1)
+    before = torch.get_rng_state()
+    distributed.draw_own_masks()
+    assert torch.equal(torch.get_rng_state(), before)
+    values = torch.ones(2)
+    assert distributed.mean_(values) is values and distributed.gathered(values)[0].tolist() == [
+        1,
+        1,
+    ]
+    assert distributed.agree(True) and not distributed.agree(False)
+    assert distributed.shared_text(lambda: "é") == "é"
+    make("language model")

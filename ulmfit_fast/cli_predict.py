@@ -1,0 +1,134 @@
+"""The command `ulmfit-fast predict`: texts in, a row for each of them out, in a stream."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+from ulmfit_fast.cli_app import (
+    BatchSize,
+    Device,
+    Model,
+    TextColumn,
+    TextFiles,
+    app,
+    check_writable,
+    guarded,
+    say,
+    typer,
+)
+
+if TYPE_CHECKING:
+    from ulmfit_fast.data.corpus import Label
+    from ulmfit_fast.serving import Prediction
+
+__all__ = ["predict"]
+
+_FORMATS = ("csv", "jsonl")
+# What a shell reports of a program that wrote into a closed pipe, 128 + SIGPIPE.
+_BROKEN_PIPE = 141
+
+
+@app.command()
+@guarded
+def predict(
+    model: Model,
+    text: TextFiles,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File; standard output when not given.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
+    every_class: Annotated[
+        bool, typer.Option("--all", help="Write the probability of each class as well.")
+    ] = False,
+    batch_size: BatchSize = 64,
+    chunk_size: Annotated[
+        int, typer.Option("--chunk-size", help="Texts that are read ahead; bounds the memory.")
+    ] = 1024,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="LSTM weights in int8: faster on a CPU, less exact.")
+    ] = False,
+    text_column: TextColumn = "text",
+    device: Device = None,
+) -> None:
+    """Write label and probability of each text, in the order of the texts, as they are read."""
+    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.serving import quantize
+
+    if format not in _FORMATS:
+        raise ValueError(f"--format is {format!r}, expected {' or '.join(_FORMATS)}")
+    if out is not None:
+        _check_out(out)
+    try:
+        learner = ULMFiT.load(model, device=device)
+        if int8:
+            learner = quantize(learner)
+        predictions = learner.predict_stream(
+            text, text_column=text_column, chunk_size=chunk_size, batch_size=batch_size
+        )
+        classes = learner.labels if every_class else []
+        # Before anything is written, so that wrong input leaves nothing behind.
+        first = next(predictions)
+        write = _write_csv if format == "csv" else _write_jsonl
+        with _opened(out) as file:
+            write(file, itertools.chain([first], predictions), classes)
+    except KeyboardInterrupt:
+        say("interrupted" if out is None else f"interrupted; {out} is not written")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # As `head` does when it has enough. At its end Python would flush once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(_BROKEN_PIPE) from None
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
+    if out.exists() and not out.is_file():
+        raise FileExistsError(
+            f"--out {out} is no regular file, which a new one could replace; choose another name, "
+            "or leave it out for standard output"
+        )
+    check_writable(out)
+
+
+@contextmanager
+def _opened(out: Path | None) -> Iterator[TextIO]:
+    """Give standard output, or a file that is there when all of it has been written."""
+    from ulmfit_fast.serving.files import file_in_place
+
+    if out is None:
+        yield sys.stdout
+        return
+    with file_in_place(out) as path, path.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def _write_csv(file: TextIO, predictions: Iterator[Prediction], classes: Sequence[Label]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("label", "probability", *(f"probability of {label}" for label in classes)))
+    for prediction in predictions:
+        shown = prediction.probabilities if classes else ()
+        numbers = (f"{value:.4f}" for value in (prediction.probability, *shown))
+        writer.writerow((prediction.label, *numbers))
+        file.flush()
+
+
+def _write_jsonl(file: TextIO, predictions: Iterator[Prediction], classes: Sequence[Label]) -> None:
+    for prediction in predictions:
+        row: dict[str, object] = {
+            "label": prediction.label,
+            "probability": round(prediction.probability, 4),
+        }
+        if classes:
+            numbers = (round(value, 4) for value in prediction.probabilities)
+            row["probabilities"] = dict(zip(map(str, classes), numbers, strict=True))
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()

@@ -1,0 +1,170 @@
+"""Several processes on one training, with PyTorch's own engine: who is who, and what they share.
+
+`torchrun` starts the processes; each reads its own streams of the text, with its own hidden state
+and masks, and DistributedDataParallel averages the gradients. In one process all of this is absent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = [
+    "World",
+    "agree",
+    "draw_own_masks",
+    "gathered",
+    "launched",
+    "mean_",
+    "only_first",
+    "shared_text",
+    "sum_",
+    "world",
+]
+
+
+class World(NamedTuple):
+    """The processes of a training.
+
+    Attributes:
+        rank: this one, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+
+def world() -> World:
+    """Return who this process is.
+
+    >>> world()
+    World(rank=0, size=1)
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return World()
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def launched() -> Iterator[World]:
+    """Join the processes that `torchrun` has started; without it do nothing.
+
+    NCCL carries CUDA tensors and gloo the others, whichever the model turns out to need.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield world()
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield world()
+    finally:
+        dist.destroy_process_group()
+
+
+def mean_(values: Tensor) -> Tensor:
+    """Average a tensor over the processes, in place, and return it."""
+    size = world().size
+    if size > 1:
+        dist.all_reduce(values)
+        values /= size
+    return values
+
+
+def sum_(values: Tensor) -> Tensor:
+    """Sum a tensor over the processes, in place, and return it."""
+    if world().size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(wanted: bool) -> bool:
+    """Return whether any of the processes wants something; all get the same answer.
+
+    Args:
+        wanted: whether this one does.
+    """
+    if world().size == 1:
+        return wanted
+    vote = torch.tensor([int(wanted)])
+    dist.all_reduce(vote, dist.ReduceOp.MAX)
+    return bool(vote.item())
+
+
+def gathered(values: Tensor) -> list[Tensor]:
+    """Return a tensor of every process, in the order of their ranks, on the CPU.
+
+    Args:
+        values: of the same shape and dtype in all processes.
+    """
+    values = values.detach().cpu().contiguous()
+    size = world().size
+    if size == 1:
+        return [values]
+    found = [torch.empty_like(values) for _ in range(size)]
+    dist.all_gather(found, values)
+    return found
+
+
+def shared_text(make: Callable[[], str]) -> str:
+    """Have the first process make a text, and return it in all of them.
+
+    Args:
+        make: called in the first process alone.
+    """
+    rank, size = world()
+    if size == 1:
+        return make()
+    data = make().encode() if rank == 0 else b""
+    length = torch.tensor([len(data)])
+    dist.broadcast(length, 0)
+    content = torch.empty(int(length), dtype=torch.uint8)
+    if rank == 0:
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    dist.broadcast(content, 0)
+    return content.numpy().tobytes().decode()
+
+
+def only_first(work: Callable[[], object]) -> None:
+    """Have the first process do something while the others wait; all fail if it fails.
+
+    Args:
+        work: what to do.
+
+    Raises:
+        OSError: in the other processes, if the first one failed; it raises its own error.
+    """
+    rank, size = world()
+    error: BaseException | None = None
+    if rank == 0:
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+    if size > 1:
+        failed = torch.tensor([int(error is not None)])
+        dist.broadcast(failed, 0)
+        if bool(failed.item()) and error is None:
+            raise OSError("the first process failed, see its message; mend that and start again")
+    if error is not None:
+        raise error
+
+
+def draw_own_masks() -> None:
+    """Give each process a generator of its own, so that their dropout masks differ.
+
+    In one process nothing is drawn.
+    """
+    rank, size = world()
+    if size > 1:
+        base = int(torch.randint(0, 2**62, ()))
+        torch.manual_seed(base + rank)

@@ -1,0 +1,126 @@
+"""What an epoch comes to: every step of a run, and the books that are kept while it trains."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ulmfit_fast.evaluation import SizedIterable
+from ulmfit_fast.loss_readings import Reading
+from ulmfit_fast.nn.state import State
+from ulmfit_fast.progress import Advance, progress_bar
+from ulmfit_fast.runs.cursor import Cursor
+
+if TYPE_CHECKING:
+    from ulmfit_fast.runs import Run
+
+__all__ = ["EpochBooks", "EpochResult", "History"]
+
+_log = logging.getLogger("ulmfit_fast")
+
+
+class EpochResult(NamedTuple):
+    """What one epoch of training came to.
+
+    Attributes:
+        loss: mean cross entropy in nats, without regularisers.
+        items: tokens (language model) or texts (classifier) trained on.
+        seconds: wall time.
+    """
+
+    loss: float
+    items: int
+    seconds: float
+
+
+@dataclass
+class History:
+    """Every step of a run, for its report.
+
+    Attributes:
+        losses: cross entropy of each step, in nats, with label smoothing where that is on.
+        regularisers: AR + TAR of each step.
+        lrs: learning rate of each layer group at each step, as the step was taken with it.
+        epochs: result of each epoch.
+        unfreeze_steps: first step of each stage of gradual unfreezing.
+        valid_losses: cross entropy on the held-out documents after each epoch, in nats.
+        average_step: number of steps after which NT-ASGD began to average, or None.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    regularisers: list[float] = field(default_factory=list)
+    lrs: list[list[float]] = field(default_factory=list)
+    epochs: list[EpochResult] = field(default_factory=list)
+    unfreeze_steps: list[int] = field(default_factory=list)
+    valid_losses: list[float] = field(default_factory=list)
+    average_step: int | None = None
+
+
+class EpochBooks:
+    """The books of an epoch: its history, where it is, and what its run is told."""
+
+    def __init__(self, history: History, cursor: Cursor, run: Run | None) -> None:
+        self.history, self.cursor, self.run = history, cursor, run
+        self._start = time.perf_counter() - cursor.seconds
+        # Batches whose loss has not been read yet: one of them may turn out not to be finite.
+        self._unread: deque[Any] = deque()
+        self._advance: Advance = lambda note: None
+
+    @contextmanager
+    def batches(
+        self, batches: SizedIterable, description: str, progress: bool
+    ) -> Iterator[Iterable[Any]]:
+        """Show a bar while the block trains on the batches that are left."""
+        done, total = self.cursor.batch, len(batches)
+        left = batches if not done else batches.after(done)  # type: ignore[attr-defined]
+        try:
+            with progress_bar(description, total, done=done, enabled=progress) as self._advance:
+                yield self._noted(left)
+        except FloatingPointError as error:
+            if self.run is None:
+                raise
+            raise self.run.failed(error, self._unread[0]) from None
+
+    def _noted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self._unread.append(batch)
+            yield batch
+
+    def take(self, reading: Reading) -> None:
+        """Enter a step's loss."""
+        self._unread.popleft()
+        self.history.losses.append(reading.cross_entropy)
+        self.history.regularisers.append(reading.regularisers)
+        self.history.lrs.append(reading.lrs)
+        self.cursor.loss_sum += reading.cross_entropy * reading.tokens
+        self.cursor.items += reading.tokens
+        self._advance(f"loss {reading.cross_entropy:.3f}")
+        if self.run is not None:
+            self.run.report(reading)
+
+    def stepped(self, steps: int) -> bool:
+        """Count a batch; return whether a checkpoint is to be written."""
+        self.cursor.batch += 1
+        return self.run is not None and self.run.due(steps)
+
+    def checkpoint(self, state: State | None) -> None:
+        """Have the run write a checkpoint."""
+        assert self.run is not None
+        self.cursor.seconds = time.perf_counter() - self._start
+        self.run.checkpoint(state)
+
+    def result(self, description: str) -> EpochResult:
+        """Close the books."""
+        result = EpochResult(
+            self.cursor.loss_sum / max(1, self.cursor.items),
+            self.cursor.items,
+            time.perf_counter() - self._start,
+        )
+        _log.info("%s: loss %.4f, %.0f s", description, result.loss, result.seconds)
+        self.history.epochs.append(result)
+        return result

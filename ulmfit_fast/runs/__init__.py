@@ -1,0 +1,5 @@
+"""Runs that survive: what a run is in the midst of, its checkpoints, and what it reports."""
+
+from ulmfit_fast.runs.run import Run
+
+__all__ = ["Run"]

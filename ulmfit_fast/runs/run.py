@@ -1,0 +1,397 @@
+"""A run that survives: its checkpoints, its reports, and what to do when it has to stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, write_text
+from ulmfit_fast.distributed import agree, only_first, world
+from ulmfit_fast.nn.state import State
+from ulmfit_fast.runs.checkpoints import Checkpoints
+from ulmfit_fast.runs.metrics import MetricsFile
+from ulmfit_fast.runs.signals import StopRequest
+from ulmfit_fast.runs.snapshot import Training, restore, snapshot
+from ulmfit_fast.runs.state_file import write_state
+
+if TYPE_CHECKING:
+    from ulmfit_fast.data.tokenizer import Tokenizer
+    from ulmfit_fast.loss_readings import Reading
+
+__all__ = ["Run"]
+
+_log = logging.getLogger("ulmfit_fast")
+
+_DESCRIPTION, _TOKENIZER = "run.json", "tokenizer.json"
+
+
+class Run:
+    """Keep a stage of training where it can be gone on with, and report what it does.
+
+    Pass one to `ULMFiT.pretrain`, `fine_tune_lm` or `fit_classifier`. A run that was killed at any
+    moment and is started again with `resume=True`, the same texts and the same settings, goes on
+    from its newest checkpoint with the very losses of a run that was never stopped (bit for bit on
+    a CPU with as many threads, and on one GPU).
+
+    SIGTERM, and the first Ctrl-C, end it after the step at hand, with a checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> import ulmfit_fast as uf
+        >>> out = Path(tempfile.mkdtemp())
+        >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, min_freq=1, progress=False)
+        >>> run = uf.Run(out, checkpoint_steps=5)
+        >>> _ = model.pretrain(["a fine film", "a dull film"] * 200, epochs=1, run=run)
+        >>> sorted(path.name for path in out.iterdir())
+        ['checkpoints', 'metrics.jsonl']
+
+    Args:
+        directory: gains `metrics.jsonl`, and `checkpoints/` with a directory for each stage.
+        checkpoint_steps: optimizer steps between checkpoints, or None.
+        checkpoint_minutes: minutes between checkpoints, or None. Beside these there is one at each
+            new low of the validation loss, one when the run is asked to stop, and, where there are
+            any, one at the end.
+        keep: how many of the newest checkpoints to keep, beside the one of the lowest validation
+            loss.
+        report_steps: steps to a line of `metrics.jsonl`, which has their mean loss.
+        resume: go on with the run in the directory; where there is none, begin.
+
+    Raises:
+        ValueError: if a number is below 1, or not positive.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        checkpoint_steps: int | None = None,
+        checkpoint_minutes: float | None = None,
+        keep: int = 3,
+        report_steps: int = 1,
+        resume: bool = False,
+    ) -> None:
+        for name, count in (("checkpoint_steps", checkpoint_steps), ("report_steps", report_steps)):
+            whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+            if not whole and not (count is None and name == "checkpoint_steps"):
+                raise ValueError(f"{name} is {count!r}, expected a whole number, at least 1")
+        if checkpoint_minutes is not None and not 0 < checkpoint_minutes < math.inf:
+            raise ValueError(
+                f"checkpoint_minutes is {checkpoint_minutes!r}, expected a positive number"
+            )
+        self.directory = Path(directory)
+        self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
+        self.keep, self.report_steps, self.resume = keep, report_steps, resume
+        Checkpoints(self.directory, keep)  # refuses a wrong number now
+        self._metrics = MetricsFile(self.directory)
+        self._stop = StopRequest()
+
+    def _of_stage(self, stage: str) -> Path:
+        return self.directory / CHECKPOINTS / stage
+
+    def _description(self, stage: str) -> dict[str, Any] | None:
+        path = self._of_stage(stage) / _DESCRIPTION
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; remove {path.parent} to start anew"
+            ) from error
+        return found
+
+    def finished(self, stage: str) -> bool:
+        """Tell whether the directory has a run of this stage that came to its end.
+
+        Args:
+            stage: "pretrain", "fine_tune_lm" or "fit_classifier".
+        """
+        found = self._description(stage)
+        return found is not None and bool(found.get("finished"))
+
+    def check(self, stage: str) -> None:
+        """Refuse, before any work, to run over a run that could be gone on with.
+
+        Args:
+            stage: as for `finished`.
+
+        Raises:
+            FileExistsError: if there is one and `resume` is False.
+            OSError: if the directory cannot be written.
+        """
+        if world().rank > 0:
+            # The first process looks for all, and may be writing already.
+            return
+        if self.directory.is_dir():
+            tempfile.TemporaryFile(dir=self.directory).close()
+        begun = Checkpoints(self._of_stage(stage)).files()
+        if begun and not self.resume and not self.finished(stage):
+            raise FileExistsError(
+                f"{self.directory} holds a {stage} run that did not come to its end; resume it "
+                f"(resume=True, --resume), or remove {self._of_stage(stage)}"
+            )
+
+    def tokenizer(self, stage: str) -> Tokenizer | None:
+        """Return the tokenizer of the run that is resumed, or None.
+
+        Args:
+            stage: as for `finished`.
+        """
+        from ulmfit_fast.data.tokenizer import Tokenizer
+
+        path = self._of_stage(stage) / _TOKENIZER
+        if not self.resume or not path.exists():
+            return None
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+
+    @contextmanager
+    def training(
+        self, stage: str, training: Training, fingerprint: dict[str, Any], tokenizer: Tokenizer
+    ) -> Iterator[State | None]:
+        """Resume, if it is to be, and be there for the run while the block trains.
+
+        Args:
+            stage: as for `finished`.
+            training: with no step taken; in the block it is where the run is.
+            fingerprint: what has to be equal for a run to be gone on with, plain values.
+            tokenizer: of the texts; kept with the run.
+
+        Yields:
+            The hidden state that goes into the next batch, or None.
+
+        Raises:
+            FileExistsError: as `check`.
+            ValueError: if the run in the directory differs in what decides its course.
+            OSError: if there is no room for the checkpoints.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.check(stage)
+        self.stage, self._training = stage, training
+        self._checkpoints = Checkpoints(self._of_stage(stage), self.keep)
+        fingerprint = json.loads(json.dumps(fingerprint))
+        state = None
+        if self.resume:
+            state = self._resumed(fingerprint)
+        else:
+            # Of a run that came to its end; any other one has been refused.
+            only_first(self._checkpoints.remove)
+        only_first(lambda: self._prepare(fingerprint, tokenizer))
+        self._reports: list[Reading] = []
+        self._saved_at, self._since = time.monotonic(), time.monotonic()
+        try:
+            with self._stop.listening():
+                yield state
+            # What keeps no checkpoints on its way need not leave one at its end.
+            if self.checkpoint_steps is not None or self._checkpoints.files():
+                self._save(None, best=False)
+            self._write_report()
+            only_first(lambda: self._describe(fingerprint, tokenizer, finished=True))
+        finally:
+            self._metrics.close()
+
+    def _prepare(self, fingerprint: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self._metrics.keep(self._is_past)
+        self._check_room()
+        self._describe(fingerprint, tokenizer, finished=False)
+
+    def _is_past(self, report: dict[str, Any]) -> bool:
+        """Tell whether a report is of another stage, or of what this run has behind it."""
+        if report["stage"] != self.stage:
+            return True
+        if report.get("epoch_ended"):
+            return bool(report["epoch"] <= self._training.cursor.epoch)
+        return bool(report["step"] <= len(self._training.history.losses))
+
+    def _resumed(self, fingerprint: dict[str, Any]) -> State | None:
+        found = self._description(self.stage)
+        if found is not None:
+            _check_fingerprint(found["fingerprint"], fingerprint, self.directory)
+            if found["torch"] != torch.__version__:
+                _log.warning(
+                    "the run began with torch %s and goes on with %s; its losses may differ",
+                    *(found["torch"], torch.__version__),
+                )
+        # The first process sets damaged ones aside; after that all read the same one.
+        only_first(self._checkpoints.latest)
+        values = self._checkpoints.latest()
+        if values is None:
+            _log.info("%s has no checkpoint yet; beginning", self.directory)
+            return None
+        state = restore(self._training, values)
+        _log.info("going on after step %d", len(self._training.history.losses))
+        return state
+
+    def _describe(self, fingerprint: dict[str, Any], tokenizer: Tokenizer, finished: bool) -> None:
+        directory = self._of_stage(self.stage)
+        directory.mkdir(parents=True, exist_ok=True)
+        description = {
+            "finished": finished,
+            "torch": torch.__version__,
+            "fingerprint": fingerprint,
+        }
+        texts = {_DESCRIPTION: json.dumps(description, indent=1)}
+        if not finished:
+            # The tokenizer first: a description stands for a run that can be gone on with.
+            texts = {_TOKENIZER: tokenizer.to_json(), **texts}
+        for name, text in texts.items():
+            temporary = directory / f".{name}.tmp"
+            write_text(temporary, text)
+            os.replace(temporary, directory / name)
+
+    def _check_room(self) -> None:
+        # Before the first step an optimizer has no moments yet: up to two for each weight.
+        weights = sum(p.numel() * p.element_size() for p in self._training.model.parameters())
+        needed = 3 * weights * (self.keep + 2)
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(
+                f"{self.directory} has {free / 1e6:,.0f} MB free, {self.keep} checkpoints need "
+                f"about {needed / 1e6:,.0f} MB; make room, or keep fewer"
+            )
+
+    def _write(self, report: dict[str, Any]) -> None:
+        if world().rank == 0:
+            self._metrics.write(report)
+
+    def report(self, reading: Reading) -> None:
+        """Take a step's loss in, and write a line when it is time.
+
+        Args:
+            reading: the step's.
+        """
+        self._reports.append(reading)
+        if len(self._reports) >= self.report_steps:
+            self._write_report()
+
+    def _write_report(self) -> None:
+        if not self._reports:
+            return
+        tokens = sum(reading.tokens for reading in self._reports)
+        now = time.monotonic()
+        loss = sum(r.cross_entropy * r.tokens for r in self._reports) / max(1, tokens)
+        items = "texts" if self.stage == "fit_classifier" else "tokens"
+        report = {
+            "stage": self.stage,
+            "epoch": self._training.cursor.epoch + 1,
+            "step": len(self._training.history.losses),
+            "loss": loss,
+            "regularisers": sum(r.regularisers for r in self._reports) / len(self._reports),
+            "lr": self._reports[-1].lrs[-1],
+            items: tokens,
+            f"{items}_per_second": round(tokens / max(1e-9, now - self._since), 1),
+        }
+        if items == "tokens":
+            report["perplexity"] = math.exp(min(loss, 700.0))
+        self._write(report)
+        self._reports.clear()
+        self._since = now
+
+    def due(self, step: int) -> bool:
+        """Tell whether a checkpoint is to be written after a step.
+
+        Args:
+            step: steps taken.
+        """
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return agree(
+            self._stop.requested
+            or (self.checkpoint_steps is not None and step % self.checkpoint_steps == 0)
+            or (self.checkpoint_minutes is not None and minutes >= self.checkpoint_minutes)
+        )
+
+    def checkpoint(self, state: State | None) -> None:
+        """Write a checkpoint; then end the run, if that was asked for.
+
+        Args:
+            state: the hidden state that goes into the next batch.
+
+        Raises:
+            KeyboardInterrupt: after SIGINT.
+            SystemExit: after SIGTERM, with the code 143.
+            OSError: if it cannot be written; the ones before stay.
+        """
+        path = self._save(state, best=False)
+        self._stop.obey(f"the run is in {path}; resume=True (--resume) goes on with it")
+
+    def epoch_ended(self, loss: float | None, *, best: bool) -> None:
+        """Report an epoch; keep it as the best one if it is.
+
+        Args:
+            loss: on the held-out documents, in nats, or None.
+            best: whether this is the lowest so far.
+        """
+        self._write_report()
+        history, result = self._training.history, self._training.history.epochs[-1]
+        report: dict[str, Any] = {
+            "stage": self.stage,
+            "epoch": self._training.cursor.epoch,
+            "step": len(history.losses),
+            "loss": result.loss,
+            "epoch_ended": True,
+        }
+        if loss is not None:
+            report |= {"valid_loss": loss, "valid_perplexity": math.exp(min(loss, 700.0))}
+        self._write(report)
+        if agree(best or self._stop.requested):
+            path = self._save(None, best=best)
+            self._stop.obey(f"the run is in {path}; resume=True (--resume) goes on with it")
+
+    def _save(self, state: State | None, *, best: bool) -> Path:
+        self._write_report()
+        step = len(self._training.history.losses)
+        try:
+            values = snapshot(self._training, state)
+            only_first(lambda: self._checkpoints.save(step, values, best=best))
+        except OSError as error:
+            files = self._checkpoints.files()
+            last = f"the last good one is {files[-1]}" if files else "there is none before it"
+            raise OSError(f"no checkpoint of step {step} could be written ({error}); {last}") from (
+                error
+            )
+        self._saved_at = time.monotonic()
+        return self._checkpoints.path(step)
+
+    def failed(
+        self, error: FloatingPointError, batch: Sequence[Tensor | None]
+    ) -> FloatingPointError:
+        """Keep the batch of a loss that is not finite, and say where all is.
+
+        Args:
+            error: what the step raised.
+            batch: the tensors of the batch.
+
+        Returns:
+            The error to raise.
+        """
+        step, (rank, size) = len(self._training.history.losses), world()
+        of = f"-rank-{rank}" if size > 1 else ""
+        path = self.directory / f"{FAILED_STEP}{step:09d}{of}.safetensors"
+        tensors = {f"tensor_{i}": t for i, t in enumerate(batch) if t is not None}
+        write_state(path, {"stage": self.stage, "step": step, **tensors})
+        files = self._checkpoints.files()
+        last = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
+        return FloatingPointError(f"{error}; its batch is in {path}, {last}")
+
+
+def _check_fingerprint(found: dict[str, Any], own: dict[str, Any], directory: Path) -> None:
+    for name in sorted({*found, *own}):
+        before, now = found.get(name), own.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            _check_fingerprint(before, now, directory)
+        elif before != now:
+            raise ValueError(
+                f"{name} is {now!r:.80}, and {before!r:.80} in the run in {directory}, expected "
+                "the same; pass what it began with, or choose another directory"
+            )

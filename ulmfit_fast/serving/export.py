@@ -1,0 +1,120 @@
+"""A classifier as a program of PyTorch's own operators, which runs without this package."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ulmfit_fast.nn import LSTM, TextClassifier
+from ulmfit_fast.nn.pooling import ConcatPool
+from ulmfit_fast.serving.checks import HasClassifier, prediction_copy
+from ulmfit_fast.serving.files import file_in_place
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["export_classifier"]
+
+LABELS = "labels.json"
+
+
+def export_classifier(
+    model: TextClassifier | HasClassifier, path: str | os.PathLike[str]
+) -> ExportedProgram:
+    """Write a classifier as an exported program, for any number and length of texts.
+
+    The program takes tokens `(T, B)` and lengths `(B,)`, T and B at least 1, and returns logits
+    `(B, C)`: those of the classifier but for rounding. The layers are a `scan` over time steps, a
+    prototype operator of PyTorch's, since `aten.lstm` would be unrolled to one T; and all T steps
+    are one window, so that memory grows with T. The last `max_len` tokens are pooled as ever.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig
+        >>> config = AWDLSTMConfig.classifier(10, emb_size=4, hidden_size=6, num_layers=1)
+        >>> model = TextClassifier(AWDLSTM(config), num_classes=2).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export_classifier(model, f"{folder}/classifier.pt2")
+        ...     program = torch.export.load(f"{folder}/classifier.pt2").module()
+        >>> tuple(program(torch.tensor([[2], [5], [7]]), torch.tensor([3])).shape)
+        (1, 2)
+
+    Args:
+        model: a `TextClassifier` in evaluation mode, or a `ULMFiT` with a classifier, whose labels
+            are then in the file: `torch.export.load(path, extra_files={"labels.json": ""})` fills
+            them in. In float32, on the CPU.
+        path: of the file, which ends in .pt2; an older one is replaced once the new one is whole.
+
+    Returns:
+        The program that was written.
+
+    Raises:
+        TypeError: if the model is neither.
+        ValueError: if there is no classifier, it trains, is on a GPU, is not in float32 or is
+            quantised, or the path has another ending.
+        OSError: if the file cannot be written.
+    """
+    # The compiler comes along with these, and is not needed to predict.
+    from torch.export import Dim, export, save
+
+    if Path(path).suffix != ".pt2":
+        raise ValueError(f"path is {os.fspath(path)!r}, expected a name that ends in .pt2")
+    whole = _WholeTexts(prediction_copy(model, "exported")).eval()
+    # None is 1: a size of 1 would become a constant.
+    example = (torch.full((3, 2), whole.pad_id), torch.tensor([3, 2]))
+    sizes = {"tokens": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}
+    program = export(whole, example, dynamic_shapes=sizes, strict=True)
+    extra = {} if isinstance(model, TextClassifier) else {LABELS: json.dumps(list(model.labels))}
+    with file_in_place(path) as file:
+        save(program, file, extra_files=extra)
+    return program
+
+
+class _WholeTexts(nn.Module):
+    """The classifier with all time steps as one window, in operators that need no Python."""
+
+    def __init__(self, classifier: TextClassifier) -> None:
+        super().__init__()
+        self.embedding = classifier.encoder.encoder
+        self.rnns = classifier.encoder.rnns
+        self.head = classifier.head
+        self.max_len = classifier.max_len
+        self.pad_id = classifier.encoder.config.pad_id
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return logits, `(B, C)`."""
+        inside = (lengths >= 0) & (lengths <= tokens.shape[0])
+        torch._assert_async(inside.all(), "a length is outside [0, T], the rows of tokens")
+        x = F.embedding(tokens, self.embedding.weight)
+        for rnn in self.rnns:
+            x = _scanned(cast(LSTM, rnn), x)
+        pool = ConcatPool((lengths - self.max_len).clamp(min=0), lengths, x)
+        pool.add(x, start=0)
+        logits: Tensor = self.head(pool.result())
+        return logits
+
+
+def _scanned(layer: LSTM, x: Tensor) -> Tensor:
+    from torch._higher_order_ops.scan import scan
+
+    w_ih, w_hh, b_ih, b_hh = layer.all_weights[0]
+    weight = w_hh.t()
+
+    def step(state: tuple[Tensor, Tensor], gates: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        h, c = state
+        gate_i, gate_f, gate_g, gate_o = (gates + h @ weight).chunk(4, 1)
+        c = gate_f.sigmoid() * c + gate_i.sigmoid() * gate_g.tanh()
+        h = gate_o.sigmoid() * c.tanh()
+        # What is carried on and what is given out must be two tensors.
+        return (h, c), h.clone()
+
+    zeros = x.new_zeros(x.shape[1], layer.hidden_size)
+    _, output = scan(step, (zeros, zeros.clone()), F.linear(x, w_ih, b_ih + b_hh))
+    result: Tensor = output
+    return result
