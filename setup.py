@@ -35,6 +35,7 @@ setup(
         "spacy": SPACY,
         "hub": [*TEXT, "huggingface_hub>=0.23"],
         "compat": [*SPACY, "fastai>=2.8.7"],
+        "tensorboard": ["tensorboard>=2.15"],
         "demo": DEMO,
         "test": TEST,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],

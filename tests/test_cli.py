@@ -1,6 +1,7 @@
 """The command line: the stages one after the other, and one line for whatever is wrong."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -13,8 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import ulmfit_fast as uf
 from ulmfit_fast import ULMFiT, lm_stage
 from ulmfit_fast.cli import app
 from ulmfit_fast.cli_app import _ORDER
@@ -142,7 +145,54 @@ def model_of(directory: Path) -> dict[str, bytes]:
 
 def test_info_names_versions_device_and_backend() -> None:
     lines = succeed("info").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["ulmfit-fast", "python", "device:", "LSTM"]
+    starts = [line.split()[0] for line in lines]
+    assert starts == ["ulmfit-fast", "tokenizers", "python", "device:", *["LSTM"] * 4]
+    assert (
+        f"torch {torch.__version__.split('+')[0]}" in lines[0] and "not installed" not in lines[1]
+    )
+    layer = uf.LSTM(400, 1152, gate_p=0.5, dtype=torch.bfloat16)
+    reason = uf.backend.explain(layer, torch.zeros(1, 1, 400, dtype=torch.bfloat16))
+    assert lines[-1] == f"LSTM with gate_p, bfloat16: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("command", "unit"),
+    [
+        ("pretrain --text {0}/texts.txt --emb-size 8 --hidden-size 12 --bptt 10", "tokens"),
+        ("fine-tune --model {0}/lm --text {0}/texts.txt --bptt 10", "tokens"),
+        ("fit-classifier --model {0}/lm --text {0}/rows.jsonl", "texts"),
+    ],
+)
+def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(
+    folder: Path, command: str, unit: str
+) -> None:
+    before = contents(folder)
+    command = f"{command} --out {{0}}/new --epochs 7 --batch-size 4 --dry-run"
+    lines = succeed(*command.format(folder).split()).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["model", "steps", "memory", "time"]
+    steps = int(lines[1].split()[1].replace(",", ""))
+    assert steps % 7 == 0 and steps >= 7 and "in 7 epochs" in lines[1]
+    assert contents(folder) == before
+    # The run itself takes as many.
+    result = succeed(*command.format(folder).replace("--dry-run", "--report-steps 1").split())
+    reports = [json.loads(n) for n in (folder / "new" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("epoch_ended" not in report for report in reports) == steps
+    assert unit in reports[0] and "the model is in" in result.stderr
+
+
+def test_tensorboard_is_an_option(folder: Path, monkeypatch) -> None:
+    command = ["pretrain", "--text", folder / "texts.txt", *SMALL, *SIZES, "--out", folder / "new"]
+    if importlib.util.find_spec("tensorboard") is not None:
+        succeed(*command, "--tensorboard")
+        (events,) = (folder / "new" / "tensorboard").iterdir()
+        data = events.read_bytes()
+        for name in (b"pretrain/loss", b"pretrain/perplexity", b"pretrain/epoch/loss"):
+            assert name in data
+        shutil.rmtree(folder / "new")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run(*command, "--tensorboard")
+    assert result.exit_code == 2 and "pip install 'ulmfit-fast[tensorboard]'" in result.stderr
+    assert not (folder / "new").exists()
 
 
 def test_help_names_every_command() -> None:

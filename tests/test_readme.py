@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import plots
+from ulmfit_fast.ablation.rows import RowFile
+from ulmfit_fast.ablation.tables import format_ablation
 from ulmfit_fast.report import format_table, scores
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +60,28 @@ def test_in_the_committed_runs_each_stage_adds_to_the_one_before(name):
         scratch, tuned = (table[stage][labels] for stage in (stages[0], stages[2]))
         margin = tuned["mean"] - scratch["mean"]
         assert margin >= wanted and margin > tuned["spread"] + scratch["spread"]
+
+
+ABLATIONS = sorted(RESULTS.glob("ablation_*.csv"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_the_ablation_tables_are_written_from_the_committed_rows(path):
+    rows = RowFile(path).rows
+    settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    written = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert written == format_ablation(rows) + "\n"
+    assert len({row.seed for row in rows}) == settings["seeds"] >= 3
+    assert path.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_the_readme_shows_committed_tables_of_the_ablation():
+    section = TEXT.split("## What each part of ULMFiT brings")[1].split("\n## ")[0]
+    lines = {
+        line for path in ABLATIONS for line in path.with_suffix(".md").read_text().splitlines()
+    }
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(shown) > 30 and set(shown) <= lines
 
 
 def test_the_section_on_speed_is_written_from_the_committed_rows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import platform
@@ -49,17 +50,29 @@ def demo(
 @app.command()
 @guarded
 def info() -> None:
-    """Show versions, the device, and which LSTM would run."""
+    """Show versions, the device, and which LSTM would run, and why."""
     import ulmfit_fast as uf
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    layer = uf.LSTM(400, 1152, weight_p=0.5, device=device)
-    x = torch.zeros(1, 1, 400, device=device)
-    typer.echo(f"ulmfit-fast {uf.__version__}, torch {torch.__version__}")
+    versions = [f"ulmfit-fast {uf.__version__}", *map(_version, ("torch", "triton", "numpy"))]
+    typer.echo(", ".join(versions))
+    typer.echo(", ".join(map(_version, ("tokenizers", "safetensors", "typer", "rich"))))
     typer.echo(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
-    typer.echo(f"device: {device}, {name}")
-    typer.echo(f"LSTM backend: {uf.backend.explain(layer, x)}")
+    typer.echo(f"device: {device}, {name}, {torch.get_num_threads()} threads")
+    for dtype in (torch.float32, torch.bfloat16):
+        for dropout in ("weight_p", "gate_p"):
+            layer = uf.LSTM(400, 1152, device=device, dtype=dtype, **{dropout: 0.5})
+            x = torch.zeros(1, 1, 400, device=device, dtype=dtype)
+            kind = f"LSTM with {dropout}, {str(dtype).removeprefix('torch.')}"
+            typer.echo(f"{kind}: {uf.backend.explain(layer, x)}")
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} not installed"
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ from ulmfit_fast.cli_app import (
     say,
     typer,
 )
+from ulmfit_fast.distributed import world
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.token_store import TokenStore
@@ -56,6 +59,13 @@ CheckpointMinutes = Annotated[
 Keep = Annotated[int, typer.Option("--keep", help="Checkpoints kept, beside the best.")]
 ReportSteps = Annotated[int, typer.Option("--report-steps", help="Steps to a line of metrics.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or begin it.")]
+Dry = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Take some steps, say what the run would take, write nothing."),
+]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write --out/tensorboard as well.")
+]
 
 
 def _epochs(default: int) -> Any:
@@ -91,34 +101,31 @@ def _corpus(text: list[Path]) -> list[Path] | TokenStore:
     return TokenStore(stores[0])
 
 
-def _run(
-    stage: str,
-    out: Path,
-    checkpoint_steps: int | None,
-    checkpoint_minutes: float | None,
-    keep: int,
-    report_steps: int,
-    resume: bool,
-) -> Run:
+def _run(stage: str, out: Path, dry_run: bool, **options: Any) -> Run:
     """Return the run in a directory, after a look at whether it may and can be there."""
-    from ulmfit_fast.runs import Run
+    from ulmfit_fast.runs import DryRun, Run
 
     check_out(out)
-    run = Run(
-        out,
-        checkpoint_steps=checkpoint_steps,
-        checkpoint_minutes=checkpoint_minutes,
-        keep=keep,
-        report_steps=report_steps,
-        resume=resume,
-    )
+    run = DryRun() if dry_run else Run(out, **options)
     run.check(stage)
     return run
 
 
-def _report_saved(model: ULMFiT, stage: str, out: Path) -> None:
+@contextmanager
+def _reported(model: ULMFiT, stage: str, out: Path, run: Run) -> Iterator[None]:
+    """Say what a stage came to, or what it would take."""
+    from ulmfit_fast.runs import DryRun
+
+    if isinstance(run, DryRun):
+        with run.measuring():
+            yield
+        for line in run.estimate.lines():
+            typer.echo(line)
+        return
+    yield
     last = model.histories[stage].epochs[-1]
-    say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
+    if world().rank == 0:
+        say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
 
 
 @app.command()
@@ -150,7 +157,9 @@ def pretrain(
     checkpoint_minutes: CheckpointMinutes = 10.0,
     keep: Keep = 3,
     report_steps: ReportSteps = 1,
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
+    dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
     device: Device = None,
@@ -158,7 +167,17 @@ def pretrain(
     """Train a language model from scratch on general text, or on a token store (stage 1)."""
     from ulmfit_fast.estimator import ULMFiT
 
-    run = _run("pretrain", out, checkpoint_steps, checkpoint_minutes, keep, report_steps, resume)
+    run = _run(
+        "pretrain",
+        out,
+        dry_run,
+        checkpoint_steps=checkpoint_steps,
+        checkpoint_minutes=checkpoint_minutes,
+        keep=keep,
+        report_steps=report_steps,
+        tensorboard=tensorboard,
+        resume=resume,
+    )
     sizes = _given(
         None,
         emb_size=emb_size,
@@ -173,8 +192,8 @@ def pretrain(
         preset=preset, backwards=backwards, device=device, seed=seed, checkpoint_dir=out, **sizes
     )
     given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt)
-    model.pretrain(_corpus(text), text_column=text_column, run=run, **given)
-    _report_saved(model, "pretrain", out)
+    with _reported(model, "pretrain", out, run):
+        model.pretrain(_corpus(text), text_column=text_column, run=run, **given)
 
 
 def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
@@ -201,21 +220,31 @@ def fine_tune(
     checkpoint_minutes: CheckpointMinutes = 10.0,
     keep: Keep = 3,
     report_steps: ReportSteps = 1,
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
+    dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
     device: Device = None,
 ) -> None:
     """Adapt a language model to the text of the task, or a token store of it (stage 2)."""
     run = _run(
-        "fine_tune_lm", out, checkpoint_steps, checkpoint_minutes, keep, report_steps, resume
+        "fine_tune_lm",
+        out,
+        dry_run,
+        checkpoint_steps=checkpoint_steps,
+        checkpoint_minutes=checkpoint_minutes,
+        keep=keep,
+        report_steps=report_steps,
+        tensorboard=tensorboard,
+        resume=resume,
     )
     learner = _load(model, out, seed, device)
     given = _given(
         settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, drop_mult=drop_mult
     )
-    learner.fine_tune_lm(_corpus(text), text_column=text_column, run=run, **given)
-    _report_saved(learner, "fine_tune_lm", out)
+    with _reported(learner, "fine_tune_lm", out, run):
+        learner.fine_tune_lm(_corpus(text), text_column=text_column, run=run, **given)
 
 
 @app.command("fit-classifier")
@@ -233,7 +262,9 @@ def fit_classifier(
     checkpoint_minutes: CheckpointMinutes = 10.0,
     keep: Keep = 3,
     report_steps: ReportSteps = 1,
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
+    dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
     label_column: Annotated[
@@ -243,11 +274,19 @@ def fit_classifier(
 ) -> None:
     """Fit a classifier on a language model's encoder (stage 3)."""
     run = _run(
-        "fit_classifier", out, checkpoint_steps, checkpoint_minutes, keep, report_steps, resume
+        "fit_classifier",
+        out,
+        dry_run,
+        checkpoint_steps=checkpoint_steps,
+        checkpoint_minutes=checkpoint_minutes,
+        keep=keep,
+        report_steps=report_steps,
+        tensorboard=tensorboard,
+        resume=resume,
     )
     learner = _load(model, out, seed, device)
     given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, drop_mult=drop_mult)
-    learner.fit_classifier(
-        text, text_column=text_column, label_column=label_column, run=run, **given
-    )
-    _report_saved(learner, "fit_classifier", out)
+    with _reported(learner, "fit_classifier", out, run):
+        learner.fit_classifier(
+            text, text_column=text_column, label_column=label_column, run=run, **given
+        )

@@ -14,6 +14,7 @@ __all__ = [
     "CONFIG",
     "FAILED_STEP",
     "METRICS",
+    "TENSORBOARD",
     "is_run_file",
     "local_directory",
     "open_to_umask",
@@ -26,6 +27,7 @@ __all__ = [
 CONFIG = "config.json"
 # What a run keeps beside the model that it makes.
 METRICS, CHECKPOINTS, FAILED_STEP = "metrics.jsonl", "checkpoints", "failed-step-"
+TENSORBOARD = "tensorboard"
 # A model that is complete and on its way into a directory that holds a run.
 _INCOMING = ".incoming"
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
@@ -76,7 +78,7 @@ def is_run_file(name: str) -> bool:
     Args:
         name: of a file or directory.
     """
-    return name in (METRICS, CHECKPOINTS) or name.startswith((FAILED_STEP, _INCOMING))
+    return name in (METRICS, CHECKPOINTS, TENSORBOARD) or name.startswith((FAILED_STEP, _INCOMING))
 
 
 def _write_into(target: Path, write: Callable[[Path], None]) -> None:

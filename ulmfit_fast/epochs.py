@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -64,8 +65,11 @@ class History:
 class EpochBooks:
     """The books of an epoch: its history, where it is, and what its run is told."""
 
-    def __init__(self, history: History, cursor: Cursor, run: Run | None) -> None:
+    def __init__(
+        self, history: History, cursor: Cursor, run: Run | None, items: str = "tokens"
+    ) -> None:
         self.history, self.cursor, self.run = history, cursor, run
+        self._items = items
         self._start = time.perf_counter() - cursor.seconds
         # Batches whose loss has not been read yet: one of them may turn out not to be finite.
         self._unread: deque[Any] = deque()
@@ -99,9 +103,18 @@ class EpochBooks:
         self.history.lrs.append(reading.lrs)
         self.cursor.loss_sum += reading.cross_entropy * reading.tokens
         self.cursor.items += reading.tokens
-        self._advance(f"loss {reading.cross_entropy:.3f}")
+        self._advance(self._note(reading))
         if self.run is not None:
             self.run.report(reading)
+
+    def _note(self, reading: Reading) -> str:
+        """Say how it goes, for the progress bar."""
+        seconds = max(1e-9, time.perf_counter() - self._start)
+        speed = f"{self.cursor.items / seconds:,.0f} {self._items}/s"
+        loss = f"loss {reading.cross_entropy:.3f}"
+        if self._items == "texts":
+            return f"{loss}, {speed}"
+        return f"{loss}, perplexity {math.exp(min(reading.cross_entropy, 700.0)):,.1f}, {speed}"
 
     def stepped(self, steps: int) -> bool:
         """Count a batch; return whether a checkpoint is to be written."""

@@ -242,7 +242,7 @@ def train_classifier_epoch(
     """
     model.train()
     history = history if history is not None else History()
-    epoch = EpochBooks(history, cursor or Cursor(), run)
+    epoch = EpochBooks(history, cursor or Cursor(), run, "texts")
     with epoch.batches(batches, description, progress) as left:
         for batch in left:
             lrs = layer_rates(optimizer)

@@ -363,7 +363,10 @@ def _read_offsets(path: Path, documents: int, tokens: int) -> npt.NDArray[np.int
     try:
         # Unlike np.load, it takes nothing but an array, and none of objects.
         offsets: Any = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    # NumPy reads the header with Python's own tokenizer, which has errors of many kinds.
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({reason:.200}); build the store anew") from error
     sound = offsets.dtype == np.dtype("<i8") and offsets.shape == (documents + 1,)

@@ -1,5 +1,6 @@
 """Runs that survive: what a run is in the midst of, its checkpoints, and what it reports."""
 
+from ulmfit_fast.runs.dry_run import DryRun, Estimate
 from ulmfit_fast.runs.run import Run
 
-__all__ = ["Run"]
+__all__ = ["DryRun", "Estimate", "Run"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from ulmfit_fast.directories import METRICS
+from ulmfit_fast.directories import METRICS, TENSORBOARD
 
-__all__ = ["MetricsFile"]
+__all__ = ["MetricsFile", "TensorBoard"]
 
 
 class MetricsFile:
@@ -65,3 +66,45 @@ class MetricsFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+class TensorBoard:
+    """Write reports for TensorBoard, a curve for each number of a stage.
+
+    Args:
+        directory: gains the directory `tensorboard`.
+
+    Raises:
+        ModuleNotFoundError: if TensorBoard is not installed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ModuleNotFoundError(
+                "tensorboard is not installed; pip install 'ulmfit-fast[tensorboard]', or leave "
+                "it out", name="tensorboard",
+            )  # fmt: skip
+        self._directory = directory / TENSORBOARD
+        self._writer: Any = None
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Add a report's numbers to the curves.
+
+        Args:
+            report: as for `MetricsFile.write`.
+        """
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a run that was killed wrote beyond this step is not shown.
+            self._writer = SummaryWriter(str(self._directory), purge_step=report["step"])
+        epoch = "/epoch" if report.get("epoch_ended") else ""
+        for name, value in report.items():
+            if name not in ("stage", "step", "epoch", "epoch_ended"):
+                self._writer.add_scalar(f"{report['stage']}{epoch}/{name}", value, report["step"])
+
+    def close(self) -> None:
+        """Close the files, if there are any."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -21,7 +21,7 @@ from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, write_text
 from ulmfit_fast.distributed import agree, only_first, world
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.checkpoints import Checkpoints
-from ulmfit_fast.runs.metrics import MetricsFile
+from ulmfit_fast.runs.metrics import MetricsFile, TensorBoard
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.snapshot import Training, restore, snapshot
 from ulmfit_fast.runs.state_file import write_state
@@ -66,9 +66,11 @@ class Run:
         keep: how many of the newest checkpoints to keep, beside the one of the lowest validation
             loss.
         report_steps: steps to a line of `metrics.jsonl`, which has their mean loss.
+        tensorboard: write the numbers for TensorBoard as well, which has to be installed.
         resume: go on with the run in the directory; where there is none, begin.
 
     Raises:
+        ModuleNotFoundError: if TensorBoard is asked for and not installed.
         ValueError: if a number is below 1, or not positive.
     """
 
@@ -80,6 +82,7 @@ class Run:
         checkpoint_minutes: float | None = None,
         keep: int = 3,
         report_steps: int = 1,
+        tensorboard: bool = False,
         resume: bool = False,
     ) -> None:
         for name, count in (("checkpoint_steps", checkpoint_steps), ("report_steps", report_steps)):
@@ -95,6 +98,7 @@ class Run:
         self.keep, self.report_steps, self.resume = keep, report_steps, resume
         Checkpoints(self.directory, keep)  # refuses a wrong number now
         self._metrics = MetricsFile(self.directory)
+        self._board = TensorBoard(self.directory) if tensorboard else None
         self._stop = StopRequest()
 
     def _of_stage(self, stage: str) -> Path:
@@ -200,6 +204,8 @@ class Run:
             only_first(lambda: self._describe(fingerprint, tokenizer, finished=True))
         finally:
             self._metrics.close()
+            if self._board is not None:
+                self._board.close()
 
     def _prepare(self, fingerprint: dict[str, Any], tokenizer: Tokenizer) -> None:
         self._metrics.keep(self._is_past)
@@ -264,6 +270,8 @@ class Run:
     def _write(self, report: dict[str, Any]) -> None:
         if world().rank == 0:
             self._metrics.write(report)
+            if self._board is not None:
+                self._board.write(report)
 
     def report(self, reading: Reading) -> None:
         """Take a step's loss in, and write a line when it is time.
