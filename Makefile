@@ -14,7 +14,7 @@ endif
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
 	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
-	@echo "make test-compat  compare with fastai and spaCy, which it installs"
+	@echo "make test-compat  compare with fastai, spaCy and other engines, which it installs"
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
 	@echo "make compile-gate  compile all kernels for GPUs that need not be here, and inspect the code: 20 minutes, 2 cores"
@@ -31,7 +31,8 @@ test: $(READY)
 
 # Its packages come in only now, so that `make test` shows what runs without them.
 test-compat: $(COMPAT)
-	$(PY) -m pytest tests/compat tests/test_spacy_tokens.py tests/test_tables.py
+	$(PY) -m pytest tests/compat tests/test_spacy_tokens.py tests/test_tables.py \
+		tests/test_other_engines.py tests/test_tensorboard.py
 
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate --all
@@ -67,5 +68,5 @@ bench: $(READY)
 	touch $@
 
 .venv/.compat: .venv/.installed
-	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[compat,datasets]'
+	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[compat,datasets,tensorboard]'
 	touch $@

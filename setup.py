@@ -34,7 +34,7 @@ setup(
         "datasets": DATASETS,
         "spacy": SPACY,
         "hub": [*TEXT, "huggingface_hub>=0.23"],
-        "compat": [*SPACY, "fastai>=2.8.7"],
+        "compat": [*SPACY, "fastai>=2.8.7", "accelerate>=1"],
         "tensorboard": ["tensorboard>=2.15"],
         "demo": DEMO,
         "test": TEST,

@@ -1,7 +1,6 @@
 """The command line: the stages one after the other, and one line for whatever is wrong."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -178,21 +177,6 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(
     reports = [json.loads(n) for n in (folder / "new" / "metrics.jsonl").read_text().splitlines()]
     assert sum("epoch_ended" not in report for report in reports) == steps
     assert unit in reports[0] and "the model is in" in result.stderr
-
-
-def test_tensorboard_is_an_option(folder: Path, monkeypatch) -> None:
-    command = ["pretrain", "--text", folder / "texts.txt", *SMALL, *SIZES, "--out", folder / "new"]
-    if importlib.util.find_spec("tensorboard") is not None:
-        succeed(*command, "--tensorboard")
-        (events,) = (folder / "new" / "tensorboard").iterdir()
-        data = events.read_bytes()
-        for name in (b"pretrain/loss", b"pretrain/perplexity", b"pretrain/epoch/loss"):
-            assert name in data
-        shutil.rmtree(folder / "new")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = run(*command, "--tensorboard")
-    assert result.exit_code == 2 and "pip install 'ulmfit-fast[tensorboard]'" in result.stderr
-    assert not (folder / "new").exists()
 
 
 def test_help_names_every_command() -> None:

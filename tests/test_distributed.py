@@ -1,15 +1,9 @@
 """Two processes on one training: equal to one on the joined batch, whatever is frozen or killed."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from small_models import CONFIG, documents, make
-from two_processes import TOKENIZER, UNFREEZING, steps
+from two_processes import TOKENIZER, UNFREEZING, in_two, steps, two
 
 from ulmfit_fast import distributed
 from ulmfit_fast.data import LMBatches
@@ -19,42 +13,6 @@ from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.stage import StageRun
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def in_two(*command, timeout=200):
-    """Run a command in two processes with torchrun's variables; return their results."""
-    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    # Without the network's names, which a sealed machine may not resolve.
-    own |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            env={**os.environ, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ended = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *output) for p, output in zip(processes, ended, strict=True)]
-
-
-def two(what, directory):
-    for code, _, error in in_two(HERE / "two_processes.py", what, directory):
-        assert code == 0, error[-3000:]
-    return [torch.load(directory / f"{what}-{rank}.pt") for rank in range(2)]
 
 
 def assert_all_equal(a, b, **tolerance):

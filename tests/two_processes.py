@@ -1,10 +1,13 @@
-"""What two processes do in tests/test_distributed.py; run by it, with torchrun's variables set.
+"""What two processes do in the tests that start some; run by them, with torchrun's variables set.
 
     python tests/two_processes.py WHAT DIRECTORY
 
 Each process writes what it found to DIRECTORY/WHAT-<rank>.pt.
 """
 
+import os
+import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +19,12 @@ import ulmfit_fast as uf
 from ulmfit_fast.data import LMBatches, Tokenizer, concatenate_documents
 from ulmfit_fast.distributed import launched, world
 from ulmfit_fast.lm_step import LanguageModelStep
-from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.nn import LanguageModel, language_model_loss
 from ulmfit_fast.pipeline import TrainingSettings, fit_classifier, train_language_model
 from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.stage import StageRun
 
+HERE = Path(__file__)
 PLAIN = replace(
     CONFIG, input_p=0.0, hidden_p=0.0, embed_p=0.0, weight_p=0.0, gate_p=0.0, output_p=0.0
 )
@@ -28,6 +32,41 @@ UNFREEZING = TrainingSettings(
     batch_size=2, bptt=5, lr=0.02, epochs=5, gradual_unfreezing=1, valid_share=0.3, patience=2
 )
 TOKENIZER = Tokenizer.train(["a fine film"] * 3, min_freq=1)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def in_two(*command, timeout=200):
+    """Run a command in two processes with torchrun's variables; return their results."""
+    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # Without the network's names, which a sealed machine may not resolve.
+    own |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(processes, ended, strict=True)]
+
+
+def two(what, directory):
+    for code, _, error in in_two(HERE, what, directory):
+        assert code == 0, error[-3000:]
+    return [torch.load(directory / f"{what}-{rank}.pt") for rank in range(2)]
 
 
 def steps(batch_size, part=(0, 1), config=PLAIN, count=3):
@@ -115,7 +154,46 @@ def full_disk(directory):
     raise AssertionError("written")
 
 
+def plain_losses(prepare, steps=5):
+    """Train a whole model by hand, as PyTorch's or others' wrappers see it."""
+    torch.manual_seed(0)
+    model = LanguageModel(PLAIN)
+    model, optimizer = prepare(model, lambda p: torch.optim.Adam(p, lr=0.01))
+    text = torch.randint(2, 14, (steps, 9, 3), generator=torch.Generator().manual_seed(4))
+    losses = []
+    for batch in text:
+        loss = language_model_loss(model(batch[:-1]), batch[1:])
+        loss.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.total.item())
+    return losses
+
+
+def fsdp2(directory):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (world().size,))
+
+    def prepare(model, make):
+        fully_shard(model, mesh=mesh)
+        return model, make(model.parameters())
+
+    return {"losses": plain_losses(prepare)}
+
+
+def accelerate(directory):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    return {"losses": plain_losses(lambda m, make: accelerator.prepare(m, make(m.parameters())))}
+
+
 WHAT = {
+    "fsdp2": fsdp2,
+    "accelerate": accelerate,
     "gradients": lambda directory: steps(2, world()),
     "masks": masks,
     "resumed": lambda directory: resumed(directory),
