@@ -121,3 +121,11 @@ def test_a_scaled_classifier_step_is_the_plain_one():
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_long_run_in_bfloat16_stays_finite_and_learns():
+    settings = replace(SETTINGS, epochs=250, precision="bfloat16", clip=0.5, bptt=7, lr=5e-3)
+    losses = train(make("language model"), settings).losses
+    assert len(losses) >= 500 and np.isfinite(losses).all()
+    assert np.mean(losses[-50:]) < 0.8 * np.mean(losses[:50])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from ulmfit_fast.directories import METRICS, TENSORBOARD
+from ulmfit_fast.directories import METRICS, TENSORBOARD, write_text
 
 __all__ = ["MetricsFile", "TensorBoard"]
 
@@ -42,7 +42,7 @@ class MetricsFile:
             if wanted(report):
                 kept.append(line)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(temporary, "".join(f"{line}\n" for line in kept))
         os.replace(temporary, self.path)
 
     def write(self, report: dict[str, Any]) -> None:
@@ -60,6 +60,11 @@ class MetricsFile:
         self._file.write(json.dumps(report) + "\n")
         # A reader, or a run after this one was killed, finds whole lines.
         self._file.flush()
+
+    def sync(self) -> None:
+        """See on the disk what has been written, before a checkpoint counts it as done."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file, if it is open."""

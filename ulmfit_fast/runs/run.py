@@ -358,6 +358,7 @@ class Run:
 
     def _save(self, state: State | None, *, best: bool) -> Path:
         self._write_report()
+        self._metrics.sync()
         step = len(self._training.history.losses)
         try:
             values = snapshot(self._training, state)
