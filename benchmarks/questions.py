@@ -14,6 +14,7 @@ from benchmarks import (
     bench_lm_step,
     bench_masks,
     bench_memory,
+    bench_predict,
     bench_scaling,
     bench_tokenize,
 )
@@ -31,8 +32,10 @@ QUESTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "scaling": bench_scaling.run,
     "first_step": bench_first_step.run,
     "tokenize": bench_tokenize.run,
+    "predict": bench_predict.run,
 }
 # Asked by name only.
 ON_REQUEST: dict[str, Callable[[Settings], list[Row]]] = {
     "layer_bfloat16": bench_layer_bfloat16.run,
+    "int8_accuracy": bench_predict.run_accuracy,
 }

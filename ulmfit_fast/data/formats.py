@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ulmfit_fast.data.bad_rows import BadRows, OnError
-from ulmfit_fast.data.records import csv_rows, decoded_lines, kind_of, read_records, read_whole
+from ulmfit_fast.data.lines import decoded_lines
+from ulmfit_fast.data.records import csv_rows, kind_of, read_records, read_whole
 
 __all__ = [
     "LAYOUTS",

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "begin_with_mark",
     "count_words",
+    "errors_of_one_kind",
     "exported_subwords",
     "exported_words",
     "library",
-    "panics_as_errors",
     "split_words",
     "subword_model",
     "train_subword_pieces",
@@ -58,12 +58,12 @@ def library() -> ModuleType:
 
 
 @contextmanager
-def panics_as_errors() -> Iterator[None]:
-    """Let a panic of the library, which is no Exception, be a ValueError."""
+def errors_of_one_kind() -> Iterator[None]:
+    """Let what the library raises be a ValueError: a bare Exception, or a panic, which is none."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"the library tokenizers gave up: {error!s:.200}") from error
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import itertools
 import json
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ulmfit_fast.data.bad_rows import BadRows
+from ulmfit_fast.data.lines import ZIPPED, Line, decoded_lines, numbered_lines
 from ulmfit_fast.data.rules import SURROGATE
 
 __all__ = [
     "READABLE",
     "checked_values",
     "csv_rows",
-    "decoded_lines",
     "kind_of",
     "missing_column",
     "read_records",
@@ -30,11 +28,8 @@ __all__ = [
 ]
 
 READABLE = (".txt", ".csv", ".jsonl", ".parquet")
-_ZIPPED = ".gz"
-# What is longer has lost its line ends, or the quote at the end of a field. Memory stays bounded.
-_LINE_BYTES = 2**28
+# What is longer lacks the quote at its end. Memory stays bounded.
 _CSV_FIELD_CHARACTERS = 2**27
-_MARKS_OF_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _RAISING = BadRows()
 # Of the columns of a file; a damaged record can have any number.
 _SHOWN = 20
@@ -48,7 +43,7 @@ def kind_of(name: str | Path) -> str:
     """
     path = Path(name)
     suffix = path.suffix.lower()
-    if suffix == _ZIPPED and Path(path.stem).suffix.lower() in READABLE[:3]:
+    if suffix == ZIPPED and Path(path.stem).suffix.lower() in READABLE[:3]:
         return Path(path.stem).suffix.lower()
     return suffix
 
@@ -119,100 +114,6 @@ def read_whole(path: Path, bad: BadRows) -> str | None:
     return text
 
 
-def decoded_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, str]]:
-    """Decode a file, also a gzipped one, line by line, so that an error can name its line.
-
-    Args:
-        path: an existing file.
-        bad: takes the lines that are no text in UTF-8.
-    """
-    for line in _lines(path, bad):
-        if line.fault is None:
-            yield line.number, line.text
-        else:
-            bad.meet(line.fault)
-
-
-class _Line(NamedTuple):
-    """A line, and what is wrong with it."""
-
-    number: int
-    text: str
-    fault: ValueError | None = None
-
-
-def _lines(path: Path, bad: BadRows) -> Iterator[_Line]:
-    """Yield all lines; `bad` takes the rest of a file that cannot be read on."""
-    number = offset = 0
-    with gzip.open(path) if path.suffix.lower() == _ZIPPED else path.open("rb") as file:
-        try:
-            pieces = iter(lambda: file.readline(_LINE_BYTES), b"")
-            for number, raw in enumerate(pieces, start=1):
-                if number == 1 and _is_utf_16(raw):
-                    bad.meet(
-                        ValueError(
-                            f"{path}, line 1: the file is in UTF-16, expected UTF-8; save as "
-                            "UTF-8 (iconv -f UTF-16 -t UTF-8)"
-                        )
-                    )
-                    return
-                line, size = _decoded(path, number, offset, raw), len(raw)
-                if size == _LINE_BYTES and not raw.endswith(b"\n"):
-                    size += _passed_over(pieces)
-                    fault = ValueError(
-                        f"{path}, line {number}: longer than {_LINE_BYTES:,} bytes, expected a "
-                        "text; put line ends between the texts"
-                    )
-                    line = _Line(number, "", fault)
-                yield line
-                offset += size
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            bad.meet(
-                ValueError(
-                    f"{path}, line {number + 1}: not a whole gzip file ({error}), it cannot be "
-                    "read on; fetch it anew"
-                )
-            )
-
-
-def _passed_over(pieces: Iterator[bytes]) -> int:
-    """Go on to the end of a line that is not kept; return how many bytes that took."""
-    size = 0
-    for piece in pieces:
-        size += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return size
-
-
-def _is_utf_16(first: bytes) -> bool:
-    if first.startswith(_MARKS_OF_UTF_16):
-        return True
-    # Without a mark, every other byte of Western text is a NUL.
-    start = first[:200]
-    return len(start) >= 4 and any(start[::2]) != any(start[1::2])
-
-
-def _decoded(path: Path, number: int, offset: int, raw: bytes) -> _Line:
-    fault = None
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        fault = ValueError(
-            f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8 (offset "
-            f"{offset + error.start} of the text); save as UTF-8"
-        )
-        text = raw.decode("utf-8", "replace")
-    if b"\0" in raw:
-        fault = fault or ValueError(
-            f"{path}, line {number}: a NUL byte (offset {offset + raw.index(0)} of the text), "
-            "expected text; remove it or fetch the file anew"
-        )
-        # Before Python 3.11 the csv module stops at one.
-        text = text.replace("\0", " ")
-    return _Line(number, text.removeprefix("\ufeff") if number == 1 else text, fault)
-
-
 def _csv_records(
     path: Path, columns: Sequence[str], bad: BadRows
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -239,10 +140,10 @@ def _csv_records(
 class _CsvLines:
     """The lines that a csv reader takes, and those of its present row once more."""
 
-    def __init__(self, lines: Iterator[_Line]) -> None:
+    def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
-        self._again: deque[_Line] = deque()
-        self.row: list[_Line] = []
+        self._again: deque[Line] = deque()
+        self.row: list[Line] = []
 
     def __iter__(self) -> _CsvLines:
         return self
@@ -266,7 +167,7 @@ def csv_rows(path: Path, bad: BadRows, *, header: bool = False) -> Iterator[tupl
             with the line below it.
         header: without its first row the file cannot be read on.
     """
-    lines = _CsvLines(_lines(path, bad))
+    lines = _CsvLines(numbered_lines(path, bad))
     reader = csv.reader(lines, strict=True)
     while True:
         lines.row.clear()

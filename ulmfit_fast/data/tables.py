@@ -96,16 +96,16 @@ def parquet_records(
         raise ImportError(
             f"{path} needs the package pyarrow; pip install 'ulmfit-fast[datasets]'"
         ) from error
-    damage = (pyarrow.ArrowException, OSError)
+    damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     try:
         file = parquet.ParquetFile(path)
+        present, metadata = file.schema_arrow.names, file.schema_arrow.metadata
     except damage as error:
         bad.meet(_damaged(f"{path} is no whole Parquet file", error))
         return
     with file:
-        schema = file.schema_arrow
-        _require_columns(path, columns, schema.names)
-        names = _class_names(_written_features(schema.metadata), columns)
+        _require_columns(path, columns, present)
+        names = _class_names(_written_features(metadata), columns)
         first = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group)

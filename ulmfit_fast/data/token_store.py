@@ -1,16 +1,10 @@
-"""Ids of a corpus larger than memory: written once to a directory, then mapped, never loaded.
-
-ids.bin         all ids, document after document: uint16 where the vocabulary allows, else int32
-offsets.npy     int64, where each document begins in ids.bin, and where the last one ends
-tokenizer.json  the tokenizer that made them
-meta.json       format, version, counts, and digests of tokenizer and texts
-"""
+"""Ids of a corpus larger than memory: written once to a directory, then mapped, never loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,16 +14,17 @@ import torch
 
 from ulmfit_fast.data.bad_rows import OnError
 from ulmfit_fast.data.corpus import Source
-from ulmfit_fast.data.json_text import parse_json
+from ulmfit_fast.data.token_store_files import (
+    IDS,
+    META,
+    OFFSETS,
+    TOKENIZER,
+    read_meta,
+    read_offsets,
+)
 from ulmfit_fast.data.tokenizer import Tokenizer
 
 __all__ = ["StoredDocuments", "TokenStore", "TokenStream", "digest_of"]
-
-FORMAT, VERSION = "ulmfit_fast token store", 1
-IDS, OFFSETS, TOKENIZER, META = "ids.bin", "offsets.npy", "tokenizer.json", "meta.json"
-DTYPES = ("<u2", "<i4")
-# Looked through a piece at a time, so that as much is in memory.
-_OFFSETS_AT_ONCE = 1_000_000
 
 AnyIds = npt.NDArray[np.integer[Any]]
 
@@ -131,7 +126,7 @@ class TokenStore(StoredDocuments):
         self, directory: str | os.PathLike[str], tokenizer: Tokenizer | None = None
     ) -> None:
         self.directory = Path(directory)
-        meta = _read_meta(self.directory)
+        meta = read_meta(self.directory)
         self._tokenizer_digest: str = meta["tokenizer"]
         self.texts_digest: str = meta["texts"]
         self.vocab_size: int = meta["vocab_size"]
@@ -144,7 +139,7 @@ class TokenStore(StoredDocuments):
                 f"{self.directory / IDS} has {found} bytes, expected {tokens * dtype.itemsize}; "
                 "the store is damaged, build it anew"
             )
-        self.offsets = _read_offsets(self.directory / OFFSETS, meta["documents"], tokens)
+        self.offsets = read_offsets(self.directory / OFFSETS, meta["documents"], tokens)
         ids = np.memmap(self.directory / IDS, dtype=dtype, mode="r", shape=(tokens,))
         super().__init__(ids, self.offsets[:-1], self.offsets[1:], self.vocab_size)
 
@@ -316,69 +311,3 @@ class TokenStream:
     def _ends_in_store(self, document: int) -> int:
         before = int(self._ends[document - 1]) if document else 0
         return int(self._starts[document]) + int(self._ends[document]) - before
-
-
-def _read_meta(directory: Path) -> dict[str, Any]:
-    path = directory / META
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{directory} is no token store: it has no {META}; make one with TokenStore.build"
-        )
-    try:
-        meta = parse_json(path.read_text(encoding="utf-8"), META)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError(f"{path} is not that of a token store; choose another directory")
-    if meta.get("version") != VERSION:
-        raise ValueError(
-            f"{path} has version {meta.get('version')!r:.60}, expected {VERSION}; update "
-            "ulmfit_fast"
-        )
-    for name in (IDS, OFFSETS):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} has no {name}; build the store anew")
-    for name, sound in _SOUND.items():
-        value = meta.get(name)
-        if not sound(value):
-            raise ValueError(f"{path} is damaged ({name} is {value!r:.60}); build the store anew")
-    return meta
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value < 2**63
-
-
-_SOUND: dict[str, Callable[[object], bool]] = {
-    "dtype": lambda value: value in DTYPES,
-    "vocab_size": _is_count,
-    "documents": _is_count,
-    "tokens": _is_count,
-    "tokenizer": lambda value: isinstance(value, str),
-    "texts": lambda value: isinstance(value, str),
-}
-
-
-def _read_offsets(path: Path, documents: int, tokens: int) -> npt.NDArray[np.int64]:
-    try:
-        # Unlike np.load, it takes nothing but an array, and none of objects.
-        offsets: Any = np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    # NumPy reads the header with Python's own tokenizer, which has errors of many kinds.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged ({reason:.200}); build the store anew") from error
-    sound = offsets.dtype == np.dtype("<i8") and offsets.shape == (documents + 1,)
-    if not sound or offsets[0] != 0 or offsets[-1] != tokens:
-        raise ValueError(
-            f"{path} does not end at {tokens} tokens of {documents} documents; the store is "
-            "damaged, build it anew"
-        )
-    for start in range(0, documents, _OFFSETS_AT_ONCE):
-        if (np.diff(offsets[start : start + _OFFSETS_AT_ONCE + 1]) < 0).any():
-            raise ValueError(
-                f"{path} has documents that end before they begin; the store is damaged, build it "
-                "anew"
-            )
-    return offsets  # type: ignore[no-any-return]

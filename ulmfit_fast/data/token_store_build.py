@@ -28,7 +28,8 @@ from ulmfit_fast.data.bad_rows import OnError
 from ulmfit_fast.data.corpus import Source, read_texts
 from ulmfit_fast.data.json_text import parse_json
 from ulmfit_fast.data.texts import BLOCK_CHARACTERS, text_blocks
-from ulmfit_fast.data.token_store import (
+from ulmfit_fast.data.token_store import TokenStore, digest_of
+from ulmfit_fast.data.token_store_files import (
     DTYPES,
     FORMAT,
     IDS,
@@ -36,8 +37,6 @@ from ulmfit_fast.data.token_store import (
     OFFSETS,
     TOKENIZER,
     VERSION,
-    TokenStore,
-    digest_of,
 )
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.progress import progress_bar
