@@ -63,11 +63,16 @@ def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
     try:
         _rewrite(content)
         with huggingface.errors_of_one_kind():
-            return huggingface.begin_with_mark(hf.Tokenizer.from_str(json.dumps(content)))
+            found = huggingface.begin_with_mark(hf.Tokenizer.from_str(json.dumps(content)))
     except Exception as error:
         raise ValueError(
             f"{name} needs its own special tokens ({error!s:.300}); train another"
         ) from error
+    try:
+        _words_of(found)
+    except ValueError as error:
+        raise ValueError(f"{name} is damaged: {error}; save it anew") from error
+    return found
 
 
 def _text_of(path: Path) -> str:
@@ -101,6 +106,23 @@ def _rewrite(content: dict[str, Any]) -> None:
     content["truncation"] = content["padding"] = content["post_processor"] = None
 
 
+def _words_of(model: HFTokenizer) -> list[str]:
+    """Return the words in the order of their ids, which are all there are from 0 on.
+
+    Raises:
+        ValueError: if an id is left out or a special has another one than ours.
+    """
+    ids = model.get_vocab(with_added_tokens=True)
+    words = sorted(ids, key=lambda word: int(ids[word]))
+    for index, word in enumerate(words):
+        if ids[word] != index or (index < len(SPECIALS) and word != SPECIALS[index]):
+            raise ValueError(
+                f"{word!r:.60} has the id {ids[word]}, expected "
+                f"{index}{f', that of {SPECIALS[index]}' if index < len(SPECIALS) else ''}"
+            )
+    return words
+
+
 def _renumbered(added: Sequence[dict[str, Any]], vocab: Any, left_out: set[str]) -> list[Any]:
     ids = vocab if isinstance(vocab, dict) else {word: i for i, (word, _) in enumerate(vocab)}
     ids, kept = dict(ids), []
@@ -115,8 +137,7 @@ class HuggingFaceEngine:
 
     def __init__(self, model: HFTokenizer) -> None:
         self.model = model
-        ids = model.get_vocab(with_added_tokens=True)
-        self.vocab = Vocab(sorted(ids, key=lambda word: int(ids[word])))
+        self.vocab = Vocab(_words_of(model))
 
     @classmethod
     def from_content(cls, content: Any) -> HuggingFaceEngine:
@@ -130,13 +151,6 @@ class HuggingFaceEngine:
             engine.encoder()(["a \ue000\U0001f600 1"])
         except Exception as error:
             raise ValueError(f"the tokenizer is damaged ({error!s:.300}); save it anew") from error
-        ids = engine.model.get_vocab(with_added_tokens=True)
-        for index, word in enumerate(engine.vocab.words):
-            if ids.get(word) != index:
-                raise ValueError(
-                    f"the tokenizer is damaged: {word!r:.60} has the id {ids.get(word)}, expected "
-                    f"{index}; save it anew"
-                )
         return engine
 
     def tokens(self, text: str) -> list[str]:

@@ -1,0 +1,41 @@
+"""The benchmark of predictions: checked, timed, and without int8 where there is none."""
+
+import pytest
+
+from benchmarks import bench_predict
+from benchmarks.settings import Settings
+from ulmfit_fast import ULMFiT
+
+
+def run(**values):
+    return bench_predict.run(Settings(tiny=True, repeats=2, say=lambda line: None, **values))
+
+
+def test_rows_are_checked_and_timed() -> None:
+    rows = run()
+    names = [row.implementation for row in rows]
+    for name in (bench_predict.ONE, bench_predict.UNSORTED, bench_predict.OURS):
+        assert names.count(name) == 2
+    # For each kind of text with one text a batch, and with as many as in float32.
+    assert names.count(bench_predict.INT8) == 4
+    assert all(row.right and row.tokens_per_second > 0 and row.times_as_fast > 0 for row in rows)
+    exact = [row for row in rows if row.implementation != bench_predict.INT8]
+    assert all(row.error < 1e-5 for row in exact)
+    assert {row.dtype for row in rows if row not in exact} == {"int8"}
+
+
+def test_texts_out_of_order_have_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ULMFiT._probabilities
+
+    def reversed_order(self, texts, batch_size):
+        return real(self, texts, batch_size)[::-1].copy()
+
+    monkeypatch.setattr(ULMFiT, "_probabilities", reversed_order)
+    ours = [row for row in run() if row.implementation == bench_predict.OURS]
+    assert len(ours) == 2 and all(not row.right and row.median_us is None for row in ours)
+
+
+def test_a_gpu_is_not_asked_for_int8() -> None:
+    names = {row.implementation for row in run(gpu=True)}
+    assert names == {bench_predict.ONE, bench_predict.UNSORTED, bench_predict.OURS}
+    assert bench_predict.run_accuracy(Settings(gpu=True, tiny=True)) == []

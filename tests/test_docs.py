@@ -1,0 +1,135 @@
+"""The site shows everything that is public, and builds without a warning."""
+
+import importlib
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ulmfit_fast as uf
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGES = ["backend", "compat.fastai", "data", "functional", "nn", "optim", "presets", "rng"]
+PACKAGES += ["runs", "serving"]
+DIRECTIVES = {
+    name
+    for path in (DOCS / "reference").glob("*.md")
+    for name in re.findall(r"^::: ([\w.]+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+}
+
+
+def public_names():
+    """Return the full name of each thing that is public, modules left out."""
+    found = {}
+    for package in ["", *PACKAGES]:
+        path = f"ulmfit_fast.{package}".rstrip(".")
+        module = importlib.import_module(path)
+        found |= {f"{path}.{name}": getattr(module, name) for name in module.__all__}
+    del found["ulmfit_fast.__version__"]
+    return {name: thing for name, thing in found.items() if not inspect.ismodule(thing)}
+
+
+def is_module(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def resolved(name):
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def shown(name, thing):
+    """Return whether a directive names the thing, or a module that exports it."""
+    for directive in DIRECTIVES:
+        if not is_module(directive):
+            if directive == name or resolved(directive) is thing:
+                return True
+        elif name.rpartition(".")[2] in (exporter := importlib.import_module(directive)).__all__:
+            if getattr(exporter, name.rpartition(".")[2]) is thing:
+                return True
+    return False
+
+
+def test_every_directive_names_something():
+    assert DIRECTIVES
+    for name in DIRECTIVES:
+        assert is_module(name) or resolved(name) is not None
+
+
+def test_every_public_module_is_listed_here():
+    modules = {name for name in uf.__all__ if inspect.ismodule(getattr(uf, name))}
+    assert modules <= {name.partition(".")[0] for name in PACKAGES}
+    packages = {path.parent.name for path in (ROOT / "ulmfit_fast").glob("*/__init__.py")}
+    with_names = {
+        name
+        for name in packages
+        if hasattr(importlib.import_module(f"ulmfit_fast.{name}"), "__all__")
+    }
+    assert with_names <= {name.partition(".")[0] for name in PACKAGES}
+
+
+@pytest.mark.parametrize(("name", "thing"), public_names().items(), ids=public_names())
+def test_everything_public_is_in_the_reference(name, thing):
+    assert shown(name, thing), f"no ::: of docs/reference shows {name}"
+
+
+def test_every_page_of_the_reference_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"- (reference/\w+\.md)$", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(f"reference/{p.name}" for p in (DOCS / "reference").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for module in ("mkdocs", "mkdocstrings_handlers.python"):
+        if not is_module(module):
+            pytest.skip(f"{module} is not installed: make docs")
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(out)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_the_site_has_everything_public(site):
+    pages = {path: path.read_text(encoding="utf-8") for path in site.glob("reference/*/index.html")}
+    text = "\n".join(pages.values())
+    things = public_names()
+    anchors = {anchor for anchor in re.findall(r'id="(ulmfit_fast[\w.]+)"', text)}
+    for name, thing in things.items():
+        # The kinds of masks have no paragraphs of their own, but a table.
+        assert name in anchors or name.rpartition(".")[2] in text, name
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            same = {other for other, twin in things.items() if twin is thing}
+            assert same & anchors, name
+
+
+@pytest.mark.slow
+def test_the_site_shows_doctests_as_code_and_no_quotation(site):
+    page = (site / "reference" / "nn" / "index.html").read_text(encoding="utf-8")
+    assert "&gt;&gt;&gt;" in page and "<blockquote" not in page
+
+
+@pytest.mark.slow
+def test_the_site_has_the_maths_and_the_plots(site):
+    assert "Backward" in (site / "kernels" / "index.html").read_text(encoding="utf-8")
+    assert "sm_90 persistent" in (site / "compile_report" / "index.html").read_text("utf-8")
+    page = (site / "benchmarks" / "index.html").read_text(encoding="utf-8")
+    for plot in (ROOT / "benchmarks" / "results").glob("*.png"):
+        assert f"results/{plot.name}" in page and (site / "results" / plot.name).stat().st_size
+
+
+@pytest.mark.slow
+def test_the_site_needs_no_other_host(site):
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r'<(script|img|link)[^>]+(src|href)="(https?:)?//', text), path
