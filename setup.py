@@ -15,6 +15,7 @@ TEST = [
     "pandas>=2",
     "pytest>=8",
     "pytest-benchmark>=4",
+    "hypothesis>=6.100",
     "setuptools>=64",
     "wheel",
 ]

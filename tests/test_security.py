@@ -424,11 +424,11 @@ def an_archive_of_numpy(path: Path) -> None:
         an_archive_of_numpy,
         lambda path: path.write_bytes(pickle.dumps(print)),
         lambda path: path.write_bytes(b""),
-        lambda path: np.save(path, np.array([0, 5, 2, 8])),
-        lambda path: np.save(path, np.array([0, -5, 2, 8])),
-        lambda path: np.save(path, np.array([1, 2, 3, 8])),
-        lambda path: np.save(path, np.array([0.0, 2, 5, 8])),
-        lambda path: np.save(path, np.array([[0], [2], [5], [8]])),
+        lambda path: np.save(path, np.array([0, 5, 2, 9])),
+        lambda path: np.save(path, np.array([0, -5, 2, 9])),
+        lambda path: np.save(path, np.array([1, 2, 3, 9])),
+        lambda path: np.save(path, np.array([0.0, 2, 5, 9])),
+        lambda path: np.save(path, np.array([[0], [2], [5], [9]])),
         lambda path: path.write_bytes(
             b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': " + bytes(200)
         ),

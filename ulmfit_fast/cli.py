@@ -61,10 +61,10 @@ def info() -> None:
     name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
     typer.echo(f"device: {device}, {name}, {torch.get_num_threads()} threads")
     for dtype in (torch.float32, torch.bfloat16):
-        for dropout in ("weight_p", "gate_p"):
-            layer = uf.LSTM(400, 1152, device=device, dtype=dtype, **{dropout: 0.5})
+        for name, gate_p in (("weight_p", 0.0), ("gate_p", 0.1)):
+            layer = uf.LSTM(400, 1152, weight_p=0.5, gate_p=gate_p, device=device, dtype=dtype)
             x = torch.zeros(1, 1, 400, device=device, dtype=dtype)
-            kind = f"LSTM with {dropout}, {str(dtype).removeprefix('torch.')}"
+            kind = f"LSTM with {name}, {str(dtype).removeprefix('torch.')}"
             typer.echo(f"{kind}: {uf.backend.explain(layer, x)}")
 
 
