@@ -3,18 +3,24 @@ ifdef PYTHON
 PY := $(PYTHON)
 READY :=
 COMPAT :=
+DOCS :=
+EXAMPLES :=
 else
 PY := .venv/bin/python
 READY := .venv/.installed
 COMPAT := .venv/.compat
+DOCS := .venv/.docs
+EXAMPLES := .venv/.examples
 endif
 
-.PHONY: demo test test-compat check bench bench-gpu compile-gate test-gpu sanitize help
+.PHONY: demo docs examples test test-compat check bench bench-gpu compile-gate test-gpu sanitize help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
 	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
 	@echo "make test-compat  compare with fastai, spaCy and other engines, which it installs"
+	@echo "make docs    build the site, warnings as errors, into build/docs"
+	@echo "make examples  run the examples as a user would"
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
 	@echo "make compile-gate  compile all kernels for GPUs that need not be here, and inspect the code: 20 minutes, 2 cores"
@@ -33,6 +39,12 @@ test: $(READY)
 test-compat: $(COMPAT)
 	$(PY) -m pytest tests/compat tests/test_spacy_tokens.py tests/test_tables.py \
 		tests/test_other_engines.py tests/test_tensorboard.py
+
+docs: $(DOCS)
+	$(PY) -m mkdocs build --strict
+
+examples: $(EXAMPLES)
+	$(PY) -m pytest tests/test_examples.py
 
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate --all
@@ -69,4 +81,12 @@ bench: $(READY)
 
 .venv/.compat: .venv/.installed
 	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[compat,datasets,tensorboard]'
+	touch $@
+
+.venv/.docs: .venv/.installed
+	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
+	touch $@
+
+.venv/.examples: .venv/.installed examples/requirements.txt
+	.venv/bin/python -m pip install --quiet -c constraints.txt -r examples/requirements.txt
 	touch $@

@@ -28,7 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    install_requires=["torch>=2.6", 'triton>=3.6; platform_system == "Linux"', "numpy>=1.26"],
+    install_requires=["torch>=2.10", 'triton>=3.6; platform_system == "Linux"', "numpy>=1.26"],
     extras_require={
         "text": TEXT,
         "sklearn": SKLEARN,
@@ -40,6 +40,12 @@ setup(
         "demo": DEMO,
         "test": TEST,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocstrings>=1",
+            "mkdocstrings-python>=2",
+            "pymdown-extensions",
+        ],
         "dev": [*TEST, "ruff", "mypy"],
     },
     packages=[*find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]), "ulmfit_fast.kernels"],

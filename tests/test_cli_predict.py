@@ -19,6 +19,8 @@ from ulmfit_fast.serving import predictor, quantize
 
 TEXTS = ["a fine film", "a dull, long story"] * 20
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# What is written unbuffered needs no flush, and hides that there is none.
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 
 
 @pytest.fixture(scope="module")

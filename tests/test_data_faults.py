@@ -311,6 +311,17 @@ def test_damaged_parquet(tmp_path: Path, parquet, caplog) -> None:
     assert list(read_texts([path, good], on_error="skip")) == ["good"]
 
 
+def test_names_of_columns_that_are_no_utf_8(tmp_path: Path, parquet) -> None:
+    import pyarrow
+
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["a"], "label": [1]})
+    parquet.write_table(table, path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"label", b"lab\x82l"))
+    with pytest.raises(ValueError, match=r"a\.parquet is no whole Parquet file \('utf-8' codec"):
+        list(read_texts(path))
+
+
 def test_an_error_of_the_system_is_no_damage(tmp_path: Path, parquet, monkeypatch) -> None:
     def denied(*arguments, **options):
         raise PermissionError(13, "Permission denied")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ def predict(
         say("interrupted" if out is None else f"interrupted; {out} is not written")
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        # The reader has enough, as `head` has.
+        # As `head` does when it has enough. At its end Python would flush once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(_BROKEN_PIPE) from None
 
 
