@@ -4,16 +4,18 @@ PY := $(PYTHON)
 READY :=
 COMPAT :=
 DOCS :=
+FUZZ :=
 EXAMPLES :=
 else
 PY := .venv/bin/python
 READY := .venv/.installed
 COMPAT := .venv/.compat
 DOCS := .venv/.docs
+FUZZ := .venv/.fuzz
 EXAMPLES := .venv/.examples
 endif
 
-.PHONY: demo docs examples test test-compat check bench bench-gpu compile-gate test-gpu sanitize help
+.PHONY: demo docs examples fuzz test test-compat check bench bench-gpu compile-gate test-gpu sanitize help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
@@ -21,6 +23,7 @@ help:
 	@echo "make test-compat  compare with fastai, spaCy and other engines, which it installs"
 	@echo "make docs    build the site, warnings as errors, into build/docs"
 	@echo "make examples  run the examples as a user would"
+	@echo "make fuzz    feed the readers and the tokenizer bytes that a fuzzer finds: 15 minutes"
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
 	@echo "make compile-gate  compile all kernels for GPUs that need not be here, and inspect the code: 20 minutes, 2 cores"
@@ -42,9 +45,13 @@ test-compat: $(COMPAT)
 
 docs: $(DOCS)
 	$(PY) -m mkdocs build --strict
+	$(PY) -m pytest tests/test_docs.py
 
 examples: $(EXAMPLES)
 	$(PY) -m pytest tests/test_examples.py
+
+fuzz: $(FUZZ)
+	$(PY) tests/fuzz/run.py --seconds 60
 
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate --all
@@ -89,4 +96,8 @@ bench: $(READY)
 
 .venv/.examples: .venv/.installed examples/requirements.txt
 	.venv/bin/python -m pip install --quiet -c constraints.txt -r examples/requirements.txt
+	touch $@
+
+.venv/.fuzz: .venv/.installed
+	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[fuzz]'
 	touch $@

@@ -1,9 +1,11 @@
 """Metadata of ulmfit-fast; tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+PACKAGE = Path(__file__).with_name("ulmfit_fast") / "__init__.py"
 TEXT = ["tokenizers>=0.20", "safetensors>=0.4.3", "typer>=0.12", "rich>=13"]
 SKLEARN = [*TEXT, "scikit-learn>=1.4"]
 DATASETS = [*TEXT, "pyarrow>=15", "datasets>=2.18"]
@@ -22,7 +24,7 @@ TEST = [
 
 setup(
     name="ulmfit-fast",
-    version="0.1.0",
+    version=re.findall(r'^__version__ = "(.+)"$', PACKAGE.read_text("utf-8"), flags=re.M)[0],
     description="Fast AWD-LSTM and ULMFiT for PyTorch: weight-drop and gate dropout in the LSTM",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -40,12 +42,8 @@ setup(
         "demo": DEMO,
         "test": TEST,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],
-        "docs": [
-            "mkdocs>=1.6,<2",
-            "mkdocstrings>=1",
-            "mkdocstrings-python>=2",
-            "pymdown-extensions",
-        ],
+        "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1", "pymdown-extensions"],
+        "fuzz": [*TEXT, "pyarrow>=15", "hypothesis>=6.100", "atheris>=2.3"],
         "dev": [*TEST, "ruff", "mypy"],
     },
     packages=[*find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]), "ulmfit_fast.kernels"],

@@ -162,26 +162,35 @@ def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelP
     try:
         tokenizer = _read_tokenizer(path)
         language_model = classifier = None
+        single_file = bool(config.get("single_file", False))
         if config["language_model"] is not None:
             lm_config = AWDLSTMConfig.from_dict(config["language_model"])
+            dtype = _dtype(config["language_model_dtype"])
             _check_vocabulary(path, tokenizer, lm_config)
-            language_model = LanguageModel(lm_config).to(_dtype(config["language_model_dtype"]))
+            _check_size(path, "language_model", single_file, lm_config, dtype)
+            language_model = LanguageModel(lm_config).to(dtype)
         if config["classifier"] is not None:
             sizes = config["classifier"]
             encoder_config = AWDLSTMConfig.from_dict(sizes["encoder"])
+            dtype, hidden = _dtype(sizes["dtype"]), sizes["hidden"]
             _check_vocabulary(path, tokenizer, encoder_config)
+            head = hidden * (3 * encoder_config.emb_size + len(config["labels"]))
+            _check_size(path, "classifier", single_file, encoder_config, dtype, head)
             names = ("hidden", "output_p", "head_p", "bptt", "max_len")
             classifier = TextClassifier(
                 AWDLSTM(encoder_config),
                 len(config["labels"]),
                 **{name: sizes[name] for name in names},
-            ).to(_dtype(sizes["dtype"]))
-        single_file = bool(config.get("single_file", False))
+            ).to(dtype)
         for name, model in _weight_files(language_model, classifier, single_file).items():
             _load_tensors(path, name, model, device)
         labels, settings = list(config["labels"]), dict(config["settings"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path / CONFIG} is damaged: {error!r}; save the model again") from error
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(
+            f"{path / CONFIG} is damaged: {error!r:.300}; save the model again"
+        ) from error
     return ModelParts(tokenizer, language_model, classifier, labels, settings)
 
 
@@ -210,9 +219,11 @@ def read_config(path: Path, expected: str) -> dict[str, Any]:
     settle(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is no directory; give the directory of a saved model")
+    text = _read(path, CONFIG)
     try:
-        config: dict[str, Any] = json.loads(_read(path, CONFIG))
-    except json.JSONDecodeError as error:
+        config: dict[str, Any] = json.loads(text)
+    # Deep nesting ends in RecursionError, a number of thousands of digits in a plain ValueError.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path / CONFIG} is damaged: {error}; save the model again") from error
     found = config.get("format") if isinstance(config, dict) else None
     if found != expected:
@@ -247,14 +258,39 @@ def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: AWDLSTMConfig) -
         )
 
 
+def _check_size(
+    path: Path,
+    key: str,
+    single_file: bool,
+    config: AWDLSTMConfig,
+    dtype: torch.dtype,
+    head: int = 0,
+) -> None:
+    """Refuse sizes that the file of weights cannot have, before memory is taken for them."""
+    name = _WEIGHTS if single_file else f"{key}.safetensors"
+    if not (path / name).is_file():
+        raise FileNotFoundError(
+            f"{path} has no {name}, so it is no complete model directory; save the model again"
+        )
+    emb, hidden, layers = config.emb_size, config.hidden_size, config.num_layers
+    between = 8 * hidden * (emb + hidden) + 8 * hidden**2 * (layers - 2)
+    least = config.vocab_size * emb + head + (8 * emb**2 if layers == 1 else between)
+    held = (path / name).stat().st_size // dtype.itemsize
+    if least > held:
+        raise ValueError(
+            f"{path / name} does not fit its {CONFIG}: it has room for {held:,} weights, and at "
+            f"least {least:,} are described; save the model again"
+        )
+
+
 def _dtype_name(model: nn.Module) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name!r} is no dtype")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"{name!r} is no dtype of weights")
     return dtype
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec
 
 try:
     import typer
@@ -24,12 +24,14 @@ __all__ = [
     "Model",
     "Out",
     "Seed",
+    "SkipBadRows",
     "TextColumn",
     "TextFiles",
     "app",
     "check_out",
     "check_writable",
     "guarded",
+    "on_error",
     "say",
     "typer",
 ]
@@ -67,6 +69,10 @@ Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv and .jsonl files.")]
+SkipBadRows = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; tell in the end."),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
 
 
@@ -101,6 +107,11 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             raise typer.Exit(2) from None
 
     return run
+
+
+def on_error(skip_bad_rows: bool) -> Literal["raise", "skip"]:
+    """Return what `read_texts` is told."""
+    return "skip" if skip_bad_rows else "raise"
 
 
 def check_out(out: Path) -> None:

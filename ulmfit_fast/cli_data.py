@@ -6,7 +6,16 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ulmfit_fast.cli_app import TextColumn, app, check_writable, guarded, say, typer
+from ulmfit_fast.cli_app import (
+    SkipBadRows,
+    TextColumn,
+    app,
+    check_writable,
+    guarded,
+    on_error,
+    say,
+    typer,
+)
 
 if TYPE_CHECKING:
     from ulmfit_fast.data import Tokenizer
@@ -49,26 +58,19 @@ def tokenize(
     anew: Annotated[
         bool, typer.Option("--anew", help="Replace what is there instead of going on with it.")
     ] = False,
-    skip_bad_rows: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad-rows", help="Leave out rows that cannot be read, and tell at the end."
-        ),
-    ] = False,
+    skip_bad_rows: SkipBadRows = False,
     text_column: TextColumn = "text",
 ) -> None:
     """Turn a corpus, also one larger than memory, into ids; go on where it was broken off."""
     from ulmfit_fast.data import Tokenizer, TokenStore, read_texts
 
     check_writable(out)
-    on_error: OnError = "skip" if skip_bad_rows else "raise"
-    source = _source(text, layout, on_error)
+    rows = on_error(skip_bad_rows)
+    source = _source(text, layout, rows)
     try:
         found = _tokenizer(model, tokenizer)
         if found is None:
-            texts = read_texts(
-                _source(text, layout, on_error), text_column=text_column, on_error=on_error
-            )
+            texts = read_texts(_source(text, layout, rows), text_column=text_column, on_error=rows)
             say("learning the vocabulary")
             found = Tokenizer.train(texts, tokenizer, max_vocab, min_freq)  # type: ignore[arg-type]
         say(f"a {found.kind} tokenizer with a vocabulary of {len(found.vocab)}")
@@ -77,7 +79,7 @@ def tokenize(
             source,
             found,
             text_column=text_column,
-            on_error=on_error,
+            on_error=rows,
             workers=workers,
             resume=not anew,
         )
@@ -87,7 +89,7 @@ def tokenize(
     say(f"{len(store)} documents, {len(store.ids)} tokens in {out}")
 
 
-def _source(paths: list[Path], layout: str, on_error: OnError) -> Any:
+def _source(paths: list[Path], layout: str, rows: OnError) -> Any:
     """Return what `read_texts` takes."""
     from ulmfit_fast.data.formats import LAYOUTS
 
@@ -96,9 +98,7 @@ def _source(paths: list[Path], layout: str, on_error: OnError) -> Any:
     if layout not in LAYOUTS:
         raise ValueError(f"--layout is {layout!r}, expected {_LAYOUTS}")
     # Read the first of each here, so that a wrong path is told before any work.
-    return itertools.chain.from_iterable(
-        [LAYOUTS[layout](path, on_error=on_error) for path in paths]
-    )
+    return itertools.chain.from_iterable([LAYOUTS[layout](path, on_error=rows) for path in paths])
 
 
 def _tokenizer(model: Path | None, name: str) -> Tokenizer | None:

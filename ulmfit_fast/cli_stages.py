@@ -13,11 +13,13 @@ from ulmfit_fast.cli_app import (
     Model,
     Out,
     Seed,
+    SkipBadRows,
     TextColumn,
     TextFiles,
     app,
     check_out,
     guarded,
+    on_error,
     say,
     typer,
 )
@@ -162,6 +164,7 @@ def pretrain(
     dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
+    skip_bad_rows: SkipBadRows = False,
     device: Device = None,
 ) -> None:
     """Train a language model from scratch on general text, or on a token store (stage 1)."""
@@ -193,7 +196,13 @@ def pretrain(
     )
     given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt)
     with _reported(model, "pretrain", out, run):
-        model.pretrain(_corpus(text), text_column=text_column, run=run, **given)
+        model.pretrain(
+            _corpus(text),
+            text_column=text_column,
+            on_error=on_error(skip_bad_rows),
+            run=run,
+            **given,
+        )
 
 
 def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
@@ -225,6 +234,7 @@ def fine_tune(
     dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
+    skip_bad_rows: SkipBadRows = False,
     device: Device = None,
 ) -> None:
     """Adapt a language model to the text of the task, or a token store of it (stage 2)."""
@@ -244,7 +254,13 @@ def fine_tune(
         settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, drop_mult=drop_mult
     )
     with _reported(learner, "fine_tune_lm", out, run):
-        learner.fine_tune_lm(_corpus(text), text_column=text_column, run=run, **given)
+        learner.fine_tune_lm(
+            _corpus(text),
+            text_column=text_column,
+            on_error=on_error(skip_bad_rows),
+            run=run,
+            **given,
+        )
 
 
 @app.command("fit-classifier")
@@ -267,6 +283,7 @@ def fit_classifier(
     dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
+    skip_bad_rows: SkipBadRows = False,
     label_column: Annotated[
         str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
     ] = "label",
@@ -288,5 +305,10 @@ def fit_classifier(
     given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, drop_mult=drop_mult)
     with _reported(learner, "fit_classifier", out, run):
         learner.fit_classifier(
-            text, text_column=text_column, label_column=label_column, run=run, **given
+            text,
+            text_column=text_column,
+            label_column=label_column,
+            on_error=on_error(skip_bad_rows),
+            run=run,
+            **given,
         )

@@ -112,7 +112,8 @@ def settle(directory: Path) -> None:
         OSError: if it cannot be written.
     """
     incoming = directory / _INCOMING
-    if not incoming.is_dir():
+    # A link would have files from elsewhere moved here.
+    if incoming.is_symlink() or not incoming.is_dir():
         return
     # The description last: until it is there, a reader finds the old one or comes here.
     for path in sorted(incoming.iterdir(), key=lambda path: path.name == CONFIG):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ulmfit_fast import pipeline
+from ulmfit_fast.data.bad_rows import OnError
 from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
@@ -140,6 +141,7 @@ class ULMFiT(TextModel):
         lr: float | None = None,
         drop_mult: float | None = None,
         text_column: str = "text",
+        on_error: OnError = "raise",
         run: Run | None = None,
         **settings: Any,
     ) -> ULMFiT:
@@ -151,6 +153,7 @@ class ULMFiT(TextModel):
             lr: largest learning rate, for all layers; None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
+            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
@@ -166,7 +169,7 @@ class ULMFiT(TextModel):
         language_model_config(self.settings, drop_mult)  # refused before the texts are read
         if run is not None:
             run.check("pretrain")
-        corpus = corpus_of(texts, text_column)
+        corpus = corpus_of(texts, text_column, on_error)
         torch.manual_seed(self.seed)
         tokenizer = self._given_tokenizer or self._tokenizer_of("pretrain", run, corpus)
         config = language_model_config(self.settings, drop_mult, len(tokenizer.vocab))
@@ -182,6 +185,7 @@ class ULMFiT(TextModel):
         lr: float | None = None,
         drop_mult: float | None = None,
         text_column: str = "text",
+        on_error: OnError = "raise",
         run: Run | None = None,
         **settings: Any,
     ) -> ULMFiT:
@@ -197,6 +201,7 @@ class ULMFiT(TextModel):
                 None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
+            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
@@ -214,7 +219,7 @@ class ULMFiT(TextModel):
         self._require_language_model()
         if run is not None:
             run.check("fine_tune_lm")
-        corpus = corpus_of(texts, text_column)
+        corpus = corpus_of(texts, text_column, on_error)
         torch.manual_seed(self.seed + 1)
         if self.settings["tokenizer"] in ("word", "spacy"):
             tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
@@ -318,6 +323,7 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         label_column: str = "label",
+        on_error: OnError = "raise",
         run: Run | None = None,
         **settings: Any,
     ) -> ULMFiT:
@@ -337,6 +343,7 @@ class ULMFiT(TextModel):
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
             label_column: column of .csv and .jsonl files.
+            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
@@ -356,10 +363,13 @@ class ULMFiT(TextModel):
         if run is not None:
             run.check("fit_classifier")
         if labels is None:
-            corpus, found = read_labelled(texts, text_column=text_column, label_column=label_column)
+            corpus, found = read_labelled(
+                texts, text_column=text_column, label_column=label_column, on_error=on_error
+            )
             own: list[Label] = list(found)
         else:
-            corpus, own = list(read_texts(texts, text_column=text_column)), plain_labels(labels)
+            read = read_texts(texts, text_column=text_column, on_error=on_error)
+            corpus, own = list(read), plain_labels(labels)
         if len(corpus) != len(own):
             raise ValueError(
                 f"there are {len(own)} labels for {len(corpus)} texts, expected one for each text"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ulmfit_fast import pipeline
 from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
+from ulmfit_fast.data.bad_rows import OnError
 from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.corpus import read_texts
 from ulmfit_fast.data.token_store import TokenStore
@@ -34,11 +35,13 @@ Texts = Iterable[str] | Path | Sequence[Path] | TokenStore
 Own = TypeVar("Own", bound="TextModel")
 
 
-def corpus_of(texts: Texts, text_column: str) -> list[str] | TokenStore:
+def corpus_of(
+    texts: Texts, text_column: str, on_error: OnError = "raise"
+) -> list[str] | TokenStore:
     """Return texts in memory, or the store that they are in."""
     if isinstance(texts, TokenStore):
         return texts
-    return list(read_texts(texts, text_column=text_column))
+    return list(read_texts(texts, text_column=text_column, on_error=on_error))
 
 
 class TextModel(Predictor):

@@ -340,8 +340,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
     if not x.is_floating_point() or x.dtype == torch.float64:
         return None
-    # Asking whether autocast is on raises for a device without it, such as meta.
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # Asking whether autocast is on raises for a device without it, such as meta. Dynamo of PyTorch
+    # 2.10 cannot trace that there is autocast, and compiles for devices that have it.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    if not known or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

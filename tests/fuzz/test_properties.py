@@ -258,7 +258,6 @@ def test_of_pickles_only_lists_of_strings_are_taken(tmp_path: Path, content: byt
             read_words(path)
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoint.py names no file for some faults yet")
 @given(data=st.data())
 def test_changed_descriptions_of_a_model_are_refused(tmp_path: Path, data: st.DataObject) -> None:
     directory = tmp_path / "model"
