@@ -69,7 +69,7 @@ def texts_of(settings: Settings, model: uf.ULMFiT) -> list[Texts]:
     words = " ".join(topics[name] for name in sorted(topics)).split()
     draw, kinds = random.Random(0), []
     groups: list[tuple[str, int, int, tuple[int, ...]]] = settings.sized(
-        [("short", 24, 40, (8, 24)), ("long", 6, 300, (6,))],
+        [("short", 24, 40, (8, 24)), ("long", 4, 200, (4,))],
         [("short", 1024, 40, (64, 512)), ("long", 256, 300, (64,))],
         [("short", 4, 4, (2,)), ("long", 3, 9, (2,))],
     )
@@ -154,14 +154,17 @@ def _share_equal(first: Sequence[object], second: Sequence[object]) -> float:
 def _trained(settings: Settings) -> tuple[uf.ULMFiT, list[str], list[str]]:
     from ulmfit_fast.demo.docstrings import read_docstrings
     from ulmfit_fast.demo.settings import QUICK
-    from ulmfit_fast.demo.task import build_task
+    from ulmfit_fast.demo.task import build_task, without_sentences
 
-    documents = read_docstrings(QUICK.target[0])
+    target = read_docstrings(QUICK.target[0])
     count, held_out = settings.sized((max(QUICK.label_counts), QUICK.held_out), (0, 0), (40, 20))
-    task = build_task(documents, held_out=held_out, train=count, seed=0)
+    task = build_task(target, held_out=held_out, train=count, seed=0)
+    general = without_sentences(read_docstrings(QUICK.general[0]), task.held_out)
+    some = settings.sized(len(general), 0, 60)
     model = uf.ULMFiT(**QUICK.model, device="cpu", progress=False)
-    read = [document.text for document in task.lm_documents]
-    model.pretrain(read[: settings.sized(len(read), 0, 60)], **{**QUICK.pretrain, "epochs": 2})
+    model.pretrain([document.text for document in general[:some]], **QUICK.pretrain)
+    texts = [document.text for document in task.lm_documents[:some]]
+    model.fine_tune_lm(texts, **QUICK.fine_tune)
     model.fit_classifier(*task.subset(count, seed=0), epochs=QUICK.epochs[-1], **QUICK.schedule)
     return model, task.test_texts, task.test_labels
 

@@ -86,7 +86,7 @@ def recorded() -> Iterator[list[Launch]]:
     """Have the launchers append to a list what they would launch; buffers may be meta tensors."""
     launches: list[Launch] = []
 
-    def record(kernel, grid, args, constants, options):
+    def record(kernel, grid, args, constants, options, **refusals):
         launches.append(Launch(kernel, args, constants, options))
 
     with ExitStack() as stack:

@@ -325,7 +325,7 @@ def run(grad_output, gates, cells, weight, dropped, grad_h, grad_c, lengths, see
         first_row = index * tile.groups * tile.rows
         scalars = (0, steps, steps, batch_size, first_row, call.mask_stream)
         args = (*buffers, lengths, seed, counters[index], error, *scalars, *drops)
-        launch(backward_kernel, grid, args, constants, options)
+        launch(backward_kernel, grid, args, constants, options, begun=index > 0)
     watch(error, "the backward LSTM kernel")
     first = sums[(steps - 1) % 2].sum(0)
     return grad_gates, carried_gradient(first, grad_h, lengths, steps - 1 if call.reverse else 0)

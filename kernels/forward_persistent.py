@@ -266,5 +266,5 @@ def run(gates, weight, dropped, states, cells, lengths, seed, call, tile):
         first_row = index * tile.groups * tile.rows
         scalars = (0, steps, steps, batch_size, first_row, call.mask_stream)
         args = (*buffers, counters[index], error, *scalars, *drops)
-        launch(forward_kernel, grid, args, constants, options)
+        launch(forward_kernel, grid, args, constants, options, begun=index > 0)
     watch(error, "the forward LSTM kernel")

@@ -1,6 +1,7 @@
 """Launching kernels: arguments of the masks, refused launches, the barrier's error flag."""
 
 import os
+import threading
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ __all__ = [
 _WORDS = 1 << 32
 # Launches whose error flag has not been seen yet: (event, flag on the host).
 _pending = []
+# Between a look at the first one and its removal another thread may remove it.
+_pending_lock = threading.Lock()
 
 
 class LaunchRefused(RuntimeError):
@@ -94,15 +97,29 @@ def matmul_precision(device):
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
-def launch(kernel, grid, args, constants, options):
+def launch(kernel, grid, args, constants, options, *, begun=False):
     """Launch a kernel.
+
+    Args:
+        kernel: the kernel.
+        grid: numbers of blocks.
+        args: its arguments.
+        constants: those that it is compiled for.
+        options: of the compilation.
+        begun: earlier launches of the same call have run, and written over what they read.
 
     Raises:
         LaunchRefused: if the blocks cannot be on the device together, or ask for too much of it.
+        RuntimeError: if that is so and the call has begun, so that no other form can take over.
     """
     try:
         kernel[grid](*args, **constants, **options)
     except Exception as error:
+        if _is_refusal(error) and begun:
+            raise RuntimeError(
+                f"{kernel.__name__} on a grid of {grid} was refused, and launches before it have "
+                f'run: {error}; use backend="triton-stepwise", whose blocks need not be together'
+            ) from error
         if _is_refusal(error):
             raise LaunchRefused(f"{kernel.__name__} on a grid of {grid}: {error}") from error
         raise
@@ -142,15 +159,16 @@ def raise_failed(wait=False):
     """
     if not _pending or torch.cuda.is_current_stream_capturing():
         return
-    while _pending:
-        event, flag, what = _pending[0]
-        if wait:
-            event.synchronize()
-        elif not event.query():
-            return
-        _pending.pop(0)
-        if int(flag):
-            raise RuntimeError(_message(what))
+    with _pending_lock:
+        while _pending:
+            event, flag, what = _pending[0]
+            if wait:
+                event.synchronize()
+            elif not event.query():
+                return
+            _pending.pop(0)
+            if int(flag):
+                raise RuntimeError(_message(what))
 
 
 def _message(what):

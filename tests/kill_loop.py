@@ -26,11 +26,11 @@ def train(directory: Path, **options: object) -> None:
         emb_size=24, hidden_size=48, min_freq=1, checkpoint_dir=directory, progress=False
     )
     run = uf.Run(directory, checkpoint_steps=3, **options)
-    model.pretrain(TEXTS * 60, epochs=3, batch_size=8, bptt=12, valid_share=0.1, run=run)
+    model.pretrain(TEXTS * 100, epochs=3, batch_size=8, bptt=12, valid_share=0.1, run=run)
 
 
-def killed(directory: Path, delay: float) -> bool:
-    """Go on with the run in a process of its own; kill it some time after its first new report."""
+def killed(directory: Path, reports: int, delay: float) -> bool:
+    """Go on with the run in a process of its own; kill it some time after so many new reports."""
     metrics = directory / "metrics.jsonl"
     child = os.fork()
     if child == 0:
@@ -41,13 +41,15 @@ def killed(directory: Path, delay: float) -> bool:
         finally:
             os._exit(code)
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    seen = 0
     while os.waitpid(child, os.WNOHANG) == (0, 0):
-        began = metrics.exists() and metrics.stat().st_mtime_ns != before
-        if began:
+        now = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        seen, before = seen + (now != before), now
+        if seen >= reports:
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
             return os.waitpid(child, 0)[1] == signal.SIGKILL
-        time.sleep(0.001)
+        time.sleep(0.0005)
     return False
 
 
@@ -62,7 +64,9 @@ def main() -> None:
     # A forked process has none of the threads that PyTorch would wait for.
     torch.set_num_threads(1)
     kills = 0
-    while kills < MOST_KILLS and killed(directory / "killed", draw.uniform(0.0, 0.3)):
+    while kills < MOST_KILLS and killed(
+        directory / "killed", draw.randint(2, 9), draw.uniform(0.0, 0.01)
+    ):
         kills += 1
     child = os.fork()
     if child == 0:
@@ -75,7 +79,9 @@ def main() -> None:
     ]
     equal = losses(directory / "killed") == losses(directory / "whole")
     equal &= all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    print(json.dumps([kills, equal]))
+    # Nor is anything left behind of what was being written.
+    left = [p.name for p in (directory / "killed").rglob(".*")]
+    print(json.dumps([kills, equal and not left]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ LENGTHS = torch.tensor([10, 3, 0, 7])
 
 def parts(seed: int = 0, *, lm: bool = True, classifier: bool = True, **config) -> ModelParts:
     torch.manual_seed(seed)
-    sizes = AWDLSTMConfig(500, emb_size=8, hidden_size=10, num_layers=2, **config)
+    sizes = AWDLSTMConfig(500, **{"emb_size": 8, "hidden_size": 10, "num_layers": 2, **config})
     kwargs = {"hidden": 7, "output_p": 0.7, "head_p": 0.6, "bptt": 4, "max_len": 6}
     head = TextClassifier(AWDLSTM(sizes), 2, **kwargs).eval()
     head.head[0].running_mean.normal_()
@@ -51,6 +51,18 @@ def alike(a: ModelParts, b: ModelParts) -> bool:
 def directory(tmp_path: Path) -> Path:
     save_model(tmp_path / "model", parts())
     return tmp_path / "model"
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize(("emb_size", "hidden_size"), [(2, 90), (90, 2)])
+def test_lopsided_sizes_come_back(
+    tmp_path: Path, layers: int, emb_size: int, hidden_size: int
+) -> None:
+    """A model is not taken for one that its file has no room for."""
+    sizes = {"emb_size": emb_size, "hidden_size": hidden_size, "num_layers": layers}
+    model = parts(**sizes)
+    save_model(tmp_path / "model", model)
+    assert alike(load_model(tmp_path / "model"), model)
 
 
 @pytest.mark.parametrize(

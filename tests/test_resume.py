@@ -142,7 +142,7 @@ def test_the_hidden_state_and_the_generator_are_part_of_it(tmp_path, monkeypatch
     """Without either the losses differ: this says that the test above can see it."""
     settings = LM["plain"]
     expected = fit("language model", settings)[1].losses
-    for lost in ("state", "rng", "scheduler"):
+    for lost in ("states", "rng", "scheduler"):
         directory = tmp_path / lost
         with pytest.raises(Died):
             fit("language model", settings, MortalRun(directory, 6, checkpoint_steps=4))
@@ -153,7 +153,7 @@ def test_the_hidden_state_and_the_generator_are_part_of_it(tmp_path, monkeypatch
             restore = module.restore
 
             def forget(training, values, lost=lost, restore=restore):
-                other = {"state": None, "rng": torch.get_rng_state()}
+                other = {"states": None, "rng": [torch.get_rng_state()]}
                 if lost == "scheduler":
                     other = {"scheduler": training.plan.scheduler}
                     values["optimizer"]["param_groups"][0]["lr"] = 9.0

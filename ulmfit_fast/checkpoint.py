@@ -273,8 +273,9 @@ def _check_size(
             f"{path} has no {name}, so it is no complete model directory; save the model again"
         )
     emb, hidden, layers = config.emb_size, config.hidden_size, config.num_layers
-    between = 8 * hidden * (emb + hidden) + 8 * hidden**2 * (layers - 2)
-    least = config.vocab_size * emb + head + (8 * emb**2 if layers == 1 else between)
+    first, last = 4 * hidden * (emb + hidden), 4 * emb * (hidden + emb)
+    several = first + 8 * hidden**2 * (layers - 2) + last
+    least = config.vocab_size * emb + head + (8 * emb**2 if layers == 1 else several)
     held = (path / name).stat().st_size // dtype.itemsize
     if least > held:
         raise ValueError(

@@ -18,6 +18,7 @@ __all__ = [
     "is_run_file",
     "local_directory",
     "open_to_umask",
+    "remove_unfinished",
     "settle",
     "sync_directory",
     "write_directory",
@@ -100,6 +101,16 @@ def _write_into(target: Path, write: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(written, ignore_errors=True)
     settle(target)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove models that were not complete when a crash came.
+
+    Args:
+        directory: of a run, into which no other process writes.
+    """
+    for path in directory.glob(f"{_INCOMING}-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def settle(directory: Path) -> None:

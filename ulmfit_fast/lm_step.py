@@ -164,11 +164,13 @@ class LanguageModelStep:
         loss = self._replayed(inputs, targets) if self.capture else None
         if loss is None:
             self.optimizer.zero_grad(set_to_none=True)
-            loss, self.state = self.forward_backward(inputs, targets, self.state)
+            loss, state = self.forward_backward(inputs, targets, self.state)
             self._warm += 1
             self._look_at(loss)
             with self._rescaled(len(inputs)):
                 self.update(loss)
+            # Only now: a step that failed is taken again from where it began.
+            self.state = state
         if self.scheduler is not None:
             self.scheduler.step()
         self.steps += 1

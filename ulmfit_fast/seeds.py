@@ -38,6 +38,8 @@ def draw_seed(generator: torch.Generator | None = None) -> Tensor:
 def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
     """Have `draw_seed` take its seeds from elsewhere, as a CUDA graph must, whose seeds change.
 
+    For the whole process, not for one thread.
+
     Example:
         >>> with seeds_from(lambda: torch.tensor(7)):
         ...     draw_seed()

@@ -1,6 +1,7 @@
 """What a fault in the middle of the kernels' work leaves behind, and what the user hears of it."""
 
 import os
+import threading
 
 import pytest
 import torch
@@ -238,3 +239,64 @@ def test_the_backward_tells_of_it_as_well(monkeypatch):
     pending(monkeypatch, (Event(True), 1))
     with pytest.raises(RuntimeError, match="barrier of launch 0 gave up"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_refusal_half_way_is_told_since_rows_are_overwritten(direction, monkeypatch):
+    """Nothing can start afresh there: what the kernels read, those before have written over."""
+    torch.manual_seed(3)
+    lstm = uf.LSTM(5, HIDDEN, weight_p=0.5, backend="triton")
+    x = torch.randn(T, 20, 5)
+    expected = results(lstm, x)
+    real = tiles.choose
+
+    def one_group_a_launch(*args, **settings):
+        plan = real(*args, **{**settings, "form": "persistent"})
+        one = plan.forward._replace(groups=1), plan.backward._replace(groups=1)
+        return plan._replace(forward=one[0], backward=one[1])
+
+    def refuse_the_second(kernel, grid, *args, **settings):
+        grids.append(grid)
+        launch.launch(Refused() if len(grids) == 2 else kernel, grid, *args, **settings)
+
+    class Refused:
+        __name__ = "the kernel"
+
+        def __getitem__(self, grid):
+            raise RuntimeError("too many blocks in cooperative launch")
+
+    grids = []
+    monkeypatch.setattr(tiles, "choose", one_group_a_launch)
+    module = forward_persistent if direction == "forward" else backward_persistent
+    monkeypatch.setattr(module, "launch", refuse_the_second)
+    with pytest.raises(RuntimeError, match=r'launches before it have run.*"triton-stepwise"'):
+        results(lstm, x)
+    assert len(grids) == 2
+    monkeypatch.undo()
+    assert_equal(results(lstm, x), expected)
+
+
+def test_two_threads_that_look_lose_no_launch(monkeypatch):
+    """The second looks while the first one asks whether the launch has ended."""
+    told = []
+
+    def look():
+        try:
+            launch.raise_failed()
+        except RuntimeError as error:
+            told.append(str(error))
+
+    class Slow(Event):
+        def query(self):
+            if threading.current_thread() is not second:
+                second.start()
+                # Where it has to wait for the first one, it cannot end before.
+                second.join(0.5)
+            return True
+
+    second = threading.Thread(target=look)
+    pending(monkeypatch, (Slow(True), 0), (Event(True), 1))
+    look()
+    second.join()
+    assert len(told) == 1 and "barrier of launch 1 gave up" in told[0]
+    assert launch._pending == []

@@ -114,6 +114,12 @@ class Checkpoints:
             )
         return None
 
+    def clean(self) -> None:
+        """Remove what a run that was killed while it wrote has left half done."""
+        if self.directory.is_dir():
+            for path in self.directory.glob(".*"):
+                path.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove all of them, of a run that is over or is not to be gone on with."""
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -59,7 +59,7 @@ class Estimate:
 
         Example:
             >>> estimate = Estimate(1000, 4000, 16000, 2**28, (50, 50), 640, 0.5)
-            >>> print(*estimate.lines(), sep="\\n")
+            >>> print(*estimate.lines(), sep="\n")
             model: 1,000 parameters, 0.0 MB
             steps: 100 in 2 epochs, 640 tokens or texts each
             memory: 0.0 MB for weights, gradients and optimizer; 268.4 MB in use at most so far

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, write_text
+from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, remove_unfinished, write_text
 from ulmfit_fast.distributed import agree, only_first, world
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.checkpoints import Checkpoints
@@ -208,6 +208,8 @@ class Run:
                 self._board.close()
 
     def _prepare(self, fingerprint: dict[str, Any], tokenizer: Tokenizer) -> None:
+        self._checkpoints.clean()
+        remove_unfinished(self.directory)
         self._metrics.keep(self._is_past)
         self._check_room()
         self._describe(fingerprint, tokenizer, finished=False)
