@@ -21,7 +21,7 @@ from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, remove_unfinished,
 from ulmfit_fast.distributed import agree, only_first, world
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.checkpoints import Checkpoints
-from ulmfit_fast.runs.metrics import MetricsFile, TensorBoard
+from ulmfit_fast.runs.reports import Reports
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.snapshot import Training, restore, snapshot
 from ulmfit_fast.runs.state_file import write_state
@@ -97,8 +97,7 @@ class Run:
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
         self.keep, self.report_steps, self.resume = keep, report_steps, resume
         Checkpoints(self.directory, keep)  # refuses a wrong number now
-        self._metrics = MetricsFile(self.directory)
-        self._board = TensorBoard(self.directory) if tensorboard else None
+        self._reports = Reports(self.directory, report_steps, tensorboard=tensorboard)
         self._stop = StopRequest()
 
     def _of_stage(self, stage: str) -> Path:
@@ -191,36 +190,26 @@ class Run:
         else:
             # Of a run that came to its end; any other one has been refused.
             only_first(self._checkpoints.remove)
+        self._reports.begin(stage, training.history, training.cursor)
         only_first(lambda: self._prepare(fingerprint, tokenizer))
-        self._reports: list[Reading] = []
-        self._saved_at, self._since = time.monotonic(), time.monotonic()
+        self._saved_at = time.monotonic()
         try:
             with self._stop.listening():
                 yield state
             # What keeps no checkpoints on its way need not leave one at its end.
             if self.checkpoint_steps is not None or self._checkpoints.files():
                 self._save(None, best=False)
-            self._write_report()
+            self._reports.flush()
             only_first(lambda: self._describe(fingerprint, tokenizer, finished=True))
         finally:
-            self._metrics.close()
-            if self._board is not None:
-                self._board.close()
+            self._reports.close()
 
     def _prepare(self, fingerprint: dict[str, Any], tokenizer: Tokenizer) -> None:
         self._checkpoints.clean()
         remove_unfinished(self.directory)
-        self._metrics.keep(self._is_past)
+        self._reports.keep_past()
         self._check_room()
         self._describe(fingerprint, tokenizer, finished=False)
-
-    def _is_past(self, report: dict[str, Any]) -> bool:
-        """Tell whether a report is of another stage, or of what this run has behind it."""
-        if report["stage"] != self.stage:
-            return True
-        if report.get("epoch_ended"):
-            return bool(report["epoch"] <= self._training.cursor.epoch)
-        return bool(report["step"] <= len(self._training.history.losses))
 
     def _resumed(self, fingerprint: dict[str, Any]) -> State | None:
         found = self._description(self.stage)
@@ -269,44 +258,13 @@ class Run:
                 f"about {needed / 1e6:,.0f} MB; make room, or keep fewer"
             )
 
-    def _write(self, report: dict[str, Any]) -> None:
-        if world().rank == 0:
-            self._metrics.write(report)
-            if self._board is not None:
-                self._board.write(report)
-
     def report(self, reading: Reading) -> None:
         """Take a step's loss in, and write a line when it is time.
 
         Args:
             reading: the step's.
         """
-        self._reports.append(reading)
-        if len(self._reports) >= self.report_steps:
-            self._write_report()
-
-    def _write_report(self) -> None:
-        if not self._reports:
-            return
-        tokens = sum(reading.tokens for reading in self._reports)
-        now = time.monotonic()
-        loss = sum(r.cross_entropy * r.tokens for r in self._reports) / max(1, tokens)
-        items = "texts" if self.stage == "fit_classifier" else "tokens"
-        report = {
-            "stage": self.stage,
-            "epoch": self._training.cursor.epoch + 1,
-            "step": len(self._training.history.losses),
-            "loss": loss,
-            "regularisers": sum(r.regularisers for r in self._reports) / len(self._reports),
-            "lr": self._reports[-1].lrs[-1],
-            items: tokens,
-            f"{items}_per_second": round(tokens / max(1e-9, now - self._since), 1),
-        }
-        if items == "tokens":
-            report["perplexity"] = math.exp(min(loss, 700.0))
-        self._write(report)
-        self._reports.clear()
-        self._since = now
+        self._reports.add(reading)
 
     def due(self, step: int) -> bool:
         """Tell whether a checkpoint is to be written after a step.
@@ -342,25 +300,13 @@ class Run:
             loss: on the held-out documents, in nats, or None.
             best: whether this is the lowest so far.
         """
-        self._write_report()
-        history, result = self._training.history, self._training.history.epochs[-1]
-        report: dict[str, Any] = {
-            "stage": self.stage,
-            "epoch": self._training.cursor.epoch,
-            "step": len(history.losses),
-            "loss": result.loss,
-            "epoch_ended": True,
-        }
-        if loss is not None:
-            report |= {"valid_loss": loss, "valid_perplexity": math.exp(min(loss, 700.0))}
-        self._write(report)
+        self._reports.epoch_ended(loss)
         if agree(best or self._stop.requested):
             path = self._save(None, best=best)
             self._stop.obey(f"the run is in {path}; resume=True (--resume) goes on with it")
 
     def _save(self, state: State | None, *, best: bool) -> Path:
-        self._write_report()
-        self._metrics.sync()
+        self._reports.sync()
         step = len(self._training.history.losses)
         try:
             values = snapshot(self._training, state)
