@@ -1,12 +1,9 @@
 """Rows that cannot be read: told with file and line, skipped only when asked, nothing else lost."""
 
-import dataclasses
 import gzip
 import itertools
 import json
 import logging
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import memory_flat
 from ulmfit_fast import cli
-from ulmfit_fast.data import Tokenizer, TokenStore, lines, read_labelled, read_texts
+from ulmfit_fast.data import Tokenizer, TokenStore, read_labelled, read_texts
 from ulmfit_fast.data.formats import LAYOUTS, read_ag_news, read_imdb, read_wikitext
 from ulmfit_fast.lm_stage import training_stream
 from ulmfit_fast.settings import TrainingSettings
@@ -261,107 +257,6 @@ def test_a_gzip_that_was_cut(tmp_path: Path) -> None:
     assert found[-1] == "good" and found[:-1] == written[: len(found) - 1] and len(found) > 1_000
 
 
-@pytest.fixture
-def parquet():
-    pytest.importorskip("pyarrow", reason="needs the package pyarrow")
-    from pyarrow import parquet
-
-    return parquet
-
-
-def test_rows_of_parquet(tmp_path: Path, parquet, caplog) -> None:
-    import pyarrow
-
-    path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table({"text": ["first text", None, "second text"]}), path)
-    with pytest.raises(ValueError, match=r"a\.parquet, row 1: 'text' is None, expected a string"):
-        list(read_texts(path))
-    assert list(read_texts(path, on_error="skip")) == GOOD
-    # Strings whose bytes nobody has looked at.
-    raw = pyarrow.array([b"first text", b"caf\xe9", b"second text"])
-    parquet.write_table(pyarrow.table({"text": raw.view(pyarrow.string())}), path)
-    with pytest.raises(ValueError, match=r"row 1: 'text' is b'caf\\xe9', expected a string"):
-        list(read_texts(path))
-    assert list(read_texts(path, on_error="skip")) == GOOD
-    assert list(read_texts(parquet.read_table(path), on_error="skip")) == GOOD
-    parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)
-    with pytest.raises(ValueError, match=r"a\.parquet is empty, expected at least one text"):
-        list(read_texts(path))
-
-
-def test_damaged_parquet(tmp_path: Path, parquet, caplog) -> None:
-    import pyarrow
-
-    path, good = tmp_path / "a.parquet", tmp_path / "b.parquet"
-    texts = [f"text {n} {n * n}" for n in range(3_000)]
-    options = {"row_group_size": 1_000, "compression": "gzip", "use_dictionary": False}
-    parquet.write_table(pyarrow.table({"text": texts}), path, **options)
-    parquet.write_table(pyarrow.table({"text": ["good"]}), good)
-    whole = path.read_bytes()
-    middle = parquet.ParquetFile(path).metadata.row_group(1).column(0)
-    start = middle.data_page_offset + middle.total_compressed_size // 2
-    path.write_bytes(whole[:start] + bytes(40) + whole[start + 40 :])
-    with pytest.raises(ValueError, match=r"row group 1 \(rows 1000 to 1999\): .*; fetch it anew"):
-        list(read_texts(path))
-    assert list(read_texts(path, on_error="skip")) == texts[:1_000] + texts[2_000:]
-    path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=r"a\.parquet is no whole Parquet file .* fetch it anew"):
-        list(read_texts(path))
-    assert list(read_texts([path, good], on_error="skip")) == ["good"]
-
-
-def test_names_of_columns_that_are_no_utf_8(tmp_path: Path, parquet) -> None:
-    import pyarrow
-
-    path = tmp_path / "a.parquet"
-    table = pyarrow.table({"text": ["a"], "label": [1]})
-    parquet.write_table(table, path, store_schema=False)
-    path.write_bytes(path.read_bytes().replace(b"label", b"lab\x82l"))
-    with pytest.raises(ValueError, match=r"a\.parquet is no whole Parquet file \('utf-8' codec"):
-        list(read_texts(path))
-
-
-def test_an_error_of_the_system_is_no_damage(tmp_path: Path, parquet, monkeypatch) -> None:
-    def denied(*arguments, **options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(parquet, "ParquetFile", denied)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(PermissionError):
-        list(read_texts(tmp_path / "a.parquet", on_error="skip"))
-
-
-def test_long_texts_of_parquet_come_in_small_batches(tmp_path: Path, parquet, monkeypatch) -> None:
-    import pyarrow
-
-    path, sizes = tmp_path / "a.parquet", []
-    texts = [f"{n % 10}" * 200_000 + str(n) for n in range(400)]
-    parquet.write_table(pyarrow.table({"text": texts}), path, use_dictionary=False)
-    real = parquet.ParquetFile.iter_batches
-
-    def watched(self, **options):
-        for batch in real(self, **options):
-            sizes.append(batch.nbytes)
-            yield batch
-
-    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", watched)
-    assert list(read_texts(path)) == texts
-    assert sum(sizes) > 80_000_000 and max(sizes) < 20_000_000
-
-
-def test_a_line_above_the_limit(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(lines, "_LINE_BYTES", 100)
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"first text\n" + b"x" * 99 + b"\n" + b"y" * 450 + b"\nsecond text\n")
-    with pytest.raises(ValueError, match=r"line 3: longer than 100 bytes, expected a text; put"):
-        list(read_texts(path))
-    found = list(read_texts(path, on_error="skip"))
-    assert found == ["first text", "x" * 99, "second text"]
-    path.write_bytes(b"first text\n" + b"y" * 450 + b"\n\xff\n")
-    with pytest.raises(ValueError, match=r"line 2: longer than"):
-        list(read_texts(path))
-
-
 def test_the_layouts(tmp_path: Path, caplog) -> None:
     wiki = tmp_path / "wiki.train.raw"
     wiki.write_bytes(b" \n = A = \n \n one\n caf\xe9\n two\n \n = B = \n \n three\n")
@@ -432,62 +327,6 @@ def test_the_command_skips_when_asked(tmp_path: Path, caplog) -> None:
     assert CliRunner().invoke(cli.app, [*options, "--skip-bad-rows"]).exit_code == 0
 
 
-LONG_LINE = """
-import resource, sys, time
-from pathlib import Path
-from ulmfit_fast.data import Tokenizer, read_texts
-from ulmfit_fast.data.vocab import Vocab
-
-path = Path(sys.argv[1])
-tokenizer = Tokenizer.from_vocab(Vocab(["the", "cat"]))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before, start = peak(), time.perf_counter()
-tokens = sum(map(len, tokenizer.encode_batch(read_texts(path))))
-print(tokens, (peak() - before) / 1024, time.perf_counter() - start)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "unit", "least"),
-    [
-        pytest.param("a.txt", "the cat ", 2_400_000, id="words"),
-        pytest.param("a.csv", "the cat ", 2_400_000, id="words-csv"),
-        pytest.param("a.jsonl", "the cat ", 2_400_000, id="words-jsonl"),
-        pytest.param("a.txt", "ab", 100, id="one-word"),
-        pytest.param("a.txt", "a", 100, id="one-letter"),
-        pytest.param("a.txt", "1,", 100, id="digits"),
-        pytest.param("a.txt", "a-", 9_000_000, id="dashes"),
-        pytest.param("a.txt", "\u4e2d\u6587", 30, id="chinese"),
-    ],
-)
-def test_a_line_of_10_mb(tmp_path: Path, name: str, unit: str, least: int) -> None:
-    text = unit * (10_000_000 // len(unit.encode()))
-    written = {"a.txt": text, "a.csv": f"text\n{text}", "a.jsonl": json.dumps({"text": text})}
-    (tmp_path / name).write_text(written[name], encoding="utf-8")
-    command = [sys.executable, "-c", LONG_LINE, str(tmp_path / name)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    tokens, megabytes, seconds = map(float, shown.split())
-    assert tokens >= least
-    assert megabytes < 600 and seconds < 60
-
-
-def test_a_word_of_millions_of_letters_is_cut(monkeypatch) -> None:
-    tokenizer = Tokenizer.train(["ab cd"], min_freq=1)
-    monkeypatch.setattr("ulmfit_fast.data.rules._LONGEST_CHUNK", 4)
-    shown = ["xxbos", "abcd", "xxup", "abcd", "xxrep", "4", "x", "cd"]
-    assert tokenizer.tokens("abcd ABCDxxxxcd") == shown
-    (ids,) = tokenizer.encode_batch(["abcdab"])
-    assert len(ids) == 3 and ids[2] == tokenizer.vocab.index("ab")
-
-
-def test_long_chunks_are_not_remembered() -> None:
-    encode = Tokenizer.train(["ab cd"], min_freq=1).encoder()
-    first = encode(["ab " + "x" * 50 + " " + "cd," * 100])[0].tolist()
-    assert max(len(chunk) for chunk in encode._known if isinstance(chunk, str)) == 50
-    assert encode(["ab " + "x" * 50 + " " + "cd," * 100])[0].tolist() == first
-
-
 @pytest.mark.parametrize("kind", ["list", "store"])
 def test_each_epoch_has_an_order_of_its_own_from_the_seed(tmp_path: Path, kind: str) -> None:
     documents = [np.full(3, 10 + n) for n in range(40)]
@@ -517,47 +356,3 @@ def test_reading_takes_no_time_for_what_is_not_bad(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert sum(1 for _ in read_texts(path)) == 100_000
     assert time.perf_counter() - start < 5
-
-
-GROWTH = """
-import os, sys
-from pathlib import Path
-from benchmarks import memory_flat
-kept = []
-for name, each_step in (("plain", None), ("leak", lambda: kept.append(os.urandom(20_000)))):
-    tokens = 50 * memory_flat.BATCH_SIZE * memory_flat.BPTT
-    store = memory_flat.make_store(Path(sys.argv[1]) / name, tokens)
-    assert len(store.ids) * 8 > 40 * memory_flat.BATCH_SIZE * memory_flat.BPTT
-    samples = memory_flat.measure(store, 15, each_step=each_step, say=lambda line: None)
-    print(memory_flat.growth(samples))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm")
-def test_memory_stays_flat_and_a_leak_would_show(tmp_path: Path) -> None:
-    """The whole measurement, of 10,000 steps, is `python -m benchmarks.memory_flat`."""
-    # In a process of its own: what other tests have freed would take a leak in unseen.
-    result = subprocess.run(
-        [sys.executable, "-c", GROWTH, str(tmp_path)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    plain, leak = map(float, result.stdout.split())
-    assert plain < 5_000 < 15_000 < leak < 25_000
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc/self/statm")
-def test_the_measurement_of_memory_is_written(tmp_path: Path) -> None:
-    store = memory_flat.make_store(tmp_path / "store", 5_000)
-    samples = memory_flat.measure(store, 3, say=lambda line: None)
-    assert [sample.epoch for sample in samples] == [1, 2, 3]
-    assert samples[2].step == 3 * samples[0].step > 30
-    memory_flat.write(tmp_path / "a.csv", samples)
-    header, *rows = (tmp_path / "a.csv").read_text().splitlines()
-    assert header.startswith("step,epoch,resident_bytes,mapped_bytes,own_bytes") and len(rows) == 3
-    grown = [dataclasses.replace(samples[0], step=n, own_bytes=n * 700) for n in range(10)]
-    assert memory_flat.growth(grown) == 700
