@@ -1,11 +1,24 @@
 """Two processes on one training: equal to one on the joined batch, whatever is frozen or killed."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from small_models import CONFIG, documents, make
-from two_processes import TOKENIZER, UNFREEZING, in_two, steps, two
+from two_processes import (
+    FITTING,
+    PLAIN,
+    TOKENIZER,
+    UNFREEZING,
+    classifier_steps,
+    fit,
+    in_two,
+    steps,
+    two,
+)
 
-from ulmfit_fast import distributed
+from ulmfit_fast import ULMFiT, distributed
 from ulmfit_fast.data import LMBatches
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.pipeline import train_language_model
@@ -57,6 +70,8 @@ def test_unfreezing_and_early_stopping_agree_and_only_the_first_writes(tmp_path)
     assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len(first["losses"]) + len(first["valid_losses"])
+    # Of both processes.
+    assert json.loads(lines[0])["tokens"] == 2 * UNFREEZING.batch_size * UNFREEZING.bptt
     # One process would not go on with it: half of the state would have nowhere to go.
     run = StageRun(Run(tmp_path / "two", resume=True), "pretrain", TOKENIZER)
     with pytest.raises(ValueError, match="processes is 1, and 2 in the run"):
@@ -72,9 +87,41 @@ def test_two_processes_resume_exactly(tmp_path):
         assert torch.equal(whole["generator"], again["generator"])
 
 
-def test_a_classifier_is_refused(tmp_path):
-    for found in two("classifier", tmp_path):
-        assert "there are 2 processes, and a classifier is fitted in one" in found["error"]
+def test_a_classifiers_gradients_and_statistics_are_those_of_the_joined_batch(tmp_path):
+    first, second = two("classifier", tmp_path)
+    whole = classifier_steps()
+    exact = {"rtol": 0, "atol": 1e-12}
+    for n in range(4):
+        for found in (first, second):
+            assert found["losses"][n] == pytest.approx(whole["losses"][n], abs=1e-12)
+            assert_all_equal(found["grads"][n], whole["grads"][n], **exact)
+    assert whole["losses"][0][1] > 0
+    assert any(g is None for g in first["grads"][1]) and all(
+        g is not None for g in first["grads"][2]
+    )
+    for name, value in whole["state"].items():
+        assert torch.equal(first["state"][name], second["state"][name])
+        torch.testing.assert_close(first["state"][name], value, **exact)
+
+
+def test_a_classifier_is_fitted_as_in_one_process_on_the_joined_batches(tmp_path):
+    first, second = two("fit", tmp_path)
+    whole = fit(tmp_path / "one", settings=replace(FITTING, batch_size=8), config=PLAIN)
+    assert len(whole["losses"]) == 4 * 4
+    assert first["losses"] == second["losses"] == pytest.approx(whole["losses"], abs=1e-9)
+    assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
+    assert_all_equal(first["weights"], whole["weights"], rtol=0, atol=1e-8)
+    reports = map(json.loads, (tmp_path / "two" / "metrics.jsonl").read_text().splitlines())
+    texts = [report["texts"] for report in reports if "texts" in report and "step" in report]
+    assert sorted(set(texts))[-1] == 8
+
+
+def test_two_processes_fit_a_classifier_on_where_they_were_killed(tmp_path):
+    for found in two("fit_and_resume", tmp_path):
+        whole, again = found["whole"], found["again"]
+        assert whole["losses"] == again["losses"]
+        assert_all_equal(whole["weights"], again["weights"], rtol=0, atol=0)
+        assert torch.equal(whole["generator"], again["generator"])
 
 
 def test_both_end_where_the_first_cannot_write(tmp_path):
@@ -91,6 +138,17 @@ def test_the_command_line_under_torchrun(tmp_path):
     for code, _, error in in_two(*command):
         assert code == 0, error[-3000:]
     assert (tmp_path / "lm" / "config.json").exists()
+    table = tmp_path / "labelled.csv"
+    rows = [f"the {w} film had an end,{w}" for w in ("fine", "dull")] * 40
+    table.write_text("\n".join(["text,label", *rows]))
+    command = ["-m", "ulmfit_fast", "fit-classifier", "--model", tmp_path / "lm", "--text", table]
+    command += ["--out", tmp_path / "classifier", "--epochs", 2, "--batch-size", 8]
+    ended = in_two(*command)
+    for code, _, error in ended:
+        assert code == 0, error[-3000:]
+    assert sum("the model is in" in "".join(output) for _, *output in ended) == 1
+    model = ULMFiT.load(tmp_path / "classifier")
+    assert model.labels == ["dull", "fine"] and len(model.predict(["the fine film"])) == 1
     assert len(list((tmp_path / "lm" / "checkpoints" / "pretrain").glob("step-*"))) == 3
 
 

@@ -17,7 +17,16 @@ FLOORS = [
     {"functional", "fused", "fused_checks", "linear_cross_entropy"},
     {"nn"},
     {"optim", "data", "progress", "directories", "distributed"},
-    {"lm_step", "captured_step", "loss_readings", "settings", "plan", "precision"},
+    {
+        "lm_step",
+        "captured_step",
+        "classifier_step",
+        "shared_batch",
+        "loss_readings",
+        "settings",
+        "plan",
+        "precision",
+    },
     {
         "training",
         "epochs",

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from small_models import KINDS, SETTINGS, documents, make, train
 from torch.optim import SGD, Adam, AdamW
 
+from ulmfit_fast.classifier_step import classifier_step
 from ulmfit_fast.data import ClassifierBatches
 from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.optim import NTASGD
 from ulmfit_fast.plan import make_optimizer, ordered_groups
-from ulmfit_fast.training import classifier_step
 
 
 def values(groups):

@@ -16,11 +16,18 @@ import torch
 from small_models import CONFIG, documents
 
 import ulmfit_fast as uf
-from ulmfit_fast.data import LMBatches, Tokenizer, concatenate_documents
+from ulmfit_fast.classifier_step import classifier_step, shared_classifier
+from ulmfit_fast.data import ClassifierBatches, LMBatches, Tokenizer, concatenate_documents
 from ulmfit_fast.distributed import launched, world
+from ulmfit_fast.evaluation import recalibrate_batch_norm
 from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.nn import LanguageModel, language_model_loss
-from ulmfit_fast.pipeline import TrainingSettings, fit_classifier, train_language_model
+from ulmfit_fast.pipeline import (
+    TrainingSettings,
+    build_classifier,
+    fit_classifier,
+    train_language_model,
+)
 from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.stage import StageRun
 
@@ -31,6 +38,7 @@ PLAIN = replace(
 UNFREEZING = TrainingSettings(
     batch_size=2, bptt=5, lr=0.02, epochs=5, gradual_unfreezing=1, valid_share=0.3, patience=2
 )
+FITTING = TrainingSettings(batch_size=4, bptt=5, lr=0.02, epochs=4, gradual_unfreezing=1)
 TOKENIZER = Tokenizer.train(["a fine film"] * 3, min_freq=1)
 
 
@@ -129,13 +137,69 @@ def masks(directory):
     return {"drawn": drawn, **steps(2, world(), CONFIG)}
 
 
-def classifier(directory):
-    model = LanguageModel(CONFIG)
-    try:
-        fit_classifier(model, documents(), torch.arange(12) % 2, TrainingSettings())
-    except ValueError as error:
-        return {"error": str(error)}
-    raise AssertionError("not refused")
+def classifier_steps(config=PLAIN):
+    """Take steps on uneven batches, one of them too small for two, with AR, TAR and clipping."""
+    torch.manual_seed(0)
+    model = build_classifier(None, replace(config, output_p=0.0), 3, TrainingSettings(bptt=4))
+    model.max_len = 6
+    for module in model.head:
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.double().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    found = {"losses": [], "grads": []}
+    texts = documents(12)
+    # Of the last batch's texts one process has none but an empty one, which has no tokens to train.
+    for n, own in enumerate((texts[:5], texts[5:10], texts[10:11], [texts[11], []])):
+        for group in model.layer_groups()[:-1]:
+            for parameter in group:
+                parameter.requires_grad_(n != 1)
+        labels = torch.arange(len(own)) % 3
+        (batch,) = ClassifierBatches(own, labels, batch_size=8)
+        loss = classifier_step(
+            model, batch, optimizer, alpha=2.0, beta=1.0, clip=0.5, shared=shared_classifier(model)
+        )
+        found["losses"].append(list(loss))
+        found["grads"].append([None if p.grad is None else p.grad.clone()
+                               for p in model.parameters()])  # fmt: skip
+    recalibrate_batch_norm(model, ClassifierBatches(texts, torch.zeros(12).long(), batch_size=5))
+    found["state"] = {name: value.clone() for name, value in model.state_dict().items()}
+    return found
+
+
+def fit(directory, at=None, settings=FITTING, config=CONFIG, **options):
+    class Mortal(Run):
+        def report(self, reading):
+            super().report(reading)
+            if len(self._training.history.losses) == at:
+                raise KeyboardInterrupt
+
+    torch.manual_seed(1)
+    model = build_classifier(None, config, 2, settings)
+    if config is PLAIN:
+        model.double()
+        for module in model.head:
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    run = StageRun(Mortal(directory, checkpoint_steps=2, **options), "fit_classifier", TOKENIZER)
+    labels = torch.arange(30) % 2
+    history = fit_classifier(model, documents(30), labels, settings, seed=3, run=run)
+    return {
+        "losses": history.losses,
+        "weights": list(model.state_dict().values()),
+        "generator": torch.get_rng_state(),
+    }
+
+
+def fit_and_resume(directory):
+    whole = fit(directory / "whole")
+    for at in (1, 4, 9):
+        try:
+            fit(directory / "killed", at, resume=at > 1)
+        except KeyboardInterrupt:
+            continue
+        raise AssertionError("not killed")
+    return {"whole": whole, "again": fit(directory / "killed", resume=True)}
 
 
 def full_disk(directory):
@@ -198,7 +262,9 @@ WHAT = {
     "masks": masks,
     "resumed": lambda directory: resumed(directory),
     "train": lambda directory: train(directory / "two"),
-    "classifier": classifier,
+    "classifier": lambda directory: classifier_steps(),
+    "fit": lambda directory: fit(directory / "two", config=PLAIN),
+    "fit_and_resume": fit_and_resume,
     "full_disk": full_disk,
 }
 

@@ -13,6 +13,7 @@ from ulmfit_fast import distributed
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.precision import autocast as autocasting
+from ulmfit_fast.shared_batch import SharedBatch
 
 __all__ = [
     "SizedIterable",
@@ -119,7 +120,7 @@ def recalibrate_batch_norm(
 
     Over few training steps the running averages lag behind the weights, and they were taken under
     dropout: a classifier can be right in training mode and wrong in evaluation on one and the same
-    text. One pass over the training texts mends that.
+    text. One pass over the training texts mends that; several processes divide it among them.
 
     Args:
         model: the classifier; left in evaluation mode.
@@ -130,5 +131,6 @@ def recalibrate_batch_norm(
     with _averaging_statistics(model):
         for tokens, lengths, _, _ in batches:
             if len(lengths) > 1:
+                batch = SharedBatch(tokens, lengths)
                 with autocasting(device, autocast):
-                    model(tokens.to(device), lengths.to(device))
+                    model(batch.tokens.to(device), batch.lengths.to(device), join=batch.join)

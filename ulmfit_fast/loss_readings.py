@@ -25,7 +25,7 @@ class Reading(NamedTuple):
         cross_entropy: in nats.
         regularisers: AR + TAR.
         lrs: learning rate of each parameter group.
-        tokens: tokens trained on.
+        tokens: tokens trained on, in all processes together.
     """
 
     cross_entropy: float
@@ -57,7 +57,7 @@ class LossReadings:
         Args:
             loss: what the step returned.
             lrs: the learning rates it was taken with.
-            tokens: tokens trained on.
+            tokens: tokens trained on, in all processes together.
 
         Raises:
             FloatingPointError: if a loss is not finite; the parameters are those before its step.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ulmfit_fast.classifier_step import classifier_step, shared_classifier
 from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.lm_stage import Documents, training_stream
 from ulmfit_fast.lm_step import LanguageModelStep
@@ -21,7 +22,6 @@ from ulmfit_fast.plan import TrainingPlan
 from ulmfit_fast.precision import Precision
 from ulmfit_fast.progress import progress_bar
 from ulmfit_fast.settings import TrainingSettings
-from ulmfit_fast.training import classifier_step
 
 __all__ = ["LRFinderResult", "Suggestions", "find_lr", "suggest"]
 
@@ -175,6 +175,7 @@ def _classifier_losses(
         shuffle=True,
         seed=seed,
     )
+    shared = shared_classifier(model)
     for epoch in itertools.count():
         batches.set_epoch(epoch)
         for batch in batches:
@@ -187,5 +188,6 @@ def _classifier_losses(
                 clip=settings.clip,
                 label_smoothing=settings.label_smoothing,
                 precision=precision,
+                shared=shared,
             )
             yield loss.cross_entropy

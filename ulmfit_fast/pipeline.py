@@ -106,6 +106,8 @@ def fit_classifier(
 ) -> History:
     """Fit a classifier, then estimate the head's BatchNorm statistics anew with dropout off.
 
+    Of several processes each reads `batch_size` texts of a batch, and the head sees those of all.
+
     Args:
         model: trained in place, left in evaluation mode.
         documents: token ids of each text, int32.
@@ -125,20 +127,21 @@ def fit_classifier(
             one.
     """
     _check_classifier_settings(settings)
-    if distributed.world().size > 1:
-        raise ValueError(
-            f"there are {distributed.world().size} processes, and a classifier is fitted in one: "
-            "its BatchNorm needs the whole batch; start it without torchrun"
-        )
     precision = Precision.of(settings.precision, next(model.parameters()).device)
     history, cursor = History(), Cursor()
     pad_id = model.encoder.config.pad_id
     batches = ClassifierBatches(
-        documents, labels, settings.batch_size, pad_id=pad_id, shuffle=True, seed=seed
+        documents,
+        labels,
+        settings.batch_size * distributed.world().size,
+        pad_id=pad_id,
+        shuffle=True,
+        seed=seed,
     )
     plan = TrainingPlan(model, settings, [len(batches)] * settings.epochs)
     training = Training(model, plan, history, cursor, precision.scaler)
     shown = False
+    distributed.draw_own_masks()
     with plan.unfreezing_groups(), surviving(run, training, settings, documents, seed):
         for epoch in range(cursor.epoch, settings.epochs):
             batches.set_epoch(epoch)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
-from torch import nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ulmfit_fast.data.batches import ClassifierBatch
+from ulmfit_fast import distributed
+from ulmfit_fast.classifier_step import classifier_step, shared_classifier
 from ulmfit_fast.epochs import EpochBooks, EpochResult, History
 from ulmfit_fast.evaluation import (
     SizedIterable,
@@ -18,21 +14,18 @@ from ulmfit_fast.evaluation import (
     predict_logits,
     recalibrate_batch_norm,
 )
-from ulmfit_fast.lm_step import LanguageModelStep, trainable
-from ulmfit_fast.loss_readings import LossReadings, Reading, not_finite
+from ulmfit_fast.lm_step import LanguageModelStep
+from ulmfit_fast.loss_readings import LossReadings, Reading
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.optim.groups import layer_rates
 from ulmfit_fast.precision import Precision
-from ulmfit_fast.precision import autocast as autocasting
 from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.cursor import Cursor
 
 __all__ = [
-    "ClassifierLoss",
     "EpochResult",
     "History",
-    "classifier_step",
     "evaluate_language_model",
     "predict_logits",
     "recalibrate_batch_norm",
@@ -85,7 +78,7 @@ def train_language_model_epoch(
         progress: show the bar.
 
     Returns:
-        The mean cross entropy, the tokens seen and the time taken.
+        The mean cross entropy, the tokens seen by all processes and the time taken.
 
     Raises:
         FloatingPointError: if the loss is not finite; the parameters are those before the step.
@@ -109,11 +102,12 @@ def train_language_model_epoch(
     step.steps, step.state = len(history.losses), state
     readings = LossReadings(step.steps)
     epoch = EpochBooks(history, cursor or Cursor(), run)
+    processes = distributed.world().size
     with epoch.batches(batches, description, progress) as left:
         for inputs, targets in left:
             lrs = step.rates(len(inputs))
             batch = (ids.to(device, non_blocking=True) for ids in (inputs, targets))
-            for reading in readings.add(step(*batch), lrs, targets.numel()):
+            for reading in readings.add(step(*batch), lrs, targets.numel() * processes):
                 epoch.take(reading)
             if epoch.stepped(step.steps):
                 for reading in readings.rest():
@@ -122,81 +116,6 @@ def train_language_model_epoch(
         for reading in readings.rest():
             epoch.take(reading)
     return epoch.result(description)
-
-
-class ClassifierLoss(NamedTuple):
-    """What a classifier's step came to.
-
-    Attributes:
-        cross_entropy: in nats, with label smoothing where that is on.
-        regularisers: AR + TAR.
-    """
-
-    cross_entropy: float
-    regularisers: float
-
-
-def classifier_step(
-    model: TextClassifier,
-    batch: ClassifierBatch,
-    optimizer: Optimizer,
-    *,
-    alpha: float = 0.0,
-    beta: float = 0.0,
-    clip: float | None = None,
-    label_smoothing: float = 0.0,
-    precision: Precision = _FULL,
-    step: int = 0,
-) -> ClassifierLoss:
-    """Train a classifier on one batch.
-
-    Args:
-        model: the classifier; its training mode is the caller's.
-        batch: labelled texts.
-        optimizer: takes the step.
-        alpha: weight of the activation regulariser AR.
-        beta: weight of the temporal regulariser TAR.
-        clip: largest gradient norm, or None.
-        label_smoothing: share of the target spread over all classes.
-        precision: autocast and the scaling of gradients.
-        step: steps taken before, for the error's message.
-
-    Returns:
-        The parts of the loss.
-
-    Raises:
-        FloatingPointError: if the loss is not finite; the parameters are those before the step.
-    """
-    tokens, lengths, labels, _ = batch
-    device, scaler = next(model.parameters()).device, precision.scaler
-    if labels is None:
-        raise ValueError("the batch has no labels, expected one for each text; pass labels")
-    texts = (tokens.to(device), lengths.to(device))
-    with autocasting(device, precision.dtype):
-        if alpha or beta:
-            logits, *terms = model.regularised(*texts, alpha=alpha, beta=beta)
-        else:
-            logits, terms = model(*texts), []
-    loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=label_smoothing)
-    cross_entropy = float(loss.detach())
-    for term in terms:
-        loss = loss + term
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise not_finite(value, step, layer_rates(optimizer))
-    optimizer.zero_grad()
-    scaled = loss if scaler is None else scaler.scale(loss)
-    scaled.backward()  # type: ignore[no-untyped-call]
-    if scaler is not None:
-        scaler.unscale_(optimizer)
-    if clip is not None:
-        nn.utils.clip_grad_norm_(trainable(optimizer), clip)
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    return ClassifierLoss(cross_entropy, value - cross_entropy)
 
 
 def train_classifier_epoch(
@@ -220,7 +139,8 @@ def train_classifier_epoch(
 
     Args:
         model: the classifier; put into training mode.
-        batches: tuples (tokens `(T, B)`, lengths `(B,)`, labels `(B,)`, index `(B,)`).
+        batches: tuples (tokens `(T, B)`, lengths `(B,)`, labels `(B,)`, index `(B,)`); the same in
+            all processes, where there are several.
         optimizer: steps on every batch.
         scheduler: steps after every batch.
         alpha: weight of the activation regulariser AR.
@@ -243,6 +163,7 @@ def train_classifier_epoch(
     model.train()
     history = history if history is not None else History()
     epoch = EpochBooks(history, cursor or Cursor(), run, "texts")
+    shared = shared_classifier(model)
     with epoch.batches(batches, description, progress) as left:
         for batch in left:
             lrs = layer_rates(optimizer)
@@ -256,6 +177,7 @@ def train_classifier_epoch(
                 label_smoothing=label_smoothing,
                 precision=precision,
                 step=len(history.losses),
+                shared=shared,
             )
             if scheduler is not None:
                 scheduler.step()

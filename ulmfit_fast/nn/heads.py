@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.dropout import check_probability
 from ulmfit_fast.nn.pooling import ConcatPool, SpanRegularisers
 from ulmfit_fast.nn.state import State, detach_state
+
+Join = Callable[[Tensor], Tensor]
 
 
 class RegularisedLogits(NamedTuple):
@@ -98,7 +101,11 @@ class TextClassifier(nn.Module):
         )
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor, regularisers: SpanRegularisers | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        regularisers: SpanRegularisers | None = None,
+        join: Join | None = None,
     ) -> Tensor:
         """Score the classes of each text.
 
@@ -109,6 +116,8 @@ class TextClassifier(nn.Module):
             tokens: token ids, (T, B), int64 or int32, padded at the end with any valid id.
             lengths: tokens of each text, (B,), int64, 0 to T.
             regularisers: take the pooled outputs in as well; see `regularised`.
+            join: makes the features of a larger batch from those of these texts, where several
+                processes share one, see `shared_batch`; the logits are then of that batch.
 
         Returns:
             Logits, (B, C).
@@ -118,11 +127,18 @@ class TextClassifier(nn.Module):
             ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
                 outside [0, V).
         """
-        logits: Tensor = self.head(self._pooled(tokens, lengths, regularisers))
+        features = self._pooled(tokens, lengths, regularisers)
+        logits: Tensor = self.head(features if join is None else join(features))
         return logits
 
     def regularised(
-        self, tokens: Tensor, lengths: Tensor, *, alpha: float = 2.0, beta: float = 1.0
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        *,
+        alpha: float = 2.0,
+        beta: float = 1.0,
+        join: Join | None = None,
     ) -> RegularisedLogits:
         """Score the classes of each text, with the regularisers of a training step.
 
@@ -131,6 +147,7 @@ class TextClassifier(nn.Module):
             lengths: tokens of each text, (B,), as in `forward`.
             alpha: weight of AR; 0 leaves it out.
             beta: weight of TAR; 0 leaves it out.
+            join: as in `forward`; AR and TAR are of these texts alone.
 
         Returns:
             The logits of `forward`, AR and TAR.
@@ -142,7 +159,7 @@ class TextClassifier(nn.Module):
         """
         sums = SpanRegularisers(alpha=alpha, beta=beta)
         # Through __call__, for the hooks that a user, or a wrapper, has put on the model.
-        logits = self(tokens, lengths, sums)
+        logits = self(tokens, lengths, sums, join)
         return RegularisedLogits(logits, *sums.result())
 
     def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
