@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from benchmarks.compile_expect import expect, faults, loaded_in_a_step
 from benchmarks.compile_inspect import Found, Launch, compile_launch, read, recorded, work
 from benchmarks.compile_small import launch_small
 from benchmarks.compile_variants import (
@@ -43,21 +44,6 @@ from ulmfit_fast.kernels import (  # noqa: TID251
 from ulmfit_fast.kernels.launch import DropArguments, LayerCall  # noqa: TID251
 
 REPORT = Path(__file__).parents[1] / "kernels" / "compile_report.md"
-TENSOR_MEMORY = 512  # columns
-
-
-class Expected(NamedTuple):
-    """What a compiled variant must show; None where nothing can be said.
-
-    Attributes:
-        product: rows, columns and depth of the matrix product that stands in the code.
-        resident: tiles of the weight in shared memory before the time loop.
-        past_l1: bytes a thread loads past L1 in one step.
-    """
-
-    product: tuple[int, int, int] | None = None
-    resident: int | None = None
-    past_l1: int | None = None
 
 
 class Result(NamedTuple):
@@ -69,6 +55,8 @@ class Result(NamedTuple):
         tile: its tiles.
         found: what was compiled; None where the form cannot run.
         product_work: multiplications done over those needed, 1 where no work is doubled.
+        loaded: bytes that a block asks of global memory in a time step; None where that is not
+            counted.
         faults: what is wrong with it.
         note: why the form cannot run, or is not the default one.
     """
@@ -80,6 +68,7 @@ class Result(NamedTuple):
     product_work: float | None
     faults: list[str]
     note: str
+    loaded: int | None = None
 
 
 def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
@@ -146,49 +135,6 @@ def _launch(variant, plan, dtype):
     return tile
 
 
-def expect(variant: Variant, tile: Any) -> Expected:
-    """Return what the tiles promise of the compiled code."""
-    if tile is None:
-        return Expected()
-    size = DTYPES[variant.dtype].itemsize
-    if variant.form == "stepwise":
-        columns = (4 if variant.kernel == "forward" else 1) * tile.units
-        return Expected((tile.rows, columns, tile.block_k))
-    threads = 32 * tile.warps
-    if variant.kernel == "forward":
-        depth = -(-variant.hidden // tile.block_k) * tile.block_k
-        columns, beside = 4 * tile.units, tile.units  # the cell states as well
-    else:
-        columns = tile.columns
-        depth = 4 * -(-variant.hidden // columns) * columns // tile.k_parts
-        # Partial sums; gradients of h and c as the block left them.
-        beside = columns + 2 * columns // tile.k_parts
-    past_l1 = tile.rows * (depth * size + beside * 4) // threads
-    return Expected((tile.rows, columns, depth), tile.resident, past_l1)
-
-
-def faults(variant: Variant, expected: Expected, found: Found, default: bool, ratio) -> list[str]:
-    """Return what is wrong with a compiled variant, in words."""
-    limit = DEVICES[variant.arch].shared_memory
-    wrong = []
-    if found.shared > limit:
-        wrong.append(f"{found.shared} bytes of shared memory, the device has {limit}")
-    if found.tensor_memory > TENSOR_MEMORY:
-        wrong.append(f"{found.tensor_memory} columns of tensor memory, there are {TENSOR_MEMORY}")
-    if default and (found.spilled or found.local_accesses):
-        wrong.append(f"spills {found.spilled} bytes in {found.local_accesses} instructions")
-    if expected.product and not found.products:
-        wrong.append("no matrix instructions")
-    elif ratio is not None and ratio != (round(ratio) if variant.form == "stepwise" else 1):
-        # A stepwise loop may stand in the code more than once, unrolled or peeled.
-        wrong.append(f"multiplies {ratio:.2f} times what the shapes need: {found.products}")
-    for name in ("resident", "past_l1"):
-        want, got = getattr(expected, name), getattr(found, name)
-        if want is not None and want != got:
-            wrong.append(f"{name} is {got}, not {want}")
-    return wrong
-
-
 def inspect(variant: Variant) -> Result:
     """Compile a variant and compare it with what is expected."""
     launch, tile, default, note = record(variant)
@@ -204,7 +150,8 @@ def inspect(variant: Variant) -> Result:
     expected = expect(variant, tile)
     ratio = expected.product and work(found.products, warps, expected.product)
     wrong = faults(variant, expected, found, default, ratio)
-    return Result(str(variant), default, tile, found, ratio, wrong, note)
+    loaded = loaded_in_a_step(variant, expected, found, warps)
+    return Result(str(variant), default, tile, found, ratio, wrong, note, loaded)
 
 
 def distinct(wanted: Iterable[Variant]) -> dict[str, list[Variant]]:
@@ -223,14 +170,22 @@ def line(result: Result) -> str:
     tile = "" if result.tile is None else "/".join(str(int(n)) for n in result.tile)
     words = "; ".join([*result.faults, *([result.note] if result.note else [])])
     if found is None:
-        return f"| {result.name} | | {tile} | | | | | | {words} |"
+        return f"| {result.name} | | {tile} | | | | | | | | | | | {words} |"
     products = ", ".join(f"{count} {name}" for name, count in found.products.items())
     spilled = f"{found.spilled} ({found.local_accesses})" if found.spilled else "0"
     cells = (result.name, "yes" if result.default else "", tile, found.shared, found.registers)
-    cells = (*cells, spilled, products, found.resident or "", words)
+    loop = found.loop
+    turn = (loop.instructions, loop.barriers, loop.waits, loop.special)
+    cells = (*cells, spilled, products, found.resident or "", loop.code)
+    cells = (*cells, *(turn if loop.instructions else ("",) * 4))
+    cells = (*cells, "" if result.loaded is None else f"{result.loaded / 1024:.1f}", words)
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+COLUMNS = (
+    *("variant", "default", "tile", "shared", "registers", "spilled", "products", "resident"),
+    *("code", "turn", "barriers", "waits", "special", "loads", ""),
+)
 HEAD = f"""# What the kernels compile to
 
 Written by `python -m benchmarks.compile_gate --all --write kernels/compile_report.md`, on a machine
@@ -239,9 +194,16 @@ Default: the form that runs when none is asked for; it may not spill.
 Tile: the fields of the variant's tile in tiles.py, in their order.
 Spilled: bytes of a thread's stack and the instructions that touch it, on gfx942 registers.
 Resident: tiles of the weight in shared memory before the time loop.
+Code: instructions of the whole kernel; turn: those of the loop that has the products, which turns
+once a time step in the persistent form and once for some K tiles in the stepwise one.
+Barriers, waits, special: of a turn, barriers of the block, waits for products or copies, and
+exponentials and quotients. A wait that polls other blocks, which the grid barrier is, counts once.
+Loads: KiB that a block asks of global memory in a time step, as the instructions stand; its blocks
+ask L2 for as many times more. Not counted on gfx942 and
+of the small kernels.
 
-| variant | default | tile | shared | registers | spilled | products | resident | |
-|---|---|---|---|---|---|---|---|---|
+| {" | ".join(COLUMNS)} |
+{"|---" * len(COLUMNS)}|
 """
 
 

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from benchmarks.compile_loop import Loop, read_amd, read_sass
 from ulmfit_fast.kernels import (  # noqa: TID251
     backward_persistent,
     backward_stepwise,
@@ -69,6 +70,7 @@ class Found:
         resident: tiles put in shared memory before the time loop.
         past_l1: bytes a thread loads past L1 in one step.
         tensor_memory: columns of it, on sm_100.
+        loop: what the loop with the products does at each turn.
     """
 
     shared: int
@@ -79,6 +81,7 @@ class Found:
     resident: int = 0
     past_l1: int = 0
     tensor_memory: int = 0
+    loop: Loop = field(default_factory=lambda: Loop(0))
 
 
 @contextmanager
@@ -124,7 +127,7 @@ def work(products: dict, warps: int, shape: tuple[int, int, int]) -> float | Non
     """
     done = 0
     for name, count in products.items():
-        if name.startswith("tcgen05"):
+        if name.startswith(("tcgen05", "UTC")):
             return None
         if plain := re.search(r"\d+x\d+x\d+", name):
             m, n, k = map(int, plain[0].split("x"))
@@ -155,6 +158,7 @@ def read(compiled: Any) -> Found:
         _before_the_loop(compiled.asm["ttgir"]),
         _bytes_past_l1(ptx),
         getattr(compiled.metadata, "tmem_size", 0) or 0,
+        read_sass(sass),
     )
 
 
@@ -195,4 +199,5 @@ def _read_amd(compiled: Any) -> Found:
         number("vgpr_spill_count"),
         len(re.findall(r"\bscratch_(?:load|store)", assembly)),
         {name: names.count(name) for name in sorted(set(names))},
+        loop=read_amd(assembly),
     )

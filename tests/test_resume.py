@@ -23,11 +23,13 @@ from mortal_runs import (
     untimed,
 )
 from small_models import documents, make
+from torch.amp import GradScaler
 
 import ulmfit_fast as uf
 from ulmfit_fast import directories
 from ulmfit_fast.data import Tokenizer
 from ulmfit_fast.pipeline import train_language_model
+from ulmfit_fast.precision import Precision
 from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.state_file import read_state
 
@@ -86,6 +88,26 @@ def test_the_hidden_state_and_the_generator_are_part_of_it(tmp_path, monkeypatch
             patch.setattr(module, "restore", forget)
             losses = fit("language model", settings, run)[1].losses
         assert losses[:4] == expected[:4] and losses != expected, lost
+
+
+@pytest.mark.parametrize("kind", ["language model", "classifier"])
+def test_the_scale_of_gradients_is_part_of_it(tmp_path, monkeypatch, kind):
+    """As on CUDA in float16; here the gradients are float32, which a CPU can scale as well."""
+    made = []
+
+    def scaled(cls, name, device):
+        made.append(GradScaler("cpu", init_scale=2.0**4, growth_interval=3))
+        return cls(None, made[-1])
+
+    monkeypatch.setattr(Precision, "of", classmethod(scaled))
+    whole = fit(kind, BASE, Run(tmp_path / "whole"))
+    with pytest.raises(Died):
+        fit(kind, BASE, MortalRun(tmp_path / "killed", 9, checkpoint_steps=4))
+    again = fit(kind, BASE, Run(tmp_path / "killed", resume=True))
+    assert_equal_runs(whole, again)
+    unbroken, killed, resumed = (scaler.state_dict() for scaler in made)
+    assert killed["scale"] == 2.0 ** (4 + 3) and resumed == unbroken
+    assert resumed["scale"] == 2.0 ** (4 + len(whole[1].losses) // 3)
 
 
 def test_patience_stops_and_keeps_the_best(tmp_path):

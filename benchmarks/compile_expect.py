@@ -1,0 +1,90 @@
+"""What a compiled variant must show, and what is wrong with one that does not."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from benchmarks.compile_inspect import Found, work
+from benchmarks.compile_variants import DEVICES, DTYPES, Variant
+
+TENSOR_MEMORY = 512  # columns
+
+
+class Expected(NamedTuple):
+    """What a compiled variant must show; None where nothing can be said.
+
+    Attributes:
+        product: rows, columns and depth of the matrix product that stands in the code.
+        resident: tiles of the weight in shared memory before the time loop.
+        past_l1: bytes a thread loads past L1 in one step.
+    """
+
+    product: tuple[int, int, int] | None = None
+    resident: int | None = None
+    past_l1: int | None = None
+
+
+def expect(variant: Variant, tile: Any) -> Expected:
+    """Return what the tiles promise of the compiled code."""
+    if tile is None:
+        return Expected()
+    size = DTYPES[variant.dtype].itemsize
+    if variant.form == "stepwise":
+        columns = (4 if variant.kernel == "forward" else 1) * tile.units
+        return Expected((tile.rows, columns, tile.block_k))
+    threads = 32 * tile.warps
+    if variant.kernel == "forward":
+        depth = -(-variant.hidden // tile.block_k) * tile.block_k
+        columns, beside = 4 * tile.units, tile.units  # the cell states as well
+    else:
+        columns = tile.columns
+        depth = 4 * -(-variant.hidden // columns) * columns // tile.k_parts
+        # Partial sums; gradients of h and c as the block left them.
+        beside = columns + 2 * columns // tile.k_parts
+    past_l1 = tile.rows * (depth * size + beside * 4) // threads
+    return Expected((tile.rows, columns, depth), tile.resident, past_l1)
+
+
+def faults(variant: Variant, expected: Expected, found: Found, default: bool, ratio) -> list[str]:
+    """Return what is wrong with a compiled variant, in words."""
+    limit = DEVICES[variant.arch].shared_memory
+    wrong = []
+    if found.shared > limit:
+        wrong.append(f"{found.shared} bytes of shared memory, the device has {limit}")
+    if found.tensor_memory > TENSOR_MEMORY:
+        wrong.append(f"{found.tensor_memory} columns of tensor memory, there are {TENSOR_MEMORY}")
+    if default and (found.spilled or found.local_accesses):
+        wrong.append(f"spills {found.spilled} bytes in {found.local_accesses} instructions")
+    if expected.product and not found.products:
+        wrong.append("no matrix instructions")
+    elif ratio is not None and ratio != (round(ratio) if variant.form == "stepwise" else 1):
+        # A stepwise loop may stand in the code more than once, unrolled or peeled.
+        wrong.append(f"multiplies {ratio:.2f} times what the shapes need: {found.products}")
+    for name in ("resident", "past_l1"):
+        want, got = getattr(expected, name), getattr(found, name)
+        if want is not None and want != got:
+            wrong.append(f"{name} is {got}, not {want}")
+    return wrong
+
+
+def loaded_in_a_step(variant: Variant, expected: Expected, found: Found, warps: int) -> int | None:
+    """Return the bytes that a block asks of global memory in a time step, or None.
+
+    As the instructions stand: a load that a mask turns off is counted, and one that L1 serves.
+    """
+    loop, threads = found.loop, 32 * warps
+    if DEVICES[variant.arch].kind != "cuda" or variant.form == "small":
+        return None
+    if variant.form == "persistent" or not loop.instructions:
+        return threads * (loop.loaded or loop.loaded_outside)
+    # A turn of the stepwise loop is some tiles of the product; all of them are a step.
+    assert expected.product is not None
+    block_k = expected.product[2]
+    size = DTYPES[variant.dtype].itemsize
+    depth = variant.hidden * (1 if variant.kernel == "forward" else 4)
+    tiles = -(-depth // block_k)
+    done = work(loop.products, warps, expected.product)
+    if done is None:
+        # An instruction of tcgen05 covers all rows and columns, 32 bytes deep.
+        done = sum(loop.products.values()) * (32 // size) / block_k
+    return round(threads * (loop.loaded * tiles / done + loop.loaded_outside))
