@@ -40,7 +40,7 @@ def device(rows: Sequence[Row], name: str) -> str:
         name: of the file.
     """
     parts = [_where(rows, name)]
-    for write in (layers, language_model, decoder, dropout_cost, memory, reached):
+    for write in _SECTIONS:
         if text := write(rows):
             parts.append(text)
     return "\n\n".join(parts)
@@ -149,10 +149,48 @@ def memory(rows: Sequence[Row]) -> str:
     return f"{_wrapped(text)}\n\n{table(['implementation', 'kept', 'highest'], lines)}"
 
 
+def predicting(rows: Sequence[Row]) -> str:
+    """Write the speed of predictions, and what int8 does to it and to the answers."""
+    wanted = ("predict", "int8_accuracy")
+    chosen = [row for row in rows if row.question in wanted and row.tokens_per_second]
+    if not chosen:
+        return ""
+    lines = [
+        [
+            row.implementation,
+            row.passes,
+            str(row.steps),
+            str(row.batch_size),
+            f"{row.tokens_per_second:,.0f}",
+            f"{_ratio(row)} {row.baseline}" if row.baseline != row.implementation else "1.00",
+        ]
+        for row in chosen
+    ]
+    text = "Predictions of a classifier, texts of so many tokens each on average:"
+    head = ["implementation", "texts", "tokens", "batch", "tokens/s", "times as fast as"]
+    return f"{text}\n\n{table(head, lines, left=2)}"
+
+
+def tokenizing(rows: Sequence[Row]) -> str:
+    """Write the speed of the tokenizers."""
+    chosen = [row for row in rows if row.question == "tokenize" and row.tokens_per_second]
+    if not chosen:
+        return ""
+    lines = [[r.implementation, f"{r.tokens_per_second:,.0f}", _ratio(r)] for r in chosen]
+    head = ["tokenizer, in one process", "tokens/s", "times as fast"]
+    return f"Text to token ids:\n\n{table(head, lines)}"
+
+
 def reached(rows: Sequence[Row]) -> str:
     """Write which goals are met."""
     lines = "\n".join(f"- {line}" for line in goals.lines(rows))
     return f"Ratios that were aimed at:\n\n{lines}" if lines else ""
+
+
+_SECTIONS = (
+    *(layers, language_model, decoder, dropout_cost, memory),
+    *(predicting, tokenizing, reached),
+)
 
 
 def _where(rows: Sequence[Row], name: str) -> str:
