@@ -34,9 +34,12 @@ help:
 demo: $(READY)
 	$(PY) -m ulmfit_fast demo --out demo-out
 
+# So many tests at a time where pytest-xdist is there: the interpreter and compiling use one core each.
+parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:benchmark')
+
 test: $(READY)
 	$(PY) -m pytest
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/interpreter tests/gpu
+	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/interpreter tests/gpu
 
 # Its packages come in only now, so that `make test` shows what runs without them.
 test-compat: $(COMPAT)
@@ -56,11 +59,8 @@ fuzz: $(FUZZ)
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate --all
 
-# Most of it is compiling, which goes in parallel where pytest-xdist is there.
-PARALLEL = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n 8 -p no:benchmark')
-
 test-gpu: $(READY)
-	$(PY) -m pytest -m gpu tests/gpu $(PARALLEL)
+	$(PY) -m pytest -m gpu tests/gpu $(call parallel,8)
 
 bench-gpu: $(READY)
 	$(PY) -m benchmarks.report --device cuda

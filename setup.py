@@ -44,7 +44,7 @@ setup(
         "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],
         "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1", "pymdown-extensions"],
         "fuzz": [*TEXT, "pyarrow>=15", "hypothesis>=6.100", "atheris>=2.3"],
-        "dev": [*TEST, "ruff", "mypy"],
+        "dev": [*TEST, "pytest-xdist>=3.5", "ruff", "mypy"],
     },
     packages=[*find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]), "ulmfit_fast.kernels"],
     # The kernels' sources stand at top level, like a csrc/, and are shipped inside the package.

@@ -199,8 +199,8 @@ once a time step in the persistent form and once for some K tiles in the stepwis
 Barriers, waits, special: of a turn, barriers of the block, waits for products or copies, and
 exponentials and quotients. A wait that polls other blocks, which the grid barrier is, counts once.
 Loads: KiB that a block asks of global memory in a time step, as the instructions stand; its blocks
-ask L2 for as many times more. Not counted on gfx942 and
-of the small kernels.
+ask L2 for as many times more. Not counted on gfx942, nor of
+the small kernels.
 
 | {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|
