@@ -1,5 +1,6 @@
 """The README's examples run, its two commands come first, its numbers are those committed."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -82,6 +83,13 @@ def test_the_readme_shows_committed_tables_of_the_ablation():
     }
     shown = [line for line in section.splitlines() if line.startswith("|")]
     assert len(shown) > 30 and set(shown) <= lines
+
+
+def test_the_gain_of_a_second_process_is_the_committed_one():
+    with (RESULTS / "process_scaling_cpu.csv").open(newline="") as file:
+        one, two = csv.DictReader(file)
+    assert (one["processes"], two["processes"]) == ("1", "2")
+    assert f"two processes train {float(two['times_as_fast']):.2f} times as fast" in TEXT
 
 
 def test_the_section_on_speed_is_written_from_the_committed_rows():
