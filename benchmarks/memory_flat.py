@@ -13,7 +13,6 @@ end, are part of it. The first fifth of the epochs is warm-up.
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import random
 import resource
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from benchmarks.rows import RESULTS
+from benchmarks.rows import RESULTS, write_records
 from ulmfit_fast.data import Tokenizer, TokenStore
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.pipeline import TrainingSettings, train_language_model
@@ -138,13 +137,8 @@ def growth(samples: Sequence[Sample]) -> float:
 def write(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples to a CSV file, with what they depend on."""
     facts = machine.facts("cpu")
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        names = [*(field.name for field in fields(Sample)), *facts]
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**asdict(sample), **facts} for sample in samples)
-    temporary.replace(path)
+    names = [*(field.name for field in fields(Sample)), *facts]
+    write_records(path, names, ({**asdict(each), **facts} for each in samples))
 
 
 def main() -> None:

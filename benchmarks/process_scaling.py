@@ -14,7 +14,6 @@ efficiency beside the cost of exchanging gradients.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -27,7 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.rows import RESULTS
+from benchmarks.rows import RESULTS, write_records
 
 STEPS, WARM_UP = 30, 6
 SIZES = {"emb-size": 200, "hidden-size": 400, "num-layers": 2, "batch-size": 16, "bptt": 35}
@@ -166,13 +165,8 @@ def measure(
 def write(path: Path, rows: Sequence[Scaling]) -> None:
     """Write rows to a CSV file, with what they depend on."""
     facts = {**machine.facts("cpu"), "threads": 1}
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        names = [*(field.name for field in fields(Scaling)), *facts]
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**asdict(row), **facts} for row in rows)
-    temporary.replace(path)
+    names = [*(field.name for field in fields(Scaling)), *facts]
+    write_records(path, names, ({**asdict(each), **facts} for each in rows))
 
 
 def main() -> None:

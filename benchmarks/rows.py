@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -109,11 +110,22 @@ def read_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows to a CSV file, which is complete or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_records(path, [field.name for field in fields(Row)], map(asdict, rows))
+
+
+def write_records(path: Path, names: list[str], records: Iterable[dict[str, Any]]) -> None:
+    """Write records of any kind to a CSV file, which is complete or as it was before.
+
+    Args:
+        path: the file; its folder is there.
+        names: of the columns, in their order.
+        records: values by name.
+    """
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(records)
     temporary.replace(path)
 
 

@@ -174,7 +174,7 @@ def test_marks_of_utf_8_and_windows_line_ends(tmp_path: Path, name: str, content
         ("a.csv", b""),
         ("a.csv", b"text,n\n"),
         ("a.jsonl", b"\n\n"),
-        ("a.txt.gz", gzip.compress(b"")),
+        ("a.txt.gz", gzip.compress(b"", mtime=0)),
         ("folder/a.txt", b" \n"),
     ],
 )

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from mortal_runs import Died, MortalRun
 from small_models import CONFIG, documents
 
 import ulmfit_fast as uf
@@ -28,7 +30,6 @@ from ulmfit_fast.pipeline import (
     fit_classifier,
     train_language_model,
 )
-from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.stage import StageRun
 
 HERE = Path(__file__)
@@ -98,15 +99,9 @@ def steps(batch_size, part=(0, 1), config=PLAIN, count=3):
 
 
 def train(directory, at=None, **options):
-    class Mortal(Run):
-        def report(self, reading):
-            super().report(reading)
-            if len(self._training.history.losses) == at:
-                raise KeyboardInterrupt
-
     torch.manual_seed(1)
     model = LanguageModel(CONFIG)
-    run = StageRun(Mortal(directory, checkpoint_steps=4, **options), "pretrain", TOKENIZER)
+    run = StageRun(MortalRun(directory, at, checkpoint_steps=4, **options), "pretrain", TOKENIZER)
     history = train_language_model(model, documents(60), UNFREEZING, seed=3, run=run)
     return {
         "losses": history.losses,
@@ -116,16 +111,16 @@ def train(directory, at=None, **options):
     }
 
 
-def resumed(directory):
-    whole = train(directory / "whole")
-    for at in (3, 6, 13):
+def killed_and_resumed(train, deaths, directory):
+    """Return a run that was never stopped, and one that was, at some steps."""
+    for n, at in enumerate(deaths):
         try:
-            train(directory / "killed", at, resume=at > 3)
-        except KeyboardInterrupt:
+            train(directory / "killed", at, resume=n > 0)
+        except Died:
             continue
         raise AssertionError("not killed")
-    again = train(directory / "killed", resume=True)
-    return {"whole": whole, "again": again}
+    whole = train(directory / "whole")
+    return {"whole": whole, "again": train(directory / "killed", resume=True)}
 
 
 def masks(directory):
@@ -137,15 +132,19 @@ def masks(directory):
     return {"drawn": drawn, **steps(2, world(), CONFIG)}
 
 
+def without_dropout_in_the_head(model):
+    for module in model.head:
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 def classifier_steps(config=PLAIN):
     """Take steps on uneven batches, one of them too small for two, with AR, TAR and clipping."""
     torch.manual_seed(0)
     model = build_classifier(None, replace(config, output_p=0.0), 3, TrainingSettings(bptt=4))
     model.max_len = 6
-    for module in model.head:
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    model.double().train()
+    without_dropout_in_the_head(model).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     found = {"losses": [], "grads": []}
     texts = documents(12)
@@ -168,20 +167,13 @@ def classifier_steps(config=PLAIN):
 
 
 def fit(directory, at=None, settings=FITTING, config=CONFIG, **options):
-    class Mortal(Run):
-        def report(self, reading):
-            super().report(reading)
-            if len(self._training.history.losses) == at:
-                raise KeyboardInterrupt
-
     torch.manual_seed(1)
     model = build_classifier(None, config, 2, settings)
     if config is PLAIN:
-        model.double()
-        for module in model.head:
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-    run = StageRun(Mortal(directory, checkpoint_steps=2, **options), "fit_classifier", TOKENIZER)
+        without_dropout_in_the_head(model).double()
+    run = StageRun(
+        MortalRun(directory, at, checkpoint_steps=2, **options), "fit_classifier", TOKENIZER
+    )
     labels = torch.arange(30) % 2
     history = fit_classifier(model, documents(30), labels, settings, seed=3, run=run)
     return {
@@ -189,17 +181,6 @@ def fit(directory, at=None, settings=FITTING, config=CONFIG, **options):
         "weights": list(model.state_dict().values()),
         "generator": torch.get_rng_state(),
     }
-
-
-def fit_and_resume(directory):
-    whole = fit(directory / "whole")
-    for at in (1, 4, 9):
-        try:
-            fit(directory / "killed", at, resume=at > 1)
-        except KeyboardInterrupt:
-            continue
-        raise AssertionError("not killed")
-    return {"whole": whole, "again": fit(directory / "killed", resume=True)}
 
 
 def full_disk(directory):
@@ -260,11 +241,11 @@ WHAT = {
     "accelerate": accelerate,
     "gradients": lambda directory: steps(2, world()),
     "masks": masks,
-    "resumed": lambda directory: resumed(directory),
+    "resumed": partial(killed_and_resumed, train, (3, 6, 13)),
     "train": lambda directory: train(directory / "two"),
     "classifier": lambda directory: classifier_steps(),
     "fit": lambda directory: fit(directory / "two", config=PLAIN),
-    "fit_and_resume": fit_and_resume,
+    "fit_and_resume": partial(killed_and_resumed, fit, (1, 4, 9)),
     "full_disk": full_disk,
 }
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ulmfit_fast import distributed
-from ulmfit_fast.data.batches import ClassifierBatch
+from ulmfit_fast.data.classifier_batches import ClassifierBatch
 from ulmfit_fast.lm_step import trainable
 from ulmfit_fast.loss_readings import not_finite
 from ulmfit_fast.nn import TextClassifier

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ulmfit_fast import pipeline
 from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
 from ulmfit_fast.data.bad_rows import OnError
-from ulmfit_fast.data.batches import ClassifierBatches
+from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.data.corpus import read_texts
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ulmfit_fast.classifier_step import classifier_step, shared_classifier
-from ulmfit_fast.data.batches import ClassifierBatches
+from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.lm_stage import Documents, training_stream
 from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.lr_curve import Curve, LRFinderResult, Suggestions, suggest

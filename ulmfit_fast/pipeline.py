@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ulmfit_fast import distributed
-from ulmfit_fast.data.batches import ClassifierBatches
+from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.data.vocab import Vocab, transfer_rows
 from ulmfit_fast.evaluation import recalibrate_batch_norm
 from ulmfit_fast.lm_stage import Documents, EpochHook, perplexity, train_language_model

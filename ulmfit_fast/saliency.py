@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit_fast import report
-from ulmfit_fast.data.batches import ClassifierBatches
+from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.data.huggingface import SPACE_MARK
 from ulmfit_fast.data.rules import Piece, restore_text
 from ulmfit_fast.data.tokenizer import Tokenizer

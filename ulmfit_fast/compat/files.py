@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import pickletools
 import re
-import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from ulmfit_fast.compat.plain_pickle import PICKLE_ERRORS, Refused, kind_of, lists_and_strings
 from ulmfit_fast.directories import open_to_umask
 
 __all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
@@ -32,18 +31,6 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 # Of a file of weights, to look into for a name that it asks for.
 _START = 2**20
 _UNPICKLING_REASON = re.compile(r"WeightsUnpickler error: (.+)")
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-)
 
 
 class _Ignored:
@@ -70,97 +57,6 @@ _IGNORED: list[Any] = [
         ("numpy._core.multiarray", "scalar"),
     )
 ]
-
-
-class _Refused(ValueError):
-    """A pickle asks for something by name."""
-
-
-class _Other:
-    """Stands where a pickle has something that is neither a list nor a string."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-
-_SEPARATED = re.compile(r"[ \n]+")
-_STORING = {"PUT", "BINPUT", "LONG_BINPUT"}
-_FETCHING = {"GET", "BINGET", "LONG_BINGET"}
-_STRINGS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-# Strings of Python 2, bytes of no known encoding beyond ASCII.
-_OLD_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
-_NAMING = {"GLOBAL", "INST"}
-_EXTENSIONS = {"EXT1", "EXT2", "EXT4"}
-
-
-def _lists_and_strings(content: bytes) -> object:
-    """Follow a pickle as far as it makes lists and strings, without an unpickler.
-
-    Python's own would take gigabytes or years for some pickles of a few bytes, and what it may call
-    has to be kept from it. Here there is nothing to call. Whatever else a pickle makes is an
-    `_Other`, and a name that it asks for raises `_Refused`.
-    """
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(content):
-        name = opcode.name
-        if name in _STRINGS:
-            stack.append(argument)
-        elif name in _OLD_STRINGS:
-            if not argument.isascii():
-                raise ValueError(f"a string of Python 2 that is not ASCII: {argument!r:.60}")
-            stack.append(argument)
-        elif name in _STORING or name == "MEMOIZE":
-            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
-        elif name in _FETCHING:
-            stack.append(memo[argument])
-        elif name == "MARK":
-            stack.append(pickletools.markobject)
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "LIST":
-            stack.append(_down_to_mark(stack))
-        elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else _down_to_mark(stack)
-            if type(stack[-1]) is list:
-                stack[-1].extend(items)
-        elif name in _NAMING:
-            raise _Refused(_SEPARATED.sub(".", argument))
-        elif name == "STACK_GLOBAL":
-            module, wanted = stack[-2:]
-            raise _Refused(f"{_shown(module)}.{_shown(wanted)}")
-        elif name in ("PERSID", "BINPERSID"):
-            raise _Refused(f"a stored object {argument or stack[-1]!r:.60}")
-        elif name in _EXTENSIONS:
-            raise _Refused(f"the extension {argument}")
-        elif name == "STOP":
-            return stack.pop()
-        else:
-            _follow(opcode, stack)
-    raise ValueError("a pickle without an end")
-
-
-def _down_to_mark(stack: list[Any]) -> list[Any]:
-    """Take off and return what stands above the last mark, and the mark."""
-    items = []
-    while (item := stack.pop()) is not pickletools.markobject:
-        items.append(item)
-    return items[::-1]
-
-
-def _follow(opcode: pickletools.OpcodeInfo, stack: list[Any]) -> None:
-    """Do to the stack what an instruction does that makes something else."""
-    taken = len(opcode.stack_before)
-    if pickletools.stackslice in opcode.stack_before:
-        _down_to_mark(stack)
-        # The mark and what stands above it are two of those it takes.
-        taken -= 2
-    if taken > len(stack):
-        raise IndexError("a pickle takes what it has not made")
-    if taken:
-        del stack[-taken:]
-    stack.extend(_Other(kind.name) for kind in opcode.stack_after)
 
 
 def read_tensors(path: Source) -> dict[str, Any]:
@@ -204,7 +100,7 @@ def read_tensors(path: Source) -> dict[str, Any]:
             "plain values alone; a whole model must be loaded by the project that made it, and its "
             "state_dict saved"
         ) from error
-    except (*_PICKLE_ERRORS, RuntimeError) as error:
+    except (*PICKLE_ERRORS, RuntimeError) as error:
         raise ValueError(_no_weights(path, error)) from error
     if not isinstance(content, Mapping):
         raise ValueError(
@@ -227,10 +123,10 @@ def _first_global(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(_START)
     try:
-        _lists_and_strings(start)
-    except _Refused as refused:
+        lists_and_strings(start)
+    except Refused as refused:
         return str(refused)
-    except _PICKLE_ERRORS:
+    except PICKLE_ERRORS:
         return None
     return None
 
@@ -281,35 +177,27 @@ def read_words(path: Source) -> list[str]:
         if path.suffix == ".json":
             words = json.loads(path.read_text(encoding="utf-8-sig"))
         else:
-            words = _lists_and_strings(path.read_bytes())
-    except _Refused as error:
+            words = lists_and_strings(path.read_bytes())
+    except Refused as error:
         raise ValueError(
             f"{path} is refused: it asks for {error}, and a vocabulary may hold a list of strings "
             "alone; write pickle.dump(list(words), file)"
         ) from error
-    except (*_PICKLE_ERRORS, RecursionError) as error:
+    except (*PICKLE_ERRORS, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is no vocabulary, or it is damaged ({reason:.200})") from error
     # The class itself: a subclass could only come from something that was asked for by name.
     if type(words) is not list:
         raise ValueError(
-            f"{path} is refused: it holds a {_kind(words)}, expected a list of strings"
+            f"{path} is refused: it holds a {kind_of(words)}, expected a list of strings"
         )
     for position, word in enumerate(words):
         if type(word) is not str:
             raise ValueError(
-                f"{path} is refused: place {position} holds a {_kind(word)}, expected a list of "
+                f"{path} is refused: place {position} holds a {kind_of(word)}, expected a list of "
                 "strings"
             )
     return words
-
-
-def _shown(part: object) -> str:
-    return part[:60] if isinstance(part, str) else _kind(part)
-
-
-def _kind(value: object) -> str:
-    return value.kind if isinstance(value, _Other) else type(value).__name__
 
 
 def write_tensors_and_words(

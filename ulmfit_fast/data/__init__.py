@@ -1,11 +1,7 @@
 """Texts to batches: reading files, tokens, the vocabulary, and batches for both kinds of model."""
 
-from ulmfit_fast.data.batches import (
-    ClassifierBatch,
-    ClassifierBatches,
-    LMBatches,
-    concatenate_documents,
-)
+from ulmfit_fast.data.batches import LMBatches, concatenate_documents
+from ulmfit_fast.data.classifier_batches import ClassifierBatch, ClassifierBatches
 from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
