@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from benchmarks import (
     report,
     roofline,
     show,
+    tables,
 )
-from benchmarks.rows import read_rows, write_rows
+from benchmarks.rows import Row, read_rows, write_rows
 from benchmarks.settings import Settings
 
 ROOT = machine.ROOT
@@ -172,3 +174,29 @@ def test_the_readme_is_written_from_the_rows(tmp_path, settings):
     assert plots.rewrite(old, section) == f"before\n\n{section}\n\nafter\n"
     with pytest.raises(ValueError, match="has no"):
         plots.rewrite("no markers", section)
+
+
+def test_tables_of_predictions_and_tokenizers():
+    """Of the fields of some rows, written here by hand."""
+    names = [field.name for field in fields(Row)]
+    common = dict.fromkeys(names, 0) | {"peak_bytes": None, "passes": "short texts", "steps": 40}
+    common |= {"baseline": "unsorted batches", "batch_size": 8}
+    rows = [
+        Row(**{**common, "question": "predict", **own})
+        for own in (
+            {"implementation": "unsorted batches", "tokens_per_second": 1000.0},
+            {"implementation": "ours", "tokens_per_second": 2500.4, "times_as_fast": 2.5004},
+            {"implementation": "wrong", "tokens_per_second": None, "times_as_fast": None},
+        )
+    ]
+    words = {"question": "tokenize", "implementation": "word", "tokens_per_second": 123456.0}
+    rows.append(Row(**{**common, **words, "times_as_fast": 5.761}))
+    *_, first, second = tables.predicting(rows).splitlines()
+    assert [cell.strip() for cell in first.split("|")[1:-1]] == [
+        *("unsorted batches", "short texts", "40", "8", "1,000", "1.00"),
+    ]
+    assert [cell.strip() for cell in second.split("|")[1:-1]] == [
+        *("ours", "short texts", "40", "8", "2,500", "2.50 unsorted batches"),
+    ]
+    assert tables.tokenizing(rows).splitlines()[-1].split() == "| word | 123,456 | 5.76 |".split()
+    assert tables.predicting(rows[-1:]) == tables.tokenizing(rows[:-1]) == ""
