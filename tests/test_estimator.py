@@ -9,7 +9,7 @@ import torch
 
 from ulmfit_fast import ULMFiT, lm_stage, pipeline
 from ulmfit_fast.evaluation import predict_logits
-from ulmfit_fast.training import EpochResult
+from ulmfit_fast.history import EpochResult
 
 FILLERS = "the a of and it was film story with some very long music night".split()
 LM = {"epochs": 2, "batch_size": 8, "bptt": 10}

@@ -30,6 +30,7 @@ FLOORS = [
     {
         "training",
         "epochs",
+        "history",
         "runs",
         "evaluation",
         "checkpoint",

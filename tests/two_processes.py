@@ -104,7 +104,7 @@ def train(directory, at=None, **options):
     run = StageRun(MortalRun(directory, at, checkpoint_steps=4, **options), "pretrain", TOKENIZER)
     history = train_language_model(model, documents(60), UNFREEZING, seed=3, run=run)
     return {
-        "losses": history.losses,
+        "losses": history.losses.tolist(),
         "valid_losses": history.valid_losses,
         "weights": [p.detach() for p in model.parameters()],
         "generator": torch.get_rng_state(),
@@ -177,7 +177,7 @@ def fit(directory, at=None, settings=FITTING, config=CONFIG, **options):
     labels = torch.arange(30) % 2
     history = fit_classifier(model, documents(30), labels, settings, seed=3, run=run)
     return {
-        "losses": history.losses,
+        "losses": history.losses.tolist(),
         "weights": list(model.state_dict().values()),
         "generator": torch.get_rng_state(),
     }

@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ulmfit_fast.evaluation import SizedIterable
+from ulmfit_fast.history import EpochResult, History
 from ulmfit_fast.loss_readings import Reading
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.progress import Advance, progress_bar
@@ -20,46 +20,9 @@ from ulmfit_fast.runs.cursor import Cursor
 if TYPE_CHECKING:
     from ulmfit_fast.runs import Run
 
-__all__ = ["EpochBooks", "EpochResult", "History"]
+__all__ = ["EpochBooks"]
 
 _log = logging.getLogger("ulmfit_fast")
-
-
-class EpochResult(NamedTuple):
-    """What one epoch of training came to.
-
-    Attributes:
-        loss: mean cross entropy in nats, without regularisers.
-        items: tokens (language model) or texts (classifier) trained on.
-        seconds: wall time.
-    """
-
-    loss: float
-    items: int
-    seconds: float
-
-
-@dataclass
-class History:
-    """Every step of a run, for its report.
-
-    Attributes:
-        losses: cross entropy of each step, in nats, with label smoothing where that is on.
-        regularisers: AR + TAR of each step.
-        lrs: learning rate of each layer group at each step, as the step was taken with it.
-        epochs: result of each epoch.
-        unfreeze_steps: first step of each stage of gradual unfreezing.
-        valid_losses: cross entropy on the held-out documents after each epoch, in nats.
-        average_step: number of steps after which NT-ASGD began to average, or None.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    regularisers: list[float] = field(default_factory=list)
-    lrs: list[list[float]] = field(default_factory=list)
-    epochs: list[EpochResult] = field(default_factory=list)
-    unfreeze_steps: list[int] = field(default_factory=list)
-    valid_losses: list[float] = field(default_factory=list)
-    average_step: int | None = None
 
 
 class EpochBooks:

@@ -25,12 +25,12 @@ from ulmfit_fast.estimator_settings import (
     stage_settings,
     with_dropout,
 )
+from ulmfit_fast.history import History
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.presets import Preset
 from ulmfit_fast.runs.run import Run
 from ulmfit_fast.runs.stage import StageRun
-from ulmfit_fast.training import History
 
 __all__ = ["ULMFiT"]
 

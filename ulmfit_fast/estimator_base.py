@@ -21,11 +21,11 @@ from ulmfit_fast.directories import local_directory
 from ulmfit_fast.estimator_checks import Label
 from ulmfit_fast.evaluation import predict_logits
 from ulmfit_fast.generation import generate
+from ulmfit_fast.history import History
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.saliency import Explanation, Method, explain
 from ulmfit_fast.serving.int8 import is_quantized
 from ulmfit_fast.serving.predictor import Predictor
-from ulmfit_fast.training import History
 
 __all__ = ["Path", "TextModel", "Texts", "corpus_of"]
 

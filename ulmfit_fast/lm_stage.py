@@ -15,6 +15,7 @@ from ulmfit_fast import distributed
 from ulmfit_fast.data.batches import LMBatches, concatenate_documents, random_lengths
 from ulmfit_fast.data.token_store import StoredDocuments, TokenStream
 from ulmfit_fast.evaluation import evaluate_language_model
+from ulmfit_fast.history import History
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.optim import NTASGD
 from ulmfit_fast.plan import TrainingPlan
@@ -23,7 +24,7 @@ from ulmfit_fast.runs.cursor import Cursor
 from ulmfit_fast.runs.snapshot import Training
 from ulmfit_fast.runs.stage import StageRun, surviving
 from ulmfit_fast.settings import TrainingSettings
-from ulmfit_fast.training import History, train_language_model_epoch
+from ulmfit_fast.training import train_language_model_epoch
 
 __all__ = ["perplexity", "train_language_model", "training_stream"]
 

@@ -11,6 +11,7 @@ from ulmfit_fast import distributed
 from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.data.vocab import Vocab, transfer_rows
 from ulmfit_fast.evaluation import recalibrate_batch_norm
+from ulmfit_fast.history import History
 from ulmfit_fast.lm_stage import Documents, EpochHook, perplexity, train_language_model
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.plan import TrainingPlan
@@ -19,7 +20,7 @@ from ulmfit_fast.runs.cursor import Cursor
 from ulmfit_fast.runs.snapshot import Training
 from ulmfit_fast.runs.stage import StageRun, surviving
 from ulmfit_fast.settings import TrainingSettings
-from ulmfit_fast.training import History, train_classifier_epoch
+from ulmfit_fast.training import train_classifier_epoch
 
 __all__ = [
     "TrainingSettings",

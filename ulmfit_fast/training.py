@@ -7,13 +7,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ulmfit_fast import distributed
 from ulmfit_fast.classifier_step import classifier_step, shared_classifier
-from ulmfit_fast.epochs import EpochBooks, EpochResult, History
+from ulmfit_fast.epochs import EpochBooks
 from ulmfit_fast.evaluation import (
     SizedIterable,
     evaluate_language_model,
     predict_logits,
     recalibrate_batch_norm,
 )
+from ulmfit_fast.history import EpochResult, History
 from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.loss_readings import LossReadings, Reading
 from ulmfit_fast.nn import LanguageModel, TextClassifier
@@ -24,8 +25,6 @@ from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.cursor import Cursor
 
 __all__ = [
-    "EpochResult",
-    "History",
     "evaluate_language_model",
     "predict_logits",
     "recalibrate_batch_norm",

@@ -23,6 +23,7 @@ from ulmfit_fast.demo.docstrings import Document, read_docstrings
 from ulmfit_fast.demo.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.demo.task import LABELS, SwapTask, build_task, without_sentences
 from ulmfit_fast.estimator import ULMFiT
+from ulmfit_fast.history import History
 from ulmfit_fast.report import (
     Accuracy,
     Example,
@@ -34,7 +35,6 @@ from ulmfit_fast.report import (
     write_report,
 )
 from ulmfit_fast.saliency import explain
-from ulmfit_fast.training import History
 
 __all__ = ["run_demo"]
 
@@ -319,7 +319,7 @@ def _trace(history: History, *, lm: bool) -> LrTrace:
     return LrTrace(
         groups=["embedding", *layers] if lm else ["embedding", *layers, "head"],
         steps=list(range(len(history.lrs))),
-        lrs=history.lrs,
+        lrs=history.lrs.tolist(),
         unfreeze_steps=history.unfreeze_steps,
     )
 

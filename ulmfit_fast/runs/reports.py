@@ -12,7 +12,7 @@ from ulmfit_fast.runs.cursor import Cursor
 from ulmfit_fast.runs.metrics import MetricsFile, TensorBoard
 
 if TYPE_CHECKING:
-    from ulmfit_fast.epochs import History
+    from ulmfit_fast.history import History
     from ulmfit_fast.loss_readings import Reading
 
 __all__ = ["Reports"]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
 from ulmfit_fast.distributed import gathered, world
+from ulmfit_fast.history import EpochResult, History, NumberRows, Numbers
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.cursor import Cursor
 
 if TYPE_CHECKING:
-    from ulmfit_fast.epochs import History
     from ulmfit_fast.plan import Model, TrainingPlan
 
 __all__ = ["Training", "restore", "snapshot"]
@@ -56,9 +57,9 @@ def snapshot(training: Training, state: State | None) -> dict[str, Any]:
         "scheduler": None if plan.scheduler is None else plan.scheduler.state_dict(),
         "scaler": None if training.scaler is None else training.scaler.state_dict(),
         "history": {
-            "losses": torch.tensor(history.losses, dtype=torch.float64),
-            "regularisers": torch.tensor(history.regularisers, dtype=torch.float64),
-            "lrs": torch.tensor(history.lrs, dtype=torch.float64),
+            "losses": torch.from_numpy(np.array(history.losses)),
+            "regularisers": torch.from_numpy(np.array(history.regularisers)),
+            "lrs": torch.from_numpy(np.array(history.lrs)),
             "epochs": [list(result) for result in history.epochs],
             "unfreeze_steps": history.unfreeze_steps,
             "valid_losses": history.valid_losses,
@@ -129,11 +130,9 @@ def _load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _restore_history(history: History, values: dict[str, Any]) -> None:
-    from ulmfit_fast.epochs import EpochResult
-
-    history.losses[:] = values["losses"].tolist()
-    history.regularisers[:] = values["regularisers"].tolist()
-    history.lrs[:] = values["lrs"].tolist()
+    history.losses = Numbers(values["losses"].tolist())
+    history.regularisers = Numbers(values["regularisers"].tolist())
+    history.lrs = NumberRows(values["lrs"].tolist())
     history.epochs[:] = [EpochResult(*result) for result in values["epochs"]]
     history.unfreeze_steps[:] = values["unfreeze_steps"]
     history.valid_losses[:] = values["valid_losses"]
