@@ -34,11 +34,11 @@ help:
 demo: $(READY)
 	$(PY) -m ulmfit_fast demo --out demo-out
 
-# So many tests at a time where pytest-xdist is there: the interpreter and compiling use one core each.
+# So many tests at a time where pytest-xdist is there: each keeps to one core, see tests/conftest.py.
 parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:benchmark')
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest $(call parallel,2)
 	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/interpreter tests/gpu
 
 # Its packages come in only now, so that `make test` shows what runs without them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ class Implementation:
         recurrent: the recurrent weights among them.
         kernels: whether Triton compiles it.
         replays: whether a CUDA graph may replay `run`; a seed drawn on the host would be fixed.
+        within: makes the context in which its forwards and backwards run.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Implementation:
     recurrent: list[nn.Parameter]
     kernels: bool = False
     replays: bool = True
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class WeightDropped(nn.Module):
@@ -229,9 +232,10 @@ def results(implementation: Implementation, x: Tensor, grad: Tensor) -> list[Ten
     """Run an implementation with the masks of `SEED`; returns as `truth`."""
     start = x.to(implementation.dtype).detach().requires_grad_()
     seed = torch.tensor(SEED, device=x.device)
-    output = implementation.seeded(start, seed)
     inputs = [start, *implementation.recurrent]
-    grads = torch.autograd.grad(output, inputs, grad.to(implementation.dtype))
+    with implementation.within():
+        output = implementation.seeded(start, seed)
+        grads = torch.autograd.grad(output, inputs, grad.to(implementation.dtype))
     return [output.detach(), *grads]
 
 

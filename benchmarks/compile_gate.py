@@ -19,29 +19,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import triton
 
 from benchmarks.compile_expect import expect, faults, loaded_in_a_step
-from benchmarks.compile_inspect import Found, Launch, compile_launch, read, recorded, work
-from benchmarks.compile_small import launch_small
-from benchmarks.compile_variants import (
-    DEVICES,
-    DTYPES,
-    MODES,
-    TARGETS,
-    Variant,
-    selection,
-    variants,
-)
-from ulmfit_fast.kernels import (  # noqa: TID251
-    backward_persistent,
-    backward_stepwise,
-    forward_persistent,
-    forward_stepwise,
-    tiles,
-)
-from ulmfit_fast.kernels.launch import DropArguments, LayerCall  # noqa: TID251
+from benchmarks.compile_inspect import Found, compile_launch, read, work
+from benchmarks.compile_record import record
+from benchmarks.compile_variants import TARGETS, Variant, alternatives, selection, variants
 
 REPORT = Path(__file__).parents[1] / "kernels" / "compile_report.md"
 
@@ -71,70 +54,6 @@ class Result(NamedTuple):
     loaded: int | None = None
 
 
-def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
-    """Return the launch of a variant, its tiles, whether it is the default, and why not."""
-    device, dtype = DEVICES[variant.arch], DTYPES[variant.dtype]
-    if variant.form == "small":
-        with recorded() as launches:
-            launch_small(variant.kernel, variant.batch, dtype)
-        return launches[0], None, True, ""
-    sizes = {"batch_size": variant.batch, "hidden_size": variant.hidden, "dtype": dtype}
-    sizes["has_lengths"] = variant.form != "small" and MODES[variant.mode].padded
-    plan, chosen = (
-        tiles.choose(device, precision="tf32", form=form, **sizes) for form in (variant.form, None)
-    )
-    default = variant.form == chosen.form
-    if plan.form is None:
-        return None, None, False, plan.reason
-    with recorded() as launches:
-        tile = _launch(variant, plan, dtype)
-    return launches[0], tile, default, "" if default else chosen.reason
-
-
-def _launch(variant, plan, dtype):
-    """Run the launcher of a variant on buffers without data, and return its tiles."""
-    steps, batch, hidden, mode = 2, variant.batch, variant.hidden, MODES[variant.mode]
-
-    def buffer(*shape, dtype=dtype):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    def wide(*shape):
-        return buffer(*shape, dtype=torch.float32)
-
-    seed = buffer(dtype=torch.int64)
-    lengths = buffer(batch, dtype=torch.int32) if mode.padded else None
-    gates, weight = buffer(steps, batch, 4 * hidden), buffer(4 * hidden, hidden)
-    cells = wide(steps + 1 if mode.keep else 1, batch, hidden)
-    call = LayerCall(
-        weight_drop=DropArguments.of([mode.weight_p] * 4),
-        gate_drop=DropArguments.of([0.1 if mode.gate_mask else 0.0] * 4),
-        gate_mask=mode.gate_mask,
-        reverse=mode.padded,
-        mask_stream=2 + mode.padded,
-        precision="tf32",
-        keep_gates=mode.keep,
-        keep_cells=mode.keep,
-    )
-    weights = (weight, weight) if variant.form == "persistent" else (weight,)
-    if variant.kernel == "forward":
-        buffers = (gates, *weights, buffer(steps + 1, batch, hidden), cells)
-        run, tile = (
-            (forward_persistent.run, plan.forward)
-            if variant.form == "persistent"
-            else (forward_stepwise.run, plan.forward_step)
-        )
-    else:
-        ends = (wide(batch, hidden), wide(batch, hidden))
-        buffers = (buffer(steps, batch, hidden), gates, cells, *weights, *ends)
-        run, tile = (
-            (backward_persistent.run, plan.backward)
-            if variant.form == "persistent"
-            else (backward_stepwise.run, plan.backward_step)
-        )
-    run(*buffers, lengths, seed, call, tile)
-    return tile
-
-
 def inspect(variant: Variant) -> Result:
     """Compile a variant and compare it with what is expected."""
     launch, tile, default, note = record(variant)
@@ -145,12 +64,18 @@ def inspect(variant: Variant) -> Result:
         found = read(compile_launch(launch, TARGETS[variant.arch]))
     except Exception as error:
         # One variant that does not compile must not hide the others.
-        wrong = [f"does not compile: {type(error).__name__}: {str(error)[:200]}"]
-        return Result(str(variant), default, tile, None, None, wrong, note)
+        why = str(error).split("\n")[0][:200].replace("|", "/")
+        text = f"does not compile: {type(error).__name__}: {why}"
+        if variant.alternative is not None:
+            return Result(str(variant), default, tile, None, None, [], text)
+        return Result(str(variant), default, tile, None, None, [text], note)
     expected = expect(variant, tile)
     ratio = expected.product and work(found.products, warps, expected.product)
     wrong = faults(variant, expected, found, default, ratio)
     loaded = loaded_in_a_step(variant, expected, found, warps)
+    if variant.alternative is not None:
+        # Nobody runs it unasked: what is wrong with it is a finding.
+        note, wrong = "; ".join(wrong), []
     return Result(str(variant), default, tile, found, ratio, wrong, note, loaded)
 
 
@@ -186,6 +111,9 @@ COLUMNS = (
     *("variant", "default", "tile", "shared", "registers", "spilled", "products", "resident"),
     *("code", "turn", "barriers", "waits", "special", "loads", ""),
 )
+TABLE = f"""| {" | ".join(COLUMNS)} |
+{"|---" * len(COLUMNS)}|
+"""
 HEAD = f"""# What the kernels compile to
 
 Written by `python -m benchmarks.compile_gate --all --write kernels/compile_report.md`, on a machine
@@ -202,15 +130,21 @@ Loads: KiB that a block asks of global memory in a time step, as the instruction
 ask L2 for as many times more. Not counted on gfx942, nor of
 the small kernels.
 
-| {" | ".join(COLUMNS)} |
-{"|---" * len(COLUMNS)}|
-"""
+{TABLE}"""
+OTHERS = f"""
+## What is not chosen
+
+The alternatives of `benchmarks/alternatives.py`: hypotheses for a GPU to judge, and nothing that
+runs unasked. What is wrong with one is said in the last column.
+
+{TABLE}"""
 
 
 def unlisted(report: str) -> list[str]:
     """Return the variants without a row in a report, and the rows without a variant."""
     listed = {row.split("|")[1].strip() for row in report.splitlines() if row.startswith("| ")}
-    return sorted(listed - {"variant"} ^ set(map(str, variants())))
+    wanted = set(map(str, [*variants(), *alternatives()]))
+    return sorted(listed - {"variant"} ^ wanted)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -228,7 +162,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(gaps) or f"{REPORT.name} lists every variant")
         return 1 if gaps else 0
     started = time.perf_counter()
-    groups = list(distinct(variants() if args.all else selection()).values())
+    wanted = [*variants(), *alternatives()] if args.all else selection()
+    groups = list(distinct(wanted).values())
     results = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
@@ -239,7 +174,9 @@ def main(argv: list[str] | None = None) -> int:
     wrong = [result for result in results if result.faults]
     for result in wrong:
         print(f"FAULT {result.name}: {'; '.join(result.faults)}")
-    table = HEAD + "".join(line(r) + "\n" for r in results)
+    others = set(map(str, alternatives()))
+    table = HEAD + "".join(line(r) + "\n" for r in results if r.name not in others)
+    table += OTHERS + "".join(line(r) + "\n" for r in results if r.name in others)
     stale = False
     if args.write:
         args.write.write_text(table, encoding="utf-8")

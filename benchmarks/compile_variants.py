@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.alternatives import ALTERNATIVES, Alternative
 from benchmarks.compile_small import SMALL
 from ulmfit_fast.kernels.device import Device  # noqa: TID251
 
@@ -49,7 +50,10 @@ MODES = {
 
 
 class Variant(NamedTuple):
-    """One launch of the product; its fields are its name. A small one's `hidden` is its width."""
+    """One launch of the product; its fields are its name. A small one's `hidden` is its width.
+
+    With an alternative, what could be launched instead.
+    """
 
     arch: str
     form: str
@@ -58,10 +62,12 @@ class Variant(NamedTuple):
     batch: int
     dtype: str
     mode: str
+    alternative: Alternative | None = None
 
     def __str__(self) -> str:
         sizes = f"H{self.hidden} B{self.batch}"
-        return f"{self.arch} {self.form} {self.kernel} {sizes} {self.dtype} {self.mode}"
+        name = f"{self.arch} {self.form} {self.kernel} {sizes} {self.dtype} {self.mode}"
+        return f"{name}: {self.alternative.name}" if self.alternative else name
 
 
 def variants() -> list[Variant]:
@@ -91,6 +97,14 @@ def variants() -> list[Variant]:
         for arch, name, dtype in small
     ]
     return every
+
+
+def alternatives() -> list[Variant]:
+    """Return the alternatives on Hopper, with the dropout with which they are timed."""
+    return [
+        Variant("sm_90", "persistent", a.kernel, a.hidden, a.batch, "bf16", "weight-drop", a)
+        for a in ALTERNATIVES
+    ]
 
 
 def selection() -> list[Variant]:

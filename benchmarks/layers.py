@@ -127,7 +127,7 @@ def step_of(
     if passes == "forward":
 
         def forward(turn: int) -> None:
-            with torch.no_grad():
+            with torch.no_grad(), implementation.within():
                 run(own[turn % len(own)])
 
         return forward
@@ -137,7 +137,8 @@ def step_of(
 
     def training(turn: int) -> None:
         x = own[turn % len(own)]
-        torch.autograd.grad(run(x), [x, *implementation.parameters], grad)
+        with implementation.within():
+            torch.autograd.grad(run(x), [x, *implementation.parameters], grad)
 
     return training
 

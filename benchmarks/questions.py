@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks import (
+    bench_alternatives,
     bench_classifier_step,
     bench_decoder,
     bench_dropout_cost,
@@ -36,6 +37,7 @@ QUESTIONS: dict[str, Callable[[Settings], list[Row]]] = {
 }
 # Asked by name only.
 ON_REQUEST: dict[str, Callable[[Settings], list[Row]]] = {
+    "alternatives": bench_alternatives.run,
     "layer_bfloat16": bench_layer_bfloat16.run,
     "int8_accuracy": bench_predict.run_accuracy,
 }

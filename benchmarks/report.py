@@ -84,13 +84,13 @@ def _answer(options: argparse.Namespace, out: Path) -> int:
         settings.say(f"{fact:8} {value}")
     if facts["dirty"]:
         settings.note("tracked files differ from the commit that the rows name")
-    if settings.cuda:
-        warm.compile_all(settings)
-    settings.say(f"ceilings {settings.ceilings}")
     known = {**QUESTIONS, **ON_REQUEST}
     asked = options.only or list(QUESTIONS)
     if unknown := [question for question in asked if question not in known]:
         raise SystemExit(f"{unknown[0]} is no question; there are {', '.join(known)}")
+    if settings.cuda:
+        warm.compile_all(settings, asked)
+    settings.say(f"ceilings {settings.ceilings}")
     rows: list[Row] = []
     for question in asked:
         start = time.perf_counter()

@@ -1,9 +1,10 @@
 """Compiles the kernels of a GPU's report in several processes, before anything is timed.
 
-    python -m benchmarks.warm WORKER WORKERS
+    python -m benchmarks.warm WORKER WORKERS [QUESTION...]
 
-runs one worker's share, each kernel once on two time steps: Triton keeps what it has compiled on
-disk. One after the other they would take longer than all that is timed.
+runs one worker's share, and that of further questions, each kernel once on two time steps: Triton
+keeps what it has compiled on disk. One after the other they would take longer than all that is
+timed.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.machine import ROOT
 from benchmarks.settings import Settings
 
-# Questions whose shapes and dropouts make new variants of the kernels.
-_QUESTIONS = ("layer", "dropout_cost", "scaling")
+# Questions whose shapes and dropouts make new variants of the kernels; the last if it is asked.
+_QUESTIONS, _IF_ASKED = ("layer", "dropout_cost", "scaling"), ("alternatives",)
 _MOST, _LONGEST = 12, 180.0
 
 
@@ -45,13 +46,17 @@ class Share:
         return len(self.seen) % self.workers == self.worker
 
 
-def compile_all(settings: Settings) -> None:
-    """Have all workers compile, and wait for them."""
+def compile_all(settings: Settings, asked: Sequence[str]) -> None:
+    """Have all workers compile for the questions that are asked, and wait for them."""
     workers = max(1, min(_MOST, (os.cpu_count() or 1) - 2))
     start = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.warm"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
-    running = [subprocess.Popen([*command, str(i), str(workers)], **quiet) for i in range(workers)]
+    further = [question for question in asked if question in _IF_ASKED]
+    running = [
+        subprocess.Popen([*command, str(i), str(workers), *further], **quiet)
+        for i in range(workers)
+    ]
     failed = 0
     for process in running:
         try:
@@ -66,13 +71,15 @@ def compile_all(settings: Settings) -> None:
     settings.say(f"compiled in {time.perf_counter() - start:.0f} s by {workers} processes")
 
 
-def work(settings: Settings) -> None:
+def work(settings: Settings, further: Sequence[str]) -> None:
     """Compile one worker's share."""
-    from benchmarks.questions import QUESTIONS
+    from benchmarks.questions import ON_REQUEST, QUESTIONS
 
-    for question in _QUESTIONS:
-        QUESTIONS[question](settings)
+    known = {**QUESTIONS, **ON_REQUEST}
+    for question in (*_QUESTIONS, *further):
+        known[question](settings)
 
 
 if __name__ == "__main__":
-    work(Settings.of("cuda", share=Share(*map(int, sys.argv[1:])), say=lambda line: None))
+    numbers = map(int, sys.argv[1:3])
+    work(Settings.of("cuda", share=Share(*numbers), say=lambda line: None), sys.argv[3:])

@@ -7,10 +7,21 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
 
-from benchmarks import barrier, barrier_kernel, baselines, bench_dropout_cost, layers, report, warm
+from benchmarks import (
+    barrier,
+    barrier_kernel,
+    baselines,
+    bench_alternatives,
+    bench_dropout_cost,
+    layers,
+    report,
+    warm,
+)
+from benchmarks.alternatives import ALTERNATIVES
 from benchmarks.questions import QUESTIONS
 from benchmarks.rows import read_rows
 from benchmarks.settings import Settings
+from ulmfit_fast.kernels import backward_persistent, forward_persistent
 
 KERNELS = {f"ulmfit_fast {name}" for name in baselines.KERNELS}
 
@@ -44,6 +55,26 @@ def test_layers_are_checked_and_timed_eagerly_and_as_graphs(tmp_path):
     assert names >= KERNELS | {baselines.TODAY, baselines.PLAIN, "cuDNN at its best"}
     assert all(row.right and row.median_us > 0 and row.floor_us > 0 for row in rows)
     assert any(row.error > 0 for row in rows if row.implementation in KERNELS)
+
+
+def test_alternatives_are_launched_checked_and_timed(tmp_path, monkeypatch, capsys):
+    ran = []
+    for module in (forward_persistent, backward_persistent):
+        launch = module.launch
+
+        def launched(kernel, grid, args, constants, *rest, launch=launch, **more):
+            ran.append((kernel.__name__, constants["IN_FLIGHT"]))
+            return launch(kernel, grid, args, constants, *rest, **more)
+
+        monkeypatch.setattr(module, "launch", launched)
+    code, rows = dry_run(tmp_path, "alternatives")
+    assert code == 0 and "WRONG" not in capsys.readouterr().out
+    one_block = [a for a in ALTERNATIVES if not a.many_blocks]
+    assert len(one_block) < len(ALTERNATIVES)
+    chosen = bench_alternatives.CHOSEN
+    names = {row.implementation for row in rows if row.times_as_fast}
+    assert names == {chosen, *(f"{a.kernel}: {a.name}" for a in one_block)}
+    assert {(f"{k}_kernel", n) for k in ("forward", "backward") for n in (1, 2, 6)} <= set(ran)
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
