@@ -104,7 +104,8 @@ def speeds(text: Path, out: Path, processes: int, sizes: dict[str, int]) -> list
         command, env={**os.environ, **own}, capture_output=True, text=True, check=False
     )
     if ended.returncode:
-        raise RuntimeError(f"{processes} processes failed: {ended.stderr[-2000:]}")
+        # The launcher's traceback, at the end, is the longer the newer Python is.
+        raise RuntimeError(f"{processes} processes failed: {ended.stderr[-20_000:]}")
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     reports = [json.loads(line) for line in lines]
     return [r["tokens_per_second"] for r in reports if "tokens_per_second" in r][WARM_UP:]
