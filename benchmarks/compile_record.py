@@ -57,7 +57,7 @@ def _launch(variant, plan, dtype):
     seed = buffer(dtype=torch.int64)
     lengths = buffer(batch, dtype=torch.int32) if mode.padded else None
     gates, weight = buffer(steps, batch, 4 * hidden), buffer(4 * hidden, hidden)
-    cells = wide(steps + 1 if mode.keep else 1, batch, hidden)
+    cells = wide(steps + 1 if mode.keep_cells else 1, batch, hidden)
     call = LayerCall(
         weight_drop=DropArguments.of([mode.weight_p] * 4),
         gate_drop=DropArguments.of([0.1 if mode.gate_mask else 0.0] * 4),
@@ -65,8 +65,8 @@ def _launch(variant, plan, dtype):
         reverse=mode.padded,
         mask_stream=2 + mode.padded,
         precision="tf32",
-        keep_gates=mode.keep,
-        keep_cells=mode.keep,
+        keep_gates=mode.keep_gates,
+        keep_cells=mode.keep_cells,
     )
     weights = (weight, weight) if variant.form == "persistent" else (weight,)
     if variant.kernel == "forward":

@@ -35,7 +35,8 @@ class Mode(NamedTuple):
     weight_p: float = 0.0
     gate_mask: int = 0
     padded: bool = False
-    keep: bool = True
+    keep_cells: bool = True
+    keep_gates: bool = True
 
 
 # Dropout of weights and gates needs most registers; the others are compiled at one size only.
@@ -45,8 +46,12 @@ MODES = {
     "weight-drop": Mode(0.2),
     "sequence": Mode(0.2, 2),
     "padded": Mode(0.2, 1, padded=True),
-    "inference": Mode(keep=False),
+    "inference": Mode(keep_cells=False, keep_gates=False),
+    "recompute": Mode(0.2, 1, keep_gates=False),
 }
+# The backward of the last of them computes the gates first, by the small kernel `activate`, and is
+# then that of "dropout".
+_FORWARD_ONLY = ("inference", "recompute")
 
 
 class Variant(NamedTuple):
@@ -82,7 +87,7 @@ def variants() -> list[Variant]:
         if (arch, *rest[1:]) == ("sm_90", 1152, 64, "bf16"):
             modes = tuple(MODES)
         for mode in modes:
-            if kernel == "backward" and mode == "inference":
+            if kernel == "backward" and mode in _FORWARD_ONLY:
                 continue
             if arch == "sm_89" and dtype != "bf16":
                 continue

@@ -89,7 +89,7 @@ def shared_classifier(model: TextClassifier) -> DistributedDataParallel | None:
     if distributed.world().size == 1:
         return None
     # The statistics of BatchNorm are formed of the whole batch in every process.
-    return DistributedDataParallel(_Loss(model), broadcast_buffers=False)
+    return distributed.parallel(_Loss(model))
 
 
 def classifier_step(

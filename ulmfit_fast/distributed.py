@@ -6,14 +6,16 @@ and masks, and DistributedDataParallel averages the gradients. In one process al
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
     "World",
@@ -23,6 +25,7 @@ __all__ = [
     "launched",
     "mean_",
     "only_first",
+    "parallel",
     "shared_text",
     "sum_",
     "world",
@@ -69,6 +72,22 @@ def launched() -> Iterator[World]:
         yield world()
     finally:
         dist.destroy_process_group()
+
+
+def parallel(module: nn.Module) -> DistributedDataParallel:
+    """Wrap a module so that its gradients are the means over the processes.
+
+    Its buffers are each process's own business. To be made anew when other parameters are to be
+    trained: it must know which have gradients to wait for.
+
+    Args:
+        module: with equal parameters in all processes.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    # What PyTorch 2.13 calls it, and what it was called before.
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, **options)
 
 
 def mean_(values: Tensor) -> Tensor:

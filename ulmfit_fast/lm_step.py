@@ -217,9 +217,9 @@ class LanguageModelStep:
             return self.model.loss
         trained = [p.requires_grad for p in self.model.parameters()]
         if self._parallel is None or self._trained != trained:
-            # It must be told anew which parameters have gradients to wait for.
+            # The old one is gone before there is another on the same parameters.
             self._parallel, self._trained = None, trained
-            self._parallel = DistributedDataParallel(_Loss(self.model), broadcast_buffers=False)
+            self._parallel = distributed.parallel(_Loss(self.model))
         return self._parallel
 
     def rates(self, length: int | None) -> list[float]:

@@ -140,7 +140,7 @@ class ClassifierBatches:
             lengths = self._lengths[index]
             rows = np.full((len(index), max(1, int(lengths.max()))), self.pad_id, dtype=np.int64)
             for row, position in enumerate(index):
-                rows[row, : lengths[row]] = self._docs[position]
+                rows[row, : lengths[row]] = np.asarray(self._docs[position])
             positions = torch.from_numpy(index)
             yield ClassifierBatch(
                 torch.from_numpy(rows).t().contiguous(),
