@@ -6,6 +6,7 @@ and masks, and DistributedDataParallel averages the gradients. In one process al
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -71,6 +72,9 @@ def launched() -> Iterator[World]:
     try:
         yield world()
     finally:
+        # What still holds the group, in reference cycles, would else end it as Python shuts down,
+        # where gloo's threads can abort the process.
+        gc.collect()
         dist.destroy_process_group()
 
 
