@@ -34,7 +34,7 @@ from ulmfit_fast.pipeline import TrainingSettings, train_language_model
 _STATM = Path("/proc/self/statm")
 BATCH_SIZE, BPTT = 16, 20
 # In bytes a step, over all epochs after the warm-up: a step's loss and rates take less.
-LARGEST_GROWTH = 500.0
+LARGEST_GROWTH = 150.0
 
 
 @dataclass(frozen=True)
