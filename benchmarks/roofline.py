@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks import machine
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
 
@@ -104,8 +105,14 @@ class Ceilings:
             self.rates[dtype] = product_rate(self.settings, dtype)
         return self.rates[dtype]
 
-    def floor_us(self, cost: Cost, dtype: torch.dtype) -> float:
-        """Return the least time in microseconds."""
+    def floor_us(self, cost: Cost, dtype: torch.dtype) -> float | None:
+        """Return the least time in microseconds.
+
+        None for bfloat16 on a CPU that emulates it: its products take minutes to measure, and who
+        computes in float32 is far below their floor.
+        """
+        if dtype == torch.bfloat16 and not self.settings.cuda and machine.why_no_bfloat16():
+            return None
         return floor_us(cost, self.copied, self.rate(dtype), self.meeting_us)
 
     def __str__(self) -> str:

@@ -245,3 +245,16 @@ def test_classifier_steps_agree(passes):
     wanted = results(bench_classifier_step._plain, dtype=torch.float64)
     for make in (bench_classifier_step._plain, bench_classifier_step._ours):
         assert check.error_of(results(make, dtype=torch.float32), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("why", ["it has neither AMX nor AVX512-bf16", None])
+def test_what_is_emulated_has_no_floor_and_is_not_measured(settings, monkeypatch, why):
+    measured = []
+    monkeypatch.setattr(roofline.machine, "why_no_bfloat16", lambda: why)
+    monkeypatch.setattr(
+        roofline, "product_rate", lambda settings, dtype: measured.append(dtype) or 1e9
+    )
+    cost = roofline.Cost(2e9, 1.0, 0)
+    floor = settings.ceilings.floor_us(cost, torch.bfloat16)
+    assert floor == (None if why else 2e6) and measured == ([] if why else [torch.bfloat16])
+    assert settings.ceilings.floor_us(cost, torch.float32) == 2e6
