@@ -39,3 +39,13 @@ def test_a_gpu_is_not_asked_for_int8() -> None:
     names = {row.implementation for row in run(gpu=True)}
     assert names == {bench_predict.ONE, bench_predict.UNSORTED, bench_predict.OURS}
     assert bench_predict.run_accuracy(Settings(gpu=True, tiny=True)) == []
+
+
+def test_the_classifier_answers_differently_to_different_texts() -> None:
+    settings = Settings(tiny=True)
+    model = bench_predict.model_of(settings)
+    texts = bench_predict.texts_of(settings, model)[0].texts
+    before = model.predict_proba(texts)[:, 0]
+    after = bench_predict._telling_apart(model, texts).predict_proba(texts)[:, 0]
+    assert before.max() - before.min() < 0.05 < 0.2 < after.max() - after.min()
+    assert (model.predict_proba(texts)[:, 0] == before).all()
