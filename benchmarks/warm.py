@@ -1,10 +1,9 @@
 """Compiles the kernels of a GPU's report in several processes, before anything is timed.
 
-    python -m benchmarks.warm WORKER WORKERS [QUESTION...]
+    python -m benchmarks.warm WORKER WORKERS QUESTION...
 
-runs one worker's share, and that of further questions, each kernel once on two time steps: Triton
-keeps what it has compiled on disk. One after the other they would take longer than all that is
-timed.
+runs one worker's share, each kernel once on two time steps: Triton keeps what it has compiled on
+disk. One after the other they would take longer than all that is timed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from dataclasses import dataclass, field
 from benchmarks.machine import ROOT
 from benchmarks.settings import Settings
 
-# Questions whose shapes and dropouts make new variants of the kernels; the last if it is asked.
+# Questions whose shapes and dropouts make new variants of the kernels, and serve the others too;
+# and one that makes variants of its own.
 _QUESTIONS, _IF_ASKED = ("layer", "dropout_cost", "scaling"), ("alternatives",)
 _MOST, _LONGEST = 12, 180.0
 
@@ -46,15 +46,27 @@ class Share:
         return len(self.seen) % self.workers == self.worker
 
 
+def to_compile(asked: Sequence[str]) -> list[str]:
+    """Return the questions to compile for.
+
+    >>> to_compile(["alternatives"]), to_compile(["lm_step"])
+    (['alternatives'], ['layer', 'dropout_cost', 'scaling'])
+    """
+    own = [question for question in (*_QUESTIONS, *_IF_ASKED) if question in asked]
+    if set(asked) == set(own):
+        return own
+    return [*_QUESTIONS, *(question for question in own if question in _IF_ASKED)]
+
+
 def compile_all(settings: Settings, asked: Sequence[str]) -> None:
     """Have all workers compile for the questions that are asked, and wait for them."""
     workers = max(1, min(_MOST, (os.cpu_count() or 1) - 2))
     start = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.warm"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
-    further = [question for question in asked if question in _IF_ASKED]
+    questions = to_compile(asked)
     running = [
-        subprocess.Popen([*command, str(i), str(workers), *further], **quiet)
+        subprocess.Popen([*command, str(i), str(workers), *questions], **quiet)
         for i in range(workers)
     ]
     failed = 0
@@ -71,12 +83,12 @@ def compile_all(settings: Settings, asked: Sequence[str]) -> None:
     settings.say(f"compiled in {time.perf_counter() - start:.0f} s by {workers} processes")
 
 
-def work(settings: Settings, further: Sequence[str]) -> None:
+def work(settings: Settings, questions: Sequence[str]) -> None:
     """Compile one worker's share."""
     from benchmarks.questions import ON_REQUEST, QUESTIONS
 
     known = {**QUESTIONS, **ON_REQUEST}
-    for question in (*_QUESTIONS, *further):
+    for question in questions:
         known[question](settings)
 
 

@@ -22,6 +22,7 @@ from benchmarks import (
     roofline,
     show,
     tables,
+    warm,
 )
 from benchmarks.rows import Row, read_rows, write_rows
 from benchmarks.settings import Settings
@@ -200,3 +201,16 @@ def test_tables_of_predictions_and_tokenizers():
     ]
     assert tables.tokenizing(rows).splitlines()[-1].split() == "| word | 123,456 | 5.76 |".split()
     assert tables.predicting(rows[-1:]) == tables.tokenizing(rows[:-1]) == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        (["alternatives"], ["alternatives"]),
+        (["scaling", "layer"], ["layer", "scaling"]),
+        (["lm_step", "layer"], ["layer", "dropout_cost", "scaling"]),
+        (["decoder", "alternatives"], ["layer", "dropout_cost", "scaling", "alternatives"]),
+    ],
+)
+def test_what_is_compiled_ahead_is_what_is_asked(asked, wanted):
+    assert warm.to_compile(asked) == wanted
