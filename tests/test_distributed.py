@@ -1,11 +1,15 @@
 """Two processes on one training: equal to one on the joined batch, whatever is frozen or killed."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from small_models import CONFIG, documents, make
+from torch import nn
 from two_processes import (
     FITTING,
     PLAIN,
@@ -181,3 +185,20 @@ def test_one_process_needs_none_of_it(monkeypatch):
     assert distributed.agree(True) and not distributed.agree(False)
     assert distributed.shared_text(lambda: "é") == "é"
     make("language model")
+
+
+def test_what_holds_the_processes_together_is_gone_before_they_part(monkeypatch):
+    """DistributedDataParallel is in reference cycles, and holds the process group."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda *names: None)
+    holder, alive = nn.Module(), []
+    holder.itself = [holder]
+    watched = weakref.ref(holder)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: alive.append(watched()))
+    gc.disable()
+    try:
+        with distributed.launched():
+            del holder
+    finally:
+        gc.enable()
+    assert alive == [None]
