@@ -7,6 +7,7 @@ and masks, and DistributedDataParallel averages the gradients. In one process al
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -68,12 +69,16 @@ def launched() -> Iterator[World]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # DistributedDataParallel imports this. Were it imported only then, its functions would keep the
+    # group of that time as their default argument, and the group's threads would never end.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield world()
     finally:
-        # What still holds the group, in reference cycles, would else end it as Python shuts down,
-        # where gloo's threads can abort the process.
+        # A DistributedDataParallel is in reference cycles, and holds the group. A thread of gloo
+        # that still runs as Python shuts down, and drops the tensors of its last work only there,
+        # aborts the process.
         gc.collect()
         dist.destroy_process_group()
 
