@@ -202,3 +202,16 @@ def test_what_holds_the_processes_together_is_gone_before_they_part(monkeypatch)
     finally:
         gc.enable()
     assert alive == [None]
+
+
+def test_where_there_are_gpus_each_process_takes_its_own_and_nccl_its_tensors(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(device))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: asked.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: asked.append("end"))
+    with distributed.launched():
+        assert asked == [1, "cpu:gloo,cuda:nccl"]
+    assert asked[2:] == ["end"]
