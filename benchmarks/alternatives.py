@@ -51,11 +51,8 @@ class Alternative:
     def of(self, chosen: Any, hidden: int) -> Any:
         """Return the tile in place of the chosen one, for a layer of `hidden` units."""
         tile = chosen._replace(**self.tile)
-        depth = hidden
-        if self.kernel == "backward":
-            depth = 4 * -(-hidden // tile.columns) * tile.columns // tile.k_parts
         # No more can stay on chip than there are.
-        return tile._replace(resident=min(tile.resident, -(-depth // tile.block_k)))
+        return tile._replace(resident=min(tile.resident, tile.depth(hidden) // tile.block_k))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -98,6 +95,9 @@ ALTERNATIVES = (
     Alternative("8 warps", "forward", {"warps": 8}),
     Alternative("half the weight streamed", "forward", {"resident": 9, "in_flight": 2}),
     Alternative("polls by atomics", "forward", constants={"INLINE_POLL": False}),
+    # The units are those that are chosen on a GPU; the interpreter's one block has all of them.
+    Alternative("2 K ranges", "forward", {"k_parts": 2, "units": 16, "resident": 9}),
+    Alternative("4 K ranges", "forward", {"k_parts": 4, "units": 16, "block_k": 32, "resident": 9}),
     Alternative("64 rows, two launches", "forward", {"rows": 64, "warps": 4}, batch=128),
     *(
         Alternative(

@@ -30,7 +30,7 @@ def run(settings: Settings) -> list[Row]:
             settings,
             makers,
             question=QUESTION,
-            widths=settings.sized((), (1152, hidden), (6, 16)),
+            widths=settings.sized((), (1152, hidden), (6, 64)),
             batch_size=settings.sized(0, batch, 2),
             steps=settings.sized(0, 70, 2),
             passes=("forward",) if kernel == "forward" else ("training",),

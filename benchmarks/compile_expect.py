@@ -34,13 +34,14 @@ def expect(variant: Variant, tile: Any) -> Expected:
         return Expected((tile.rows, columns, tile.block_k))
     threads = 32 * tile.warps
     if variant.kernel == "forward":
-        depth = -(-variant.hidden // tile.block_k) * tile.block_k
-        columns, beside = 4 * tile.units, tile.units  # the cell states as well
+        columns = 4 * tile.units * tile.k_parts
+        # The cell states, and what the neighbours have summed.
+        beside = tile.units + 4 * tile.units * (tile.k_parts - 1)
     else:
         columns = tile.columns
-        depth = 4 * -(-variant.hidden // columns) * columns // tile.k_parts
         # Partial sums; gradients of h and c as the block left them.
         beside = columns + 2 * columns // tile.k_parts
+    depth = tile.depth(variant.hidden)
     past_l1 = tile.rows * (depth * size + beside * 4) // threads
     return Expected((tile.rows, columns, depth), tile.resident, past_l1)
 

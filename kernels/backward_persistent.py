@@ -286,9 +286,13 @@ def run(grad_output, gates, cells, weight, dropped, grad_h, grad_c, lengths, see
 
     Raises:
         LaunchRefused: if the blocks cannot be on the device together.
+        ValueError: if a K range is no whole number of K-tiles, whose rest would be left out.
     """
     steps, batch_size, width = gates.shape
     hidden = width // 4
+    depth = tile.depth(hidden)
+    if depth % tile.block_k:
+        raise ValueError(f"K-tiles of {tile.block_k} do not divide K ranges of {depth}")
     slices = cdiv(hidden, tile.columns)
     constants = {
         "HIDDEN": hidden,

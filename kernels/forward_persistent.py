@@ -12,6 +12,25 @@ from ulmfit_fast.kernels.philox import gate_bits, interleave_columns, weight_sca
 __all__ = ["run"]
 
 
+@triton.jit
+def _sum_columns(block, WIDTH: tl.constexpr, K_PARTS: tl.constexpr):
+    """Columns of K_PARTS neighbouring blocks, each WIDTH of them, the block's own first."""
+    local = tl.arange(0, WIDTH * K_PARTS)
+    owner = block // K_PARTS * K_PARTS + (block + local // WIDTH) % K_PARTS
+    return owner * WIDTH + local % WIDTH
+
+
+@triton.jit
+def _parts(acc, ROWS: tl.constexpr, WIDTH: tl.constexpr, K_PARTS: tl.constexpr):
+    """The K_PARTS tiles (ROWS, WIDTH) that lie side by side in acc."""
+    if K_PARTS == 1:
+        return (acc,)
+    else:
+        halves = tl.reshape(acc, (ROWS, 2, WIDTH * K_PARTS // 2))
+        first, second = tl.split(tl.permute(halves, (0, 2, 1)))
+        return _parts(first, ROWS, WIDTH, K_PARTS // 2) + _parts(second, ROWS, WIDTH, K_PARTS // 2)
+
+
 @triton.jit(do_not_specialize=["start", "stop", "steps", "batch_size", "first_row", "mask_stream"])
 def forward_kernel(
     gates,
@@ -19,6 +38,7 @@ def forward_kernel(
     streamed,
     states,
     cells,
+    partial_sums,
     lengths,
     seed,
     counters,
@@ -34,6 +54,7 @@ def forward_kernel(
     HIDDEN: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
+    K_PARTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RESIDENT: tl.constexpr,
     IN_FLIGHT: tl.constexpr,
@@ -53,34 +74,50 @@ def forward_kernel(
     The first RESIDENT K-tiles of the block's weights are loaded once from weight, (4H, H) in
     PyTorch's order, and masked as they are; the others stream at each step from streamed, dropped
     already and interleaved. IN_FLIGHT tiles of h are loaded ahead of their products.
+
+    With K_PARTS above 1 the weight is split both ways: K_PARTS neighbouring blocks multiply one
+    range of h each for the units of all of them, exchange their sums, and meet for it.
     """
-    K_TILES: tl.constexpr = (HIDDEN + BLOCK_K - 1) // BLOCK_K
+    DEPTH: tl.constexpr = (HIDDEN + K_PARTS * BLOCK_K - 1) // (K_PARTS * BLOCK_K) * BLOCK_K
+    K_TILES: tl.constexpr = DEPTH // BLOCK_K
     blocks = tl.num_programs(0)
-    # Rows do not depend on one another: each group of rows has a counter of its own.
-    counter = counters + tl.program_id(1) * COUNTER_STRIDE
+    # Rows do not depend on one another: each group of rows has counters of its own.
+    if K_PARTS == 1:
+        counter = counters + tl.program_id(1) * COUNTER_STRIDE
+    else:
+        counter = counters + tl.program_id(1) * (1 + blocks // K_PARTS) * COUNTER_STRIDE
+        sums_done = counter + (1 + tl.program_id(0) // K_PARTS) * COUNTER_STRIDE
     local = tl.arange(0, 4 * UNITS)
     columns = tl.program_id(0) * (4 * UNITS) + local
     units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ks = tl.arange(0, BLOCK_K)
     column_in = columns[None, :] < 4 * HIDDEN
+    # What the block multiplies by: its own columns, and then those of its neighbours.
+    if K_PARTS == 1:
+        sum_columns, sum_units, sum_column_in, k_first = columns, units, column_in, 0
+    else:
+        sum_columns = _sum_columns(tl.program_id(0), 4 * UNITS, K_PARTS)
+        sum_units = _sum_columns(tl.program_id(0), UNITS, K_PARTS)
+        sum_column_in = sum_columns[None, :] < 4 * HIDDEN
+        k_first = tl.program_id(0) % K_PARTS * DEPTH
 
     tiles = ()
     for tile in tl.static_range(RESIDENT):
-        k = tile * BLOCK_K + ks
-        source_row = (columns % 4) * HIDDEN + columns // 4
+        k = k_first + tile * BLOCK_K + ks
+        source_row = (sum_columns % 4) * HIDDEN + sum_columns // 4
         w = tl.load(
             weight + source_row[None, :] * HIDDEN + k[:, None],
-            mask=column_in & (k[:, None] < HIDDEN),
+            mask=sum_column_in & (k[:, None] < HIDDEN),
             other=0.0,
         )
         if WEIGHT_DROP:
             # Loaded after the barrier of the tile before, lest all tiles' masks be drawn at once:
             # they would not fit into the registers.
             z_i, z_f, z_g, z_o = weight_scales(
-                tl.load(seed), units[None, :], k[:, None], mask_stream, weight_drop, HIDDEN
+                tl.load(seed), sum_units[None, :], k[:, None], mask_stream, weight_drop, HIDDEN
             )
-            scales = interleave_columns(z_i, z_f, z_g, z_o, BLOCK_K, UNITS)
+            scales = interleave_columns(z_i, z_f, z_g, z_o, BLOCK_K, UNITS * K_PARTS)
             w = tl.where(scales > 0.0, w.to(tl.float32) * scales, 0.0)
         tiles = tiles + (w.to(states.dtype.element_ty),)
         tl.debug_barrier()
@@ -130,17 +167,24 @@ def forward_kernel(
             length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
             slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
             h_rows = states + slots * plane + rows[:, None] * HIDDEN
-        h_tile = h_rows + ks[None, :]
-        acc = next_gates.to(tl.float32) + poison
+        if K_PARTS == 1:
+            h_tile = h_rows + ks[None, :]
+            acc = next_gates.to(tl.float32) + poison
+        else:
+            sum_columns = _sum_columns(tl.program_id(0) + zero, 4 * UNITS, K_PARTS)
+            sum_column_in = sum_columns[None, :] < 4 * HIDDEN
+            k_first = (tl.program_id(0) + zero) % K_PARTS * DEPTH
+            h_tile = h_rows + k_first + ks[None, :]
+            acc = tl.zeros((ROWS, 4 * UNITS * K_PARTS), tl.float32) + poison
         for group in tl.static_range(0, K_TILES, IN_FLIGHT):
             hs = ()
             for j in tl.static_range(IN_FLIGHT):
                 if group + j < K_TILES:
                     # Other blocks wrote this in the same launch: L1 must not serve it.
-                    if (group + j + 1) * BLOCK_K <= HIDDEN:
+                    if (K_PARTS - 1) * DEPTH + (group + j + 1) * BLOCK_K <= HIDDEN:
                         h_mask = row_in
                     else:
-                        h_mask = row_in & ((group + j) * BLOCK_K + ks < HIDDEN)[None, :]
+                        h_mask = row_in & (k_first + (group + j) * BLOCK_K + ks < HIDDEN)[None, :]
                     h_part = tl.load(
                         h_tile + (group + j) * BLOCK_K,
                         mask=h_mask,
@@ -152,14 +196,34 @@ def forward_kernel(
                 if group + j < RESIDENT:
                     acc = tl.dot(hs[j], tiles[group + j], acc, input_precision=PRECISION)
                 elif group + j < K_TILES:
-                    k = (group + j) * BLOCK_K + ks
+                    k = k_first + (group + j) * BLOCK_K + ks
                     # Not w: after a mask that is float32, and no loop carries two types.
                     w_now = tl.load(
-                        streamed + columns[None, :] * HIDDEN + k[:, None],
-                        mask=column_in & (k[:, None] < HIDDEN),
+                        streamed + sum_columns[None, :] * HIDDEN + k[:, None],
+                        mask=sum_column_in & (k[:, None] < HIDDEN),
                         other=0.0,
                     )
                     acc = tl.dot(hs[j], w_now, acc, input_precision=PRECISION)
+        if K_PARTS > 1:
+            sums = _parts(acc, ROWS, 4 * UNITS, K_PARTS)
+            for j in tl.static_range(1, K_PARTS):
+                to = tl.program_id(0) // K_PARTS * K_PARTS + (tl.program_id(0) + j) % K_PARTS
+                sums_at = rows[:, None] * (4 * HIDDEN) + (to * (4 * UNITS) + local)[None, :]
+                sums_in = (rows[:, None] < batch_size) & (to * (4 * UNITS) + local < 4 * HIDDEN)
+                tl.store(partial_sums + (j - 1) * 4 * plane + sums_at, sums[j], mask=sums_in)
+            arrive(sums_done)
+            acc = sums[0] + next_gates.to(tl.float32)
+            target = (s + 1 - start) * K_PARTS
+            alive = wait(sums_done, error, target, alive, SPINS, INLINE_POLL)
+            acc += tl.where(alive > 0, 0.0, float("nan"))
+            # Always in this order: the sum is the same in every run.
+            for j in tl.static_range(1, K_PARTS):
+                acc += tl.load(
+                    partial_sums + (j - 1) * 4 * plane + gate_at,
+                    mask=gate_in,
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
         # A block reads back the c that it wrote rather than hold it during the products.
         c_at = cells + slot_in * plane * KEEP_CELLS + unit_at
         c_old = tl.load(c_at, mask=unit_in, other=0.0, cache_modifier=".cg")
@@ -233,11 +297,12 @@ def run(gates, weight, dropped, states, cells, lengths, seed, call, tile):
     """
     steps, batch_size, width = gates.shape
     hidden = width // 4
-    slices = cdiv(hidden, tile.units)
+    slices = cdiv(hidden, tile.units * tile.k_parts)
     constants = {
         "HIDDEN": hidden,
         "ROWS": tile.rows,
         "UNITS": tile.units,
+        "K_PARTS": tile.k_parts,
         "BLOCK_K": tile.block_k,
         "RESIDENT": tile.resident,
         "IN_FLIGHT": tile.in_flight,
@@ -247,7 +312,7 @@ def run(gates, weight, dropped, states, cells, lengths, seed, call, tile):
         "HAS_LENGTHS": lengths is not None,
         "KEEP_GATES": call.keep_gates,
         "KEEP_CELLS": call.keep_cells,
-        "FULL_TILES": batch_size % tile.rows == 0 and hidden % tile.units == 0,
+        "FULL_TILES": batch_size % tile.rows == 0 and hidden % (tile.units * tile.k_parts) == 0,
         "PRECISION": call.precision,
         "SPINS": MAX_SPINS,
         "INLINE_POLL": not interpreted(),
@@ -256,13 +321,17 @@ def run(gates, weight, dropped, states, cells, lengths, seed, call, tile):
     groups = cdiv(batch_size, tile.rows)
     launches = cdiv(groups, tile.groups)
     # Zeroed for this call and never shared with another stream; a captured graph zeroes it again.
-    shape = (launches, tile.groups * COUNTER_STRIDE.value)
-    counters = torch.zeros(shape, dtype=torch.int32, device=gates.device)
+    split = tile.k_parts > 1
+    words = tile.groups * (1 + split * slices) * COUNTER_STRIDE.value
+    counters = torch.zeros(launches, words, dtype=torch.int32, device=gates.device)
+    shape = (tile.k_parts - 1, batch_size, width) if split else (0,)
+    sums = torch.empty(shape, dtype=torch.float32, device=gates.device)
     error = torch.zeros(1, dtype=torch.int32, device=gates.device)
-    buffers = (gates, weight, weight if dropped is None else dropped, states, cells, lengths, seed)
+    streamed = weight if dropped is None else dropped
+    buffers = (gates, weight, streamed, states, cells, sums, lengths, seed)
     drops = (call.weight_drop.arguments, call.gate_drop.arguments)
     for index in range(launches):
-        grid = (slices, min(tile.groups, groups - index * tile.groups))
+        grid = (tile.k_parts * slices, min(tile.groups, groups - index * tile.groups))
         first_row = index * tile.groups * tile.rows
         scalars = (0, steps, steps, batch_size, first_row, call.mask_stream)
         args = (*buffers, counters[index], error, *scalars, *drops)

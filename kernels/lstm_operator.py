@@ -171,7 +171,7 @@ def _recurrence_forward(plan, form, w_hh, gates, states, cells, lengths, seed, c
     weight = w_hh.contiguous()
     if plan.form == "persistent":
         tile = plan.forward
-        partly = tile.resident * tile.block_k < weight.shape[1]
+        partly = tile.resident * tile.block_k < tile.depth(weight.shape[1])
         dropped = _dropped(weight, seed, call) if partly else None
         try:
             forward_persistent.run(gates, weight, dropped, states, cells, lengths, seed, call, tile)
@@ -267,8 +267,7 @@ def _recurrence_backward(
     weight, grad_output = w_hh.contiguous(), grad_output.contiguous()
     if plan.form == "persistent":
         tile = plan.backward
-        depth = 4 * -(-weight.shape[1] // tile.columns) * tile.columns // tile.k_parts
-        partly = tile.resident * tile.block_k < depth
+        partly = tile.resident * tile.block_k < tile.depth(weight.shape[1])
         dropped = _dropped(weight, seed, call) if partly else None
         buffers = (grad_output, gates, cells, weight, dropped, grad_h, grad_c)
         try:

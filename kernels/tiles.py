@@ -46,6 +46,8 @@ class PersistentTile(NamedTuple):
         in_flight: K-tiles of h loaded ahead of their products.
         warps: warps of a block.
         groups: groups of rows in one launch.
+        k_parts: ranges into which the H columns fall, as many blocks sharing their units; 1 unless
+            asked for.
     """
 
     rows: int
@@ -55,6 +57,11 @@ class PersistentTile(NamedTuple):
     in_flight: int
     warps: int
     groups: int
+    k_parts: int = 1
+
+    def depth(self, hidden_size):
+        """Return how many of the H columns, in whole K-tiles, a block multiplies."""
+        return -(-hidden_size // (self.k_parts * self.block_k)) * self.block_k
 
 
 class BackwardTile(NamedTuple):
@@ -81,6 +88,10 @@ class BackwardTile(NamedTuple):
     grouped: bool
     warps: int
     groups: int
+
+    def depth(self, hidden_size):
+        """Return how many of the 4H gate columns, of whole slices, a block multiplies."""
+        return 4 * -(-hidden_size // self.columns) * self.columns // self.k_parts
 
 
 class Plan(NamedTuple):
@@ -194,9 +205,8 @@ def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
 
 def _why_not_preferred(forward, backward, hidden_size, size):
     """Say why the persistent form, which can run, is not the better one."""
-    depth = 4 * -(-hidden_size // backward.columns) * backward.columns // backward.k_parts
-    for tile, needed in ((forward, hidden_size), (backward, depth)):
-        tiles = -(-needed // tile.block_k)
+    for tile in (forward, backward):
+        tiles = tile.depth(hidden_size) // tile.block_k
         # What streams takes registers as well; in float32, or with next to nothing on chip, they
         # spill, and the stepwise form streams no more than that.
         if tile.resident < tiles and (size == 4 or 5 * tile.resident < tiles):

@@ -177,6 +177,40 @@ def forward_block(block, p, n, steps, group, fault):
                 block.grid.counters[counter] = 0
 
 
+def split_forward_block(block, part, piece, parts, pieces, steps, group, fault):
+    """Block (part, piece): a range of h for the units of its piece, whose parts swap their sums."""
+    me = piece * parts + part
+    count = parts * pieces
+    counter = "shared" if fault == "groups share a counter" else group
+    sums_done = counter, "sums", 0 if fault == "pairs share a counter" else piece
+    for t in range(steps):
+        last = t + 1 == steps
+        for q in block.grid.shuffled(range(part * pieces, (part + 1) * pieces)):
+            yield from block.load(("h", group, t, q), (t, q))
+        if fault == "arrive before the sums":
+            yield from block.arrive(sums_done)
+        others = [piece * parts + (part + j) % parts for j in range(1, parts)]
+        for to in others:
+            yield from block.store(("sum", group, me, to), (t, me))
+        if fault != "arrive before the sums":
+            yield from block.arrive(sums_done, release=fault != "relaxed arrive of the sums")
+        if fault != "no wait for the sums":
+            few = fault == "one arrival too few of the sums"
+            yield from block.wait(sums_done, (t + 1) * parts - few)
+        for other in others:
+            cached = fault == "sums through L1"
+            yield from block.load(("sum", group, other, me), (t, other), cached)
+        if fault == "arrive before the store" and not last:
+            yield from block.arrive(counter)
+        yield from block.store(("h", group, t + 1, me), (t + 1, me))
+        if not last:
+            if fault != "arrive before the store":
+                yield from block.arrive(counter, release=fault != "relaxed arrive")
+            if fault != "no wait":
+                few = fault == "one arrival too few"
+                yield from block.wait(counter, (t + 1) * count - few)
+
+
 def backward_block(block, kb, nb, KB, NB, grouped, steps, group, fault):
     """Block (kb, nb) of the split backward pass; H = KB * NB, so it owns one unit."""
     unit = kb * NB + nb
@@ -231,6 +265,14 @@ def run_forward(seed, n, steps, groups=1, fault="", missing=0, **options):
         grid.memory["h", group, 0, p] = (0, p)
         grid.add(forward_block, p, n, steps, group)
     return grid.run(missing)
+
+
+def run_split_forward(seed, parts, pieces, steps, groups=1, fault="", **options):
+    grid = Grid(seed, fault, **options)
+    for group, part, piece in product(range(groups), range(parts), range(pieces)):
+        grid.memory["h", group, 0, piece * parts + part] = (0, piece * parts + part)
+        grid.add(split_forward_block, part, piece, parts, pieces, steps, group)
+    return grid.run()
 
 
 def run_backward(seed, KB, NB, grouped, steps, groups=1, fault="", missing=0, **options):

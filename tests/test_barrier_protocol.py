@@ -10,7 +10,7 @@ import random
 from itertools import product
 
 import pytest
-from barrier_model import run_backward, run_forward
+from barrier_model import run_backward, run_forward, run_split_forward
 
 SPLITS = [(1, 1), (2, 2), (2, 3), (4, 2)]  # KB, NB
 SCHEDULES = 100
@@ -27,6 +27,19 @@ FORWARD_FAULTS = [
     "one slot",
     "two slots through L1",
     "groups share a counter",
+]
+SPLIT_FORWARD_FAULTS = [
+    "arrive before the sums",
+    "arrive before the store",
+    "relaxed arrive of the sums",
+    "relaxed arrive",
+    "one arrival too few of the sums",
+    "one arrival too few",
+    "no wait for the sums",
+    "no wait",
+    "sums through L1",
+    "groups share a counter",
+    "pairs share a counter",
 ]
 BACKWARD_FAULTS = [
     "arrive (1) before the store",
@@ -85,6 +98,19 @@ def test_forward_reads_and_leaves_what_it_should(n, steps, groups):
                 assert all(grid.memory["h", group, t, p] == (t, p) for t in range(steps + 1))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5], ids="T{}".format)
+@pytest.mark.parametrize("split", [(2, 1), (2, 3), (4, 2)], ids="{0[0]}x{0[1]}".format)
+def test_split_forward_reads_and_leaves_what_it_should(split, steps):
+    """With one buffer of sums: who reads it meets all others before it is written again."""
+    parts, pieces = split
+    for seed in range(SCHEDULES):
+        groups = 1 + seed % 2
+        grid = run_split_forward(seed, parts, pieces, steps, groups)
+        assert not grid.faulty, (seed, grid.err, grid.wrong)
+        for group, p in product(range(groups), range(parts * pieces)):
+            assert all(grid.memory["h", group, t, p] == (t, p) for t in range(steps + 1))
+
+
 @grouped_or_not
 @pytest.mark.parametrize("steps", [1, 2, 5], ids="T{}".format)
 @pytest.mark.parametrize("split", SPLITS, ids="{0[0]}x{0[1]}".format)
@@ -110,6 +136,16 @@ def test_a_block_is_ahead_by_one_step_if_grouped_and_by_none_if_not(grouped):
 @pytest.mark.parametrize("fault", FORWARD_FAULTS)
 def test_a_forward_fault_is_found(fault):
     assert found(forward_launch(seed, fault) for seed in range(FAULT_SCHEDULES)) > ENOUGH
+
+
+@pytest.mark.parametrize("fault", SPLIT_FORWARD_FAULTS)
+def test_a_fault_of_the_split_forward_is_found(fault):
+    groups = 1 + (fault == "groups share a counter")
+    launches = (
+        run_split_forward(seed, 2, 2 + seed % 2, 5, groups, fault)
+        for seed in range(FAULT_SCHEDULES)
+    )
+    assert found(launches) > ENOUGH
 
 
 @grouped_or_not

@@ -7,6 +7,8 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
 
+from interpreted_grid import concurrent_blocks
+
 from benchmarks import (
     barrier,
     barrier_kernel,
@@ -17,12 +19,14 @@ from benchmarks import (
     report,
     warm,
 )
-from benchmarks.alternatives import ALTERNATIVES
+from benchmarks.alternatives import ALTERNATIVES, Alternative
 from benchmarks.questions import QUESTIONS
 from benchmarks.rows import read_rows
 from benchmarks.settings import Settings
 from ulmfit_fast.kernels import backward_persistent, forward_persistent
 
+# Kernels and K ranges of the alternatives that need several blocks.
+SPLIT = {("forward", 2), ("forward", 4), ("backward", 4), ("backward", 2), ("backward", 1)}
 KERNELS = {f"ulmfit_fast {name}" for name in baselines.KERNELS}
 
 
@@ -58,23 +62,44 @@ def test_layers_are_checked_and_timed_eagerly_and_as_graphs(tmp_path):
 
 
 def test_alternatives_are_launched_checked_and_timed(tmp_path, monkeypatch, capsys):
+    """Those that need several blocks at once as well, which a dry run leaves out."""
     ran = []
     for module in (forward_persistent, backward_persistent):
         launch = module.launch
 
         def launched(kernel, grid, args, constants, *rest, launch=launch, **more):
-            ran.append((kernel.__name__, constants["IN_FLIGHT"]))
+            ran.append((kernel.__name__, constants["IN_FLIGHT"], constants["K_PARTS"], grid[0]))
             return launch(kernel, grid, args, constants, *rest, **more)
 
         monkeypatch.setattr(module, "launch", launched)
-    code, rows = dry_run(tmp_path, "alternatives")
+    together = [a for a in ALTERNATIVES if a.many_blocks]
+    assert {(a.kernel, a.tile["k_parts"]) for a in together} == SPLIT
+    monkeypatch.setattr(Alternative, "many_blocks", False)
+    with concurrent_blocks(0, at_accesses=False):
+        code, rows = dry_run(tmp_path, "alternatives")
     assert code == 0 and "WRONG" not in capsys.readouterr().out
-    one_block = [a for a in ALTERNATIVES if not a.many_blocks]
-    assert len(one_block) < len(ALTERNATIVES)
-    chosen = bench_alternatives.CHOSEN
     names = {row.implementation for row in rows if row.times_as_fast}
-    assert names == {chosen, *(f"{a.kernel}: {a.name}" for a in one_block)}
-    assert {(f"{k}_kernel", n) for k in ("forward", "backward") for n in (1, 2, 6)} <= set(ran)
+    wanted = {f"{a.kernel}: {a.name}" for a in ALTERNATIVES}
+    assert names == {bench_alternatives.CHOSEN} | wanted
+    kernels = ("forward", "backward")
+    assert {(f"{k}_kernel", n) for k in kernels for n in (1, 2, 6)} <= {r[:2] for r in ran}
+    # Several blocks each, and not only those that share a range.
+    many = {(name, parts) for name, _, parts, blocks in ran if blocks > 2}
+    assert many >= {(f"{kernel}_kernel", parts) for kernel, parts in SPLIT}
+
+
+def test_a_dry_run_leaves_out_what_needs_several_blocks_at_once(monkeypatch):
+    made = []
+
+    def compare_layers(settings, makers, **shape):
+        weights = baselines.make_weights(shape["widths"], "cpu")
+        made.extend(make(weights).name for make in makers)
+        return []
+
+    monkeypatch.setattr(bench_alternatives, "compare_layers", compare_layers)
+    bench_alternatives.run(Settings(gpu=True, tiny=True, repeats=1))
+    one_block = {f"{a.kernel}: {a.name}" for a in ALTERNATIVES if not a.many_blocks}
+    assert set(made) == {bench_alternatives.CHOSEN} | one_block
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):

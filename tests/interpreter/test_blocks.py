@@ -73,8 +73,8 @@ class Layer:
         return *result, grad_c
 
 
-def forward_tile(resident=1, groups=1):
-    return PersistentTile(16, 16, 16, resident, 2, 4, groups)
+def forward_tile(resident=1, groups=1, k_parts=1):
+    return PersistentTile(16, 16, 16, resident, 2, 4, groups, k_parts)
 
 
 def backward_tile(grouped, resident=2, groups=1):
@@ -117,6 +117,23 @@ def test_forward_under_any_schedule(settings):
 
 
 @layers
+@pytest.mark.parametrize("k_parts", [2, 4])
+def test_a_forward_split_both_ways_under_any_schedule(settings, k_parts):
+    layer = Layer(**settings)
+    expected = layer.forward(STEP)
+    runs = []
+    for seed, (resident, groups) in enumerate([(0, 3), (9, 2)]):
+        tile = forward_tile(resident, groups, k_parts)
+        tile = tile._replace(resident=min(resident, tile.depth(settings["hidden"]) // 16))
+        with concurrent_blocks(seed, at_accesses=bool(seed)) as order:
+            runs.append(layer.forward(tile))
+        assert len(set(order)) >= k_parts
+    for first, second, want in zip(*runs, expected, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, want, atol=2e-6, rtol=2e-5)
+
+
+@layers
 def test_backward_under_any_schedule(settings):
     layer = Layer(**settings)
     gates, _, cells = layer.forward(STEP)
@@ -131,6 +148,13 @@ def test_backward_under_any_schedule(settings):
         torch.testing.assert_close(got, want, atol=5e-6, rtol=2e-5)
 
 
+def test_a_k_range_of_parts_of_tiles_is_refused():
+    layer = Layer(2, 3, 48)
+    gates, _, cells = layer.forward(STEP)
+    with pytest.raises(ValueError, match="K-tiles of 64 do not divide K ranges of 96"):
+        layer.backward(gates, cells, BackwardTile(16, 2, 16, 64, 1, 1, False, 4, 1))
+
+
 @pytest.mark.parametrize("grouped", [False, True], ids=["whole-grid", "grouped"])
 def test_backward_gives_the_same_bits_under_many_schedules(grouped):
     layer = Layer(5, 2, 48)
@@ -143,7 +167,7 @@ def test_backward_gives_the_same_bits_under_many_schedules(grouped):
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", ["forward", "split forward", "backward"])
 def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, monkeypatch):
     """One block runs after the other here, so the first waits for what has not begun."""
     layer = Layer(4, 3, 48)
@@ -161,12 +185,13 @@ def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, monkey
     for module in (forward_persistent, backward_persistent):
         monkeypatch.setattr(module, "MAX_SPINS", 3)
         monkeypatch.setattr(module, "watch", watch)
-    if direction == "forward":
-        results = [part[-1] for part in layer.forward(forward_tile(), fill=0.0)]
+    if direction != "backward":
+        tile = forward_tile(k_parts=1 + (direction == "split forward"))
+        results = [part[-1] for part in layer.forward(tile, fill=0.0)]
     else:
         grad_gates, *rest = layer.backward(gates, cells, backward_tile(False))
         results = [grad_gates[0], *rest]
-    assert failed == [f"the {direction} LSTM kernel"]
+    assert failed == [f"the {direction.split()[-1]} LSTM kernel"]
     assert all(part.isnan().all() for part in results)
 
 
@@ -185,7 +210,8 @@ def test_a_barrier_that_did_not_give_up_is_no_error():
     launch.watch(torch.zeros(1, dtype=torch.int32), "the forward LSTM kernel")
 
 
-def test_a_missing_wait_is_seen(monkeypatch):
+@pytest.mark.parametrize("k_parts", [1, 2])
+def test_a_missing_wait_is_seen(monkeypatch, k_parts):
     """So equal results mean that the barriers hold."""
     layer = Layer(4, 3, 48)
     expected = layer.forward(STEP)[1]
@@ -195,7 +221,7 @@ def test_a_missing_wait_is_seen(monkeypatch):
     wrong = 0
     for seed in range(3):
         with concurrent_blocks(seed):
-            states = layer.forward(forward_tile())[1]
+            states = layer.forward(forward_tile(k_parts=k_parts))[1]
         wrong += not torch.allclose(states, expected, atol=1e-5)
     assert wrong
     assert grid_barrier.wait is not forward_persistent.wait
