@@ -12,7 +12,17 @@ PACKAGE = ROOT / "ulmfit_fast"
 # From the ground up; a module may import from its own floor and those below.
 FLOORS = [
     {"kernels"},
-    {"rng", "seeds", "masks", "reference", "eager", "eager_steps", "backend", "checks"},
+    {
+        "rng",
+        "seeds",
+        "masks",
+        "reference",
+        "eager",
+        "eager_backward",
+        "eager_steps",
+        "backend",
+        "checks",
+    },
     {"operators"},
     {"functional", "fused", "fused_checks", "linear_cross_entropy"},
     {"nn"},

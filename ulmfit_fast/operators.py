@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast import eager, rng
+from ulmfit_fast import eager, eager_backward, rng
 
 __all__ = ["drop_weight", "lstm_eager"]
 
@@ -99,7 +99,7 @@ def _lstm_eager_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        return eager.lstm_backward(
+        return eager_backward.lstm_backward(
             grad_output,
             grad_h_n,
             grad_c_n,

@@ -209,7 +209,7 @@ def mask_gradient(
     """
     if weight.device.type != "cpu" or bool((weight == 0).any()):
         return drop_weight(grad, seed, p, stream=stream)
-    masked = torch.ops.aten.hardshrink_backward(grad.contiguous(), dropped, 0.0)
+    masked: Tensor = torch.ops.aten.hardshrink_backward(grad.contiguous(), dropped, 0.0)
     for gate, value in zip(masked.chunk(4), p, strict=True):
         gate.mul_(keep_scale(value))
     return masked
