@@ -7,7 +7,6 @@ and masks, and DistributedDataParallel averages the gradients. In one process al
 from __future__ import annotations
 
 import gc
-import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -71,7 +70,8 @@ def launched() -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # DistributedDataParallel imports this. Were it imported only then, its functions would keep the
     # group of that time as their default argument, and the group's threads would never end.
-    importlib.import_module("torch.distributed.nn.functional")
+    from torch.distributed.nn import functional  # noqa: F401
+
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield world()
