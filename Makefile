@@ -44,7 +44,7 @@ test: $(READY)
 # Its packages come in only now, so that `make test` shows what runs without them.
 test-compat: $(COMPAT)
 	$(PY) -m pytest tests/compat tests/test_spacy_tokens.py tests/test_tables.py \
-		tests/test_other_engines.py tests/test_tensorboard.py
+		tests/test_other_engines.py tests/test_tensorboard.py tests/interop
 
 docs: $(DOCS)
 	$(PY) -m mkdocs build --strict
@@ -87,7 +87,7 @@ bench: $(READY)
 	touch $@
 
 .venv/.compat: .venv/.installed
-	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[compat,datasets,tensorboard]'
+	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[compat,datasets,tensorboard,interop]'
 	touch $@
 
 .venv/.docs: .venv/.installed

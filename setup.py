@@ -39,6 +39,8 @@ setup(
         "hub": [*TEXT, "huggingface_hub>=0.23"],
         "compat": [*SPACY, "fastai>=2.8.7", "accelerate>=1"],
         "tensorboard": ["tensorboard>=2.15"],
+        # What the tests hand a layer and a table to; nothing of the package imports these.
+        "interop": ["polars>=1", "onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"],
         "demo": DEMO,
         "test": TEST,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],
