@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import errors, run, tensors
+from comparison import run, tensors
 from rehearsal import DEVICE, FORMS, REHEARSAL, rehearsed, sized
+from rounding import errors
 
 import ulmfit_fast as uf
 from ulmfit_fast.kernels import lstm_operator, tiles

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from comparison import NAMES, errors, run, tensors
+from comparison import NAMES, bounds, run, tensors
 from rehearsal import DEVICE, FORMS, REHEARSAL, rehearsed, sized
+from rounding import errors
 
 import ulmfit_fast as uf
 from ulmfit_fast import rng
@@ -35,9 +36,9 @@ def assert_as_near_as_torch(form, inputs, **settings):
     ours = errors(run(form, inputs, **settings), truth)
     plain = {**settings, "gate_p": 0.0, "lengths": None}
     theirs = errors(run("torch", inputs, **plain), run("reference", inputs, wide=True, **plain))
-    floor = 4 * torch.finfo(inputs[0].dtype).eps
-    for name, our, their in zip(NAMES, ours, theirs, strict=True):
-        assert our <= max(2 * their, floor), f"{name}: {our:.2e}, torch {their:.2e}"
+    reach = bounds(inputs, **settings)
+    for name, our, their, bound in zip(NAMES, ours, theirs, reach, strict=True):
+        assert our <= max(2 * their, bound), f"{name}: {our:.2e}, torch {their:.2e}, {bound:.2e}"
 
 
 @rehearsed

@@ -8,7 +8,8 @@ import torch
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
 
-from comparison import assert_as_near_as_eager, errors, run, tensors
+from comparison import assert_within_rounding, run, tensors
+from rounding import errors
 
 from ulmfit_fast import functional
 
@@ -39,10 +40,22 @@ def test_sizes(form, steps, batch_size, hidden_size, reverse):
     inputs = tensors(steps, batch_size, 5, hidden_size, torch.float32)
     settings = {"weight_p": MIXED_WEIGHT, "gate_p": MIXED_GATE, "seed": 2**62 + 12345}
     settings |= {"reverse": reverse, "layer": 1}
-    assert_as_near_as_eager(form, inputs, **settings)
-    # Twice eager's own error, which the kernels may have, is below 1e-5.
-    truth = run("reference", inputs, wide=True, **settings)
-    assert max(errors(run("eager", inputs, **settings), truth)) < 5e-6
+    assert_within_rounding(form, inputs, **settings)
+
+
+@forms
+@directions
+def test_the_error_over_many_draws_is_at_most_twice_that_of_eager(form, reverse):
+    """One draw can be lucky for either side, and which it is depends on the processor."""
+    settings = {"weight_p": MIXED_WEIGHT, "gate_p": MIXED_GATE, "seed": 3, "reverse": reverse}
+    squares = []
+    for seed in range(8):
+        inputs = tensors(3, 5, 5, 17, torch.float32, seed=seed)
+        truth = run("reference", inputs, wide=True, **settings)
+        both = (errors(run(name, inputs, **settings), truth) for name in (form, "eager"))
+        squares.append([[error**2 for error in found] for found in both])
+    ours, theirs = torch.tensor(squares).mean(0).sqrt()
+    assert (ours <= 2 * theirs).all(), (ours / theirs).tolist()
 
 
 WEIGHT_PS = [0.0, 0.2, 0.5, 1.0, MIXED_WEIGHT]
@@ -57,7 +70,7 @@ def test_probabilities(form, reverse, index):
     shift = 2 * reverse + (form == "triton-persistent")
     settings = {"weight_p": WEIGHT_PS[index], "gate_p": GATE_PS[(index + shift) % 5]}
     inputs = tensors(2, 3, 5, 17, torch.float32)
-    assert_as_near_as_eager(form, inputs, seed=3, reverse=reverse, **settings)
+    assert_within_rounding(form, inputs, seed=3, reverse=reverse, **settings)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +79,7 @@ def test_probabilities(form, reverse, index):
 def test_one_gate_mask_for_the_sequence(form, reverse):
     inputs = tensors(3, 3, 5, 17, torch.float32)
     settings = {"gate_p": (0.2, 0.0, 0.5, 0.1), "gate_mask": "sequence", "weight_p": 0.5}
-    assert_as_near_as_eager(form, inputs, seed=8, reverse=reverse, **settings)
+    assert_within_rounding(form, inputs, seed=8, reverse=reverse, **settings)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,7 @@ def test_rows_of_their_own_length(form, reverse, lengths):
     for row, length in enumerate(lengths):
         inputs[0][length:, row] = float("nan")
     settings = {"weight_p": 0.5, "gate_p": 0.2, "seed": 6, "reverse": reverse}
-    assert_as_near_as_eager(form, inputs, lengths=torch.tensor(lengths), **settings)
+    assert_within_rounding(form, inputs, lengths=torch.tensor(lengths), **settings)
 
 
 @forms
@@ -109,7 +122,7 @@ def test_one_step_and_rows_without_any(form):
     inputs = tensors(1, 3, 5, 16, torch.float32)
     settings = {"weight_p": 0.5, "seed": 6, "lengths": torch.tensor([1, 0, 1])}
     for reverse in (False, True):
-        assert_as_near_as_eager(form, inputs, reverse=reverse, **settings)
+        assert_within_rounding(form, inputs, reverse=reverse, **settings)
 
 
 @forms
@@ -117,8 +130,8 @@ def test_one_step_and_rows_without_any(form):
 def test_gates_computed_again(form, reverse):
     inputs = tensors(4, 3, 5, 17, torch.float32)
     settings = {"weight_p": 0.5, "gate_p": 0.2, "seed": 6, "reverse": reverse, "keep": "cells"}
-    assert_as_near_as_eager(form, inputs, **settings)
-    assert_as_near_as_eager(form, inputs, lengths=torch.tensor([4, 0, 2]), **settings)
+    assert_within_rounding(form, inputs, **settings)
+    assert_within_rounding(form, inputs, lengths=torch.tensor([4, 0, 2]), **settings)
 
 
 @forms
