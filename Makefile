@@ -15,11 +15,12 @@ FUZZ := .venv/.fuzz
 EXAMPLES := .venv/.examples
 endif
 
-.PHONY: demo docs examples fuzz test test-compat check bench bench-gpu compile-gate test-gpu sanitize help
+.PHONY: demo docs examples fuzz test test-cpus test-compat check bench bench-gpu compile-gate test-gpu sanitize help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
 	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
+	@echo "make test-cpus  run those with values as other processors would: 10 minutes, 2 cores"
 	@echo "make test-compat  compare with fastai, spaCy and other engines, which it installs"
 	@echo "make docs    build the site, warnings as errors, into build/docs"
 	@echo "make examples  run the examples as a user would"
@@ -40,6 +41,22 @@ parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:be
 test: $(READY)
 	$(PY) -m pytest $(call parallel,2)
 	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/interpreter tests/gpu
+
+# The tests with values, as processors with fewer instructions and with two threads see them. What
+# a processor lacks these variables do not bring: each but lowers what is used.
+VALUES := $(addprefix tests/test_,functional.py backend.py lstm.py awd_lstm.py language_model.py \
+	classifier.py linear_cross_entropy.py loss.py lm_step.py fused.py dropout.py rng.py convert.py)
+KERNEL_VALUES := $(addprefix tests/interpreter/test_,lstm_kernels.py lstm_module.py blocks.py \
+	dropout_kernels.py cross_entropy_kernel.py device_functions.py)
+AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+PLAIN := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
+
+test-cpus: $(READY)
+	$(AVX2) $(PY) -m pytest $(call parallel,2) $(VALUES)
+	$(PLAIN) $(PY) -m pytest $(call parallel,2) $(VALUES)
+	TEST_THREADS=2 $(PY) -m pytest $(VALUES)
+	$(AVX2) TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) $(KERNEL_VALUES)
+	$(PLAIN) TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) $(KERNEL_VALUES)
 
 # Its packages come in only now, so that `make test` shows what runs without them.
 test-compat: $(COMPAT)

@@ -1,10 +1,13 @@
 """Seeds every test, keeps it on one thread, and skips what this machine cannot run."""
 
+import os
+
 import pytest
 import torch
 
-# Threads cost more than they bring at these sizes, and beside other work they wait for each other.
-torch.set_num_threads(1)
+# Threads cost more than they bring at these sizes, and beside other work they wait for each other;
+# `make test-cpus` asks for two.
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 # It holds no doctest, and the one of a folder below bears the same name.
 collect_ignore = ["conftest.py"]

@@ -22,6 +22,7 @@ from ulmfit_fast import (
 )
 from ulmfit_fast.cli_app import Seed, app, guarded, say, typer
 from ulmfit_fast.distributed import launched
+from ulmfit_fast.runs import repeatable_products
 
 __all__ = ["app", "main"]
 
@@ -78,5 +79,6 @@ def _version(package: str) -> str:
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    repeatable_products()
     with launched():
         app()
