@@ -1,4 +1,4 @@
-"""Products that are the same in each run of a program, so that a resumed run is as the whole one."""
+"""Products that are the same in each run of a program, so a resumed run equals a whole one."""
 
 from __future__ import annotations
 
