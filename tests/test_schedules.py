@@ -154,16 +154,20 @@ def test_the_order_of_resume_does_not_matter(order, ratio, tensors):
         assert train(resumed, again, 22 - stop) == train(first, scheduler, 22 - stop)
 
 
-def test_a_second_schedule_starts_from_the_present_rates():
+def test_rates_set_by_hand_are_those_that_a_second_schedule_peaks_at():
     optimizer = optimizer_of(0.01, 0.02)
     uf.SlantedTriangularLR(optimizer, 40)
     for group in optimizer.param_groups:
         group["lr"] = 0.3
     second = uf.SlantedTriangularLR(optimizer, 40, ratio=2)
-    assert second.base_lrs == [0.3, 0.3]
-    assert second.get_last_lr() == [0.15, 0.15]
+    assert second.base_lrs == [0.01, 0.02]
+    assert second.get_last_lr() == pytest.approx([0.15, 0.15])
+    for _ in range(4):
+        optimizer.step()
+        second.step()
+    assert second.get_last_lr() == pytest.approx([0.3, 0.3])
     resumed = uf.SlantedTriangularLR(optimizer, 40, last_epoch=3)
-    assert resumed.base_lrs == [0.3, 0.3]
+    assert resumed.get_last_lr() == resumed.base_lrs == [0.01, 0.02]
 
 
 def test_state_of_something_else_is_refused():

@@ -23,8 +23,9 @@ class OneCycleLR(ClosedFormLR):
         lr = cos(lr_max, lr_max / div_final, (q - pct_start) / (1 - pct_start))  after that
 
     and the momentum likewise through the three values of `moms`. Each parameter group keeps its own
-    lr_max, the rate it had when the schedule was made. To resume, make the optimizer and the
-    schedule anew and load the state of both, in any order.
+    lr_max, its `initial_lr`, and other schedulers around it or beside it are taken as
+    `SlantedTriangularLR` takes them. To resume, make the optimizer and the schedule anew and load
+    the state of both, in any order.
 
     `torch.optim.lr_scheduler.OneCycleLR` places its peak one step earlier and reaches its end with
     the last step; the values here are those of fastai.
@@ -49,12 +50,12 @@ class OneCycleLR(ClosedFormLR):
         div_final: lr_max over the rate at the end, at least 1.
         moms: momentum at the start, at the peak of the rate and at the end: the first of `betas`,
             or `momentum` where the optimizer has that; None leaves it alone.
-        last_epoch: index of the last step taken when resuming; -1 starts anew, from the present
-            rates.
+        last_epoch: index of the last step taken when resuming, for an optimizer whose groups have
+            their `initial_lr`; -1 starts anew.
 
     Raises:
         ValueError: if an argument lies outside its range, a number of steps is not whole, or the
-            optimizer has no momentum.
+            optimizer has no momentum; in `step()`, if it got another number of groups.
 
     Source:
         Smith 2018 (arXiv:1803.09820); fastai 2.8.12, `Learner.fit_one_cycle`, for the form.
@@ -102,27 +103,22 @@ class OneCycleLR(ClosedFormLR):
         """Return lr / lr_max at the present step."""
         return self._between(1.0 / self.div, 1.0, 1.0 / self.div_final)
 
-    def step(self, epoch: int | None = None) -> None:
-        """Go on to the next step.
+    def _rates(self, factors: Sequence[float]) -> list[float]:
+        # Here, and not in step(): a SequentialLR comes to a schedule by another way.
+        if self.moms is not None:
+            momentum = self._between(*self.moms)
+            for group in self._groups():
+                _set_momentum(group, momentum)
+        return super()._rates(factors)
 
-        Args:
-            epoch: as in PyTorch's schedulers.
-        """
-        super().step(epoch)
-        self._set_momentum()
-
-    def _set_momentum(self) -> None:
-        if self.moms is None:
-            return
-        momentum = self._between(*self.moms)
-        for group in self.optimizer.param_groups:
-            if "betas" in group:
-                group["betas"] = (momentum, *group["betas"][1:])
-            else:
-                group["momentum"] = momentum
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step, the rates and the momentum, as plain values."""
+        groups = self.optimizer.param_groups if self.moms is not None else []
+        momenta = [float(g["betas"][0] if "betas" in g else g["momentum"]) for g in groups]
+        return {**super().state_dict(), "momenta": momenta}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume: go on at the saved step, with its rates and momentum.
+        """Resume: go on at the saved step, with the rates and the momentum of the optimizer there.
 
         Args:
             state_dict: what `state_dict` returned.
@@ -130,8 +126,18 @@ class OneCycleLR(ClosedFormLR):
         Raises:
             ValueError: if it is no state of this schedule, or of another number of groups.
         """
-        super().load_state_dict(state_dict)
-        self._set_momentum()
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "momenta"})
+        for group, momentum in zip(
+            self.optimizer.param_groups, state_dict.get("momenta", ()), strict=False
+        ):
+            _set_momentum(group, momentum)
+
+
+def _set_momentum(group: dict[str, Any], momentum: float) -> None:
+    if "betas" in group:
+        group["betas"] = (momentum, *group["betas"][1:])
+    else:
+        group["momentum"] = momentum
 
 
 def _half_cosine(start: float, end: float, position: float) -> float:

@@ -20,9 +20,15 @@ class SlantedTriangularLR(ClosedFormLR):
         p = (T - t) / (T (1-c))  after that
         lr = lr_max (1 + p (ratio - 1)) / ratio
 
-    Each parameter group keeps its own lr_max, the rate it had when the schedule was made, so
-    discriminative rates stay in proportion. `ratio=math.inf` is lr_max p, which starts and ends
-    at zero. After T steps the rate stays at its last value.
+    Each parameter group keeps its own lr_max, so discriminative rates stay in proportion: its
+    `initial_lr`, which is the rate that it had when its first schedule was made, as for PyTorch's
+    schedules. `ratio=math.inf` is lr_max p, which starts and ends at zero. After T steps the rate
+    stays at its last value.
+
+    It stands in a `SequentialLR`, a `ChainedScheduler` or beside `ReduceLROnPlateau` as PyTorch's
+    own do: what they make of the rate stays in it as a factor. In a chain one that starts at zero
+    comes last, for a rate of zero keeps no factor. A group added to the optimizer later is
+    refused; give the optimizer the frozen layers from the start.
 
     To resume, make the optimizer and the schedule anew and load the state of both, in any order.
 
@@ -43,11 +49,12 @@ class SlantedTriangularLR(ClosedFormLR):
         total_steps: T, optimizer steps of the whole run.
         cut_frac: c, the share of the steps on which the rate rises, in (0, 1).
         ratio: lr_max over the smallest rate, at least 1; `math.inf` allowed.
-        last_epoch: index of the last step taken when resuming, with lr_max from the `initial_lr`
-            of the optimizer's groups; -1 starts anew, from the present rates.
+        last_epoch: index of the last step taken when resuming, for an optimizer whose groups have
+            their `initial_lr`; -1 starts anew.
 
     Raises:
-        ValueError: if an argument lies outside its range, or a number of steps is not whole.
+        ValueError: if an argument lies outside its range, or a number of steps is not whole; in
+            `step()`, if the optimizer got another number of groups.
 
     Source:
         Howard & Ruder 2018 (arXiv:1801.06146), equation 3. Where T c is a whole number the values
