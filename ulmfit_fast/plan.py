@@ -107,13 +107,26 @@ class TrainingPlan:
 
     @contextmanager
     def unfreezing_groups(self) -> Iterator[None]:
-        """Open the layer groups stage by stage; an interrupted run, too, leaves none frozen."""
+        """Open the layer groups stage by stage; an interrupted run, too, leaves none closed.
+
+        What the user has frozen is frozen all the while, and afterwards.
+
+        Raises:
+            ValueError: if a stage would train nothing, for the user has frozen its layers.
+        """
+        self._unfreezing = _make_unfreezing(self.model, self.settings)
         try:
-            self._unfreezing = _make_unfreezing(self.model, self.settings)
+            idle = None if self._unfreezing is None else self._unfreezing.idle_stage()
+            if idle is not None:
+                raise ValueError(
+                    f"stage {idle} of the unfreezing plan, from 0, trains frozen layers alone, "
+                    "expected some that require a gradient; call requires_grad_(True) on them, or "
+                    "pass another gradual_unfreezing or chain_thaw"
+                )
             yield
         finally:
-            for parameter in self.model.parameters():
-                parameter.requires_grad_(True)
+            if self._unfreezing is not None:
+                self._unfreezing.finish()
 
     def _stage(self, epoch: int) -> int:
         return 0 if self._unfreezing is None else self._unfreezing.stage_at(epoch)

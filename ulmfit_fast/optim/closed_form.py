@@ -96,8 +96,8 @@ class ClosedFormLR(LRScheduler):
         if len(groups) != len(self.base_lrs):
             raise ValueError(
                 f"the optimizer has {len(groups)} parameter groups, but had {len(self.base_lrs)} "
-                f"when the {type(self).__name__} was made; make it after the last "
-                "add_param_group, with frozen layers in groups from the start"
+                f"when the {type(self).__name__} was made; give the optimizer all groups, frozen "
+                "ones too, before that, or make a new schedule after add_param_group"
             )
         return groups
 

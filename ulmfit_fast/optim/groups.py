@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,33 +11,48 @@ from torch.optim import Optimizer
 
 __all__ = ["discriminative_groups", "layer_rates", "without_decay"]
 
-Group = nn.Module | Iterable[Tensor]
+# A layer: a module, a parameter, or a list of them, nested or with "params" as an optimizer has it.
+Group = nn.Module | Tensor | Iterable[Any]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 
 
 def group_parameters(group: Group) -> list[Tensor]:
-    """Return the parameters of a module, or of an iterable of them."""
-    return list(group.parameters()) if isinstance(group, nn.Module) else list(group)
+    """Return the parameters of a layer: a module, a parameter, or lists of them.
+
+    Raises:
+        TypeError: if there is anything else in it.
+    """
+    if isinstance(group, Tensor):
+        return [group]
+    if isinstance(group, nn.Module):
+        return list(group.parameters())
+    if isinstance(group, Mapping) and "params" in group:
+        group = group["params"]
+    if isinstance(group, str | Mapping) or not isinstance(group, Iterable):
+        raise TypeError(
+            f"a group has a {type(group).__name__} in it ({str(group)[:40]}), expected modules, "
+            "parameters or lists of them; pass parameters(), without names"
+        )
+    return [parameter for part in group for parameter in group_parameters(part)]
 
 
-def layer_groups(model: nn.Module | Sequence[Group]) -> list[list[Tensor]]:
+def layer_groups(model: nn.Module | Iterable[Group]) -> list[list[Tensor]]:
     """Return a model's layer groups, from input to output.
 
     Raises:
         TypeError: if the model has no `layer_groups()` and is no sequence of groups.
     """
-    if isinstance(model, nn.Module):
-        method = getattr(model, "layer_groups", None)
-        if method is None:
-            raise TypeError(
-                f"model is a {type(model).__name__} without layer_groups(); pass a list of its "
-                "layers from input to output, such as list(model.children())"
-            )
-        groups = method()
-    else:
-        groups = model
-    return [group_parameters(group) for group in groups]
+    layers: Any = model
+    own = getattr(model, "layer_groups", None)
+    if own is not None:
+        layers = own()
+    elif isinstance(model, nn.Module | Tensor) and not isinstance(model, nn.ModuleList):
+        raise TypeError(
+            f"model is a {type(model).__name__} without layer_groups(); pass a list of its "
+            "layers from input to output, such as list(model.children())"
+        )
+    return [group_parameters(group) for group in layers]
 
 
 def discriminative_groups(
@@ -58,8 +73,8 @@ def discriminative_groups(
         >>> optimizer = torch.optim.Adam(groups)
 
     Args:
-        model: a module with `layer_groups()`, or its layers (modules or parameter lists) from
-            input to output.
+        model: a module with `layer_groups()`, or its layers (modules, parameters or lists of them)
+            from input to output.
         lr: rate of the last group.
         factor: how much smaller the rate of the group below is; 1 gives all groups one rate.
         multipliers: each group's rate over `lr`, from input to output, in place of the factor.
