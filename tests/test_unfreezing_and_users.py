@@ -297,6 +297,20 @@ def test_an_optimizer_of_the_open_layers_alone_is_told_once(kind, optimizer, sch
         trained(modules, optimizer)  # a second warning would be an error
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_with_one_step_an_epoch_it_is_told_at_the_end_of_the_epoch(count):
+    modules = layers(count)
+    plan = uf.GradualUnfreezing(modules)
+    optimizer = of_open(modules)
+    trained(modules, optimizer, steps=1)
+    plan.step()
+    trained(modules, optimizer, steps=1)
+    with pytest.warns(UserWarning, match="2 parameters that GradualUnfreezing opened") as caught:
+        plan.step()
+    assert [warning.filename for warning in caught] == [__file__]
+    trained(modules, optimizer)
+
+
 def test_where_it_is_told():
     modules = layers()
     plan = uf.GradualUnfreezing(modules)

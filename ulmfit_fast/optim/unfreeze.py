@@ -90,6 +90,8 @@ class Unfreezing(ABC):
 
     def step(self) -> None:
         """Count one finished epoch and open what its end opens."""
+        if self._stepped:
+            self._warn(stacklevel=3)
         self.epoch += 1
         self._apply()
 
@@ -99,7 +101,7 @@ class Unfreezing(ABC):
             if parameter in _CLOSED:
                 del _CLOSED[parameter]
                 parameter.requires_grad_(True)
-        _WATCHING.discard(self)
+        self._stop_watching()
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self._groups for parameter in group]
@@ -120,30 +122,38 @@ class Unfreezing(ABC):
                     parameter.requires_grad_(True)
                     opened.append(parameter)
         if opened and not self._warned:
-            self._untrained, self._stepped = opened, set()
+            self._untrained += opened
             _watch(self)
 
     def _saw_step(self, optimizer: Optimizer) -> None:
         """Warn where an optimizer trains this plan's layers, but none those opened last.
 
-        It waits for an optimizer's second step, so that another one may have had its turn.
+        It waits for an optimizer's second step or the end of the epoch, so that another one may
+        have had its turn.
         """
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._untrained = [p for p in self._untrained if id(p) not in held]
         if not self._untrained:
-            _WATCHING.discard(self)
+            self._stop_watching()
         elif id(optimizer) in self._stepped:
-            _WATCHING.discard(self)
-            self._warned = True
-            warnings.warn(
-                f"{len(self._untrained)} parameters that {type(self).__name__} opened are in no "
-                "optimizer that takes steps, so they are not trained; make the optimizer of all "
-                "layers, as torch.optim.Adam(discriminative_groups(layers, lr)) does, and not of "
-                "those alone that require a gradient when it is made",
-                stacklevel=4,
-            )
+            self._warn(stacklevel=5)
         elif any(id(p) in held for p in self._parameters()):
             self._stepped.add(id(optimizer))
+
+    def _warn(self, stacklevel: int) -> None:
+        count, self._warned = len(self._untrained), True
+        self._stop_watching()
+        warnings.warn(
+            f"{count} parameters that {type(self).__name__} opened are in no optimizer that takes "
+            "steps, so they are not trained; make the optimizer of all layers, as "
+            "torch.optim.Adam(discriminative_groups(layers, lr)) does, and not of those alone that "
+            "require a gradient when it is made",
+            stacklevel=stacklevel,
+        )
+
+    def _stop_watching(self) -> None:
+        _WATCHING.discard(self)
+        self._untrained, self._stepped = [], set()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress, as plain numbers."""
@@ -197,7 +207,7 @@ class Unfreezing(ABC):
                 _CLOSED[parameters[index]] = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "closed": self._closed()}
+        return {**self.__dict__, "_untrained": [], "_stepped": set(), "closed": self._closed()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         closed = state.pop("closed")
@@ -214,8 +224,8 @@ class GradualUnfreezing(Unfreezing):
     freeze once it is open, stays frozen.
 
     Make the optimizer of all layers, as `discriminative_groups` gives them. One that is made of the
-    open parameters alone never trains the lower ones: at its second step after a group has opened
-    there is a warning.
+    open parameters alone never trains the lower ones, of which there is a warning once a group has
+    opened and such an optimizer takes steps.
 
     Example:
         >>> import torch
