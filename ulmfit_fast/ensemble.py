@@ -16,7 +16,7 @@ from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.directories import CONFIG, write_directory, write_text
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_base import Texts
-from ulmfit_fast.estimator_checks import Label
+from ulmfit_fast.estimator_checks import Label, plain_labels
 from ulmfit_fast.serving.predictor import Predictor
 
 __all__ = ["Ensemble", "fit_ensemble"]
@@ -150,7 +150,8 @@ def fit_ensemble(
 
     Args:
         texts: the labelled texts.
-        labels: a label for each text; None reads them from `label_column` of the files.
+        labels: a label for each text, as for `ULMFiT.fit_classifier`; None reads them from
+            `label_column` of the texts.
         pretrain_texts: general text for stage 1; None leaves it out.
         fine_tune_texts: text like that of the task for stage 2, labelled or not; None takes
             `texts`. Stage 2 is left out where there is no language model to fine-tune.
@@ -183,9 +184,10 @@ def fit_ensemble(
         )
     if labels is None:
         corpus, found = read_labelled(texts, text_column=text_column, label_column=label_column)
-        own: list[Any] = list(found)
+        own: list[Label] = list(found)
     else:
-        corpus, own = list(read_texts(texts, text_column=text_column)), list(labels)
+        corpus = list(read_texts(texts, text_column=text_column))
+        own = plain_labels(labels, label_column)
     general = [] if pretrain_texts is None else list(_read(pretrain_texts, text_column))
     target = corpus if fine_tune_texts is None else list(_read(fine_tune_texts, text_column))
     for model in models:

@@ -333,8 +333,8 @@ class ULMFiT(TextModel):
 
         Args:
             texts: the labelled texts.
-            labels: a str or int for each text, in a list, an array or the like; None reads them
-                from `label_column` of the files.
+            labels: a str, int or bool for each text, in a list, an array, a table with
+                `label_column` or the like; None reads them from `label_column` of the texts.
             epochs: passes over the texts; None for the preset's, or 10.
             lr: largest learning rate, that of the head; lower layers have lr / 2.6 each. None for
                 the preset's, or 1e-2.
@@ -351,9 +351,9 @@ class ULMFiT(TextModel):
             The object itself.
 
         Raises:
-            TypeError: if a label is neither a str nor an int.
-            ValueError: if labels do not match the texts, there are fewer than two classes, or a
-                setting does not fit.
+            TypeError: if a label is neither a str nor an int nor a bool.
+            ValueError: if labels do not match the texts, one of them is missing, there are fewer
+                than two classes, or a setting does not fit.
         """
         settings["gradual_unfreezing"] = gradual_unfreezing
         training, drop_mult = stage_settings(
@@ -369,7 +369,7 @@ class ULMFiT(TextModel):
             own: list[Label] = list(found)
         else:
             read = read_texts(texts, text_column=text_column, on_error=on_error)
-            corpus, own = list(read), plain_labels(labels)
+            corpus, own = list(read), plain_labels(labels, label_column)
         if len(corpus) != len(own):
             raise ValueError(
                 f"there are {len(own)} labels for {len(corpus)} texts, expected one for each text"

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from ulmfit_fast.data.columns import Label, LabelKinds, is_missing, missing_label, shown
+from ulmfit_fast.data.tables import column_values
 from ulmfit_fast.pipeline import TrainingSettings
 
-__all__ = ["Label", "checked_device", "checked_seed", "plain_labels", "training_settings"]
-
-Label = str | int
+__all__ = [
+    "Label",
+    "checked_device",
+    "checked_seed",
+    "plain_labels",
+    "require_labels",
+    "training_settings",
+]
 
 
 def checked_seed(seed: int) -> int:
@@ -37,31 +44,68 @@ def checked_device(device: str | None) -> str:
     return device
 
 
-def plain_labels(labels: Iterable[Any]) -> list[Label]:
-    """Return labels as values that JSON holds; arrays and tensors have scalars of their own."""
-    if isinstance(labels, str):
+def plain_labels(labels: Any, column: str = "label") -> list[Label]:
+    """Return labels as values that JSON holds; arrays and tensors have scalars of their own.
+
+    >>> plain_labels(np.array([True, False])), plain_labels({"label": ["a", "b"]})
+    ([True, False], ['a', 'b'])
+
+    Args:
+        labels: any iterable of str, int and bool, or a table with a column of them.
+        column: which one of a table.
+
+    Raises:
+        TypeError: for one string, or a label of another kind.
+        ValueError: for a missing label, a class that is written in two ways, or a table that does
+            not have the column exactly once.
+    """
+    if isinstance(labels, (str, bytes)):
         raise TypeError(
             f"labels is the string {labels!r:.60}, expected a label for each text; "
             "name a column of the files with label_column"
         )
-    plain: list[Label] = []
-    for position, label in enumerate(labels):
-        is_scalar = isinstance(label, (np.generic, torch.Tensor)) and label.ndim == 0
-        value = label.item() if is_scalar else label
+    found = column_values(labels, column)
+    if not isinstance(found, Iterable):
+        raise TypeError(
+            f"labels is {shown(labels)} ({type(labels).__name__}), expected a label for each text"
+        )
+    plain = [_plain(label) for label in found]
+    # A missing one first: it may have made floats of the others.
+    require_labels("labels", plain)
+    kinds = LabelKinds()
+    for position, value in enumerate(plain):
         if not isinstance(value, (str, int)):
             raise TypeError(
-                f"labels[{position}] is {value!r:.60} ({type(value).__name__}), expected a str or "
-                "an int; fill it in or convert it"
+                f"labels[{position}] is {shown(value)} ({type(value).__name__}), expected a str, "
+                "an int or a bool; convert it"
             )
-        plain.append(value)
-    kinds = {str(value): type(value) for value in plain}
-    for position, value in enumerate(plain):
-        if type(value) is not kinds[str(value)]:
+        other = kinds.other(value, f"labels[{position}]")
+        if other is not None:
             raise ValueError(
-                f"labels[{position}] is the {type(value).__name__} {value!r}, which also occurs as "
-                f"a {kinds[str(value)].__name__}; write each class in one way"
+                f"labels[{position}] is the {type(value).__name__} {value!r:.60}, and {other[1]} "
+                f"the {type(other[0]).__name__} {other[0]!r:.60}; write each class in one way"
             )
     return plain
+
+
+def _plain(label: Any) -> Any:
+    is_scalar = isinstance(label, (np.generic, torch.Tensor)) and label.ndim == 0
+    return label.item() if is_scalar else label
+
+
+def require_labels(name: str, labels: Iterable[Any]) -> None:
+    """Refuse a missing label, with its position.
+
+    Args:
+        name: of the argument.
+        labels: each a scalar.
+
+    Raises:
+        ValueError: if one is None, NaN, NaT, pandas.NA or an empty string.
+    """
+    for position, label in enumerate(labels):
+        if is_missing(label):
+            raise missing_label(f"{name}[{position}]", label)
 
 
 def training_settings(**values: Any) -> TrainingSettings:

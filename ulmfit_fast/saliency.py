@@ -14,6 +14,7 @@ from ulmfit_fast import report
 from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.data.huggingface import SPACE_MARK
 from ulmfit_fast.data.rules import Piece, restore_text
+from ulmfit_fast.data.texts import CheckedTexts
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.data.vocab import MAJ, REP, SPECIALS, UNK, UP, WREP
 from ulmfit_fast.nn import TextClassifier
@@ -108,7 +109,7 @@ def explain(
 
     Args:
         model: a `ULMFiT` with a classifier, or the `ModelParts` of one.
-        texts: what to explain.
+        texts: what to explain, as `Tokenizer.encode_batch` takes it.
         label: the class that is asked for; None takes the most probable class of each text.
         method: see `token_saliency`.
         batch_size: texts at a time; the result does not depend on it.
@@ -129,6 +130,7 @@ def explain(
         raise ValueError(f"label is {label!r:.60}, expected one of the classes {known}")
     wanted = None if label is None else model.labels.index(label)
     step = -1 if model.settings.get("backwards", False) else 1
+    texts = list(CheckedTexts(texts))
     documents = [ids[::step] for ids in tokenizer.encode_batch(texts)]
     pad_id = classifier.encoder.config.pad_id
     found: list[Explanation | None] = [None] * len(documents)

@@ -19,7 +19,10 @@ except ModuleNotFoundError as error:
         "ULMFiTClassifier needs the package scikit-learn; pip install 'ulmfit-fast[sklearn]'"
     ) from error
 
+from ulmfit_fast.data.tables import column_values, is_table
+from ulmfit_fast.data.texts import CheckedTexts
 from ulmfit_fast.estimator import ULMFiT
+from ulmfit_fast.estimator_checks import require_labels
 from ulmfit_fast.presets import Preset
 
 __all__ = ["ULMFiTClassifier"]
@@ -30,9 +33,10 @@ _PREDICT_BATCH = 64
 class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Classify texts with ULMFiT inside pipelines, searches and cross-validations of scikit-learn.
 
-    X is a list, an array or a column of str. Texts need no vectorizer before them. `fit` never
-    changes the language model that it is given. A search over the classifier's values need not
-    train the language model each time: fine-tune it once, and pass `fine_tune_lm=False`.
+    X is a list, an array or a column of str, or a table with a column "text". Texts need no
+    vectorizer before them. `fit` never changes the language model that it is given. A search over
+    the classifier's values need not train the language model each time: fine-tune it once, and pass
+    `fine_tune_lm=False`.
 
     Example:
         >>> from sklearn.model_selection import cross_val_score
@@ -120,11 +124,11 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             TypeError: if X does not hold strings.
-            ValueError: if X and y differ in length, there is one class only, or an option does not
-                fit.
+            ValueError: if X and y differ in length, a label is missing, X is a table without
+                exactly one column "text", there is one class only, or an option does not fit.
         """
         texts = _texts(X)
-        y = column_or_1d(y, warn=True)
+        y = _labels(y)
         check_classification_targets(y)
         check_consistent_length(texts, y)
         classes, encoded = np.unique(y, return_inverse=True)
@@ -231,24 +235,30 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
+def _labels(y: Any) -> npt.NDArray[Any]:
+    """Return labels as scikit-learn has them, all there."""
+    if isinstance(y, Iterable) and not is_table(y) and not isinstance(y, str):
+        # As they come: NumPy would write the NaN beside a string as "nan".
+        values = list(column_values(y, "y"))
+        require_labels("y", values)
+        if values and all(isinstance(value, (bool, np.bool_)) for value in values):
+            # pandas' own kind of booleans would become floats.
+            y = np.array(values, dtype=bool)
+    labels: npt.NDArray[Any] = column_or_1d(y, warn=True)
+    require_labels("y", labels)
+    return labels
+
+
 def _texts(X: Iterable[str]) -> list[str]:
     """Return a column of texts as a list, or say what it is instead."""
-    if isinstance(X, str):
-        raise TypeError(f"X is the string {X!r:.60}, expected a list of texts")
-    shape = getattr(X, "shape", None)
+    shape = None if is_table(X) else getattr(X, "shape", None)
     if shape is not None and len(shape) != 1:
         raise ValueError(
             f"X has shape {tuple(shape)}, expected (N,), one text each; pass one column, such as "
             'frame["text"]'
         )
-    texts = list(X)
+    # NumPy's strings are str as well, but slower to handle.
+    texts = [str(text) for text in CheckedTexts(X, name="X")]
     if not texts:
         raise ValueError("X has 0 samples, expected at least one text")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"X[{position}] is {text!r:.60} ({type(text).__name__}), expected a str; "
-                "drop it or pass str(value)"
-            )
-    # NumPy's strings are str as well, but slower to handle.
-    return [str(text) for text in texts]
+    return texts

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_fast.data.bad_rows import BadRows, OnError
+from ulmfit_fast.data.columns import (
+    Label,
+    LabelKinds,
+    checked_record,
+    is_missing,
+    missing_label,
+    shown,
+)
 from ulmfit_fast.data.records import READABLE, kind_of, read_records, read_whole, unit_of
-from ulmfit_fast.data.tables import check_one_split, is_table, table_records
+from ulmfit_fast.data.tables import column_values, is_table, table_records
+from ulmfit_fast.data.texts import not_a_text
 
 __all__ = ["Label", "Source", "read_labelled", "read_texts"]
 
-Label = str | int
 # A table is not named here: it has columns, and comes from a package that need not be installed.
 Source = str | os.PathLike[str] | Iterable[Any]
 
@@ -30,9 +38,11 @@ def read_texts(
     text a row, a .jsonl file one JSON object a line, a .parquet file one text a row; there an empty
     text counts as a text. All but .parquet may be gzipped (.txt.gz). A folder of .txt files holds
     one text a file, at any depth, in the order of their paths; a folder of files of another kind is
-    read file by file; hidden files and those of unknown kind are left alone. A table is a dataset
-    of Hugging Face's `datasets`, an Arrow table or a data frame. In a list, a string is a text and
-    a `pathlib.Path` a file or folder.
+    read file by file; hidden files and those of unknown kind are left alone. Lines end with a line
+    feed, a carriage return or both. A table is a dataset of Hugging Face's `datasets`, an Arrow
+    table, dataset or reader of record batches, a data frame of pandas or polars (lazy as well), a
+    structured array or a dict of lists; the column has to be there exactly once. In a list, a
+    string is a text, a dict a record and a `pathlib.Path` a file or folder.
 
     A row of a file or table that cannot be read stops the reading, and so does a file without a
     text: the error names the file and the line, what is wrong, and the mend. Such rows are bytes
@@ -46,40 +56,45 @@ def read_texts(
     ['one text', 'another']
 
     Args:
-        source: a path, a table, an iterable of texts, or an iterable of `pathlib.Path`.
-        text_column: column of a file or table, or key of a .jsonl file, that holds the text.
+        source: a path, a table, or an iterable of texts, of records or of `pathlib.Path`.
+        text_column: column of a file or table, or key of a .jsonl file or record, that holds the
+            text.
         on_error: "raise", or "skip" for a corpus with some rows that cannot be read.
 
     Returns:
         An iterator that reads as it goes, so that a corpus may be larger than memory.
 
     Raises:
-        TypeError: for something that is neither a text nor a path.
+        TypeError: for something that is neither a text nor a path, or a dictionary of datasets.
         FileNotFoundError: if a file does not exist.
         ImportError: for a .parquet file if the package pyarrow is missing.
-        ValueError: if a row cannot be read, a file lacks the column or is of another kind, or
-            on_error is something else; or, at the end of the iteration, if there was no text at
-            all.
+        ValueError: if a row cannot be read, a file or table lacks the column, has it more than
+            once or is of another kind, or on_error is something else; or, at the end of the
+            iteration, if there was no text at all.
     """
     bad = BadRows(on_error)
-    check_one_split(source)
     if is_table(source):
         return _some(_first(table_records(source, (text_column,), bad)), source, bad)
     if isinstance(source, (str, os.PathLike)):
         source = [_checked_path(source)]
-    elif isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
-        raise TypeError(
-            f"source is {source!r:.60} ({type(source).__name__}), expected a path or texts"
-        )
-    elif isinstance(source, (list, tuple)):
+    items = _items(source)
+    if isinstance(source, (list, tuple)):
         # A list can be checked before the first text is used; an iterator only as it goes.
         for item in source:
             if isinstance(item, os.PathLike):
                 _checked_path(item)
-    return _some(_texts(source, text_column, bad), source, bad)
+    return _some(_texts(items, text_column, bad), source, bad)
 
 
-def _first(records: Iterable[tuple[int, tuple[Any, ...]]]) -> Iterator[str]:
+def _items(source: Any) -> Iterable[Any]:
+    if isinstance(source, bytes) or not isinstance(source, Iterable):
+        raise TypeError(
+            f"source is {shown(source)} ({type(source).__name__}), expected a path or texts"
+        )
+    return column_values(source, "text")
+
+
+def _first(records: Iterable[tuple[object, tuple[Any, ...]]]) -> Iterator[str]:
     return (record[0] for _, record in records)
 
 
@@ -95,6 +110,17 @@ def _some(texts: Iterator[str], source: object, bad: BadRows) -> Iterator[str]:
         )
 
 
+def _record(
+    where: str, columns: tuple[str, ...], record: Mapping[Any, Any], bad: BadRows
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    try:
+        values = checked_record(where, columns, record)
+    except ValueError as error:
+        bad.meet(error)
+    else:
+        yield where, values
+
+
 def _texts(source: Iterable[Any], text_column: str, bad: BadRows) -> Iterator[str]:
     for position, item in enumerate(source):
         if isinstance(item, os.PathLike):
@@ -106,11 +132,10 @@ def _texts(source: Iterable[Any], text_column: str, bad: BadRows) -> Iterator[st
                         yield text
                 else:
                     yield from _first(read_records(file, (text_column,), bad))
+        elif isinstance(item, Mapping):
+            yield from _first(_record(f"texts[{position}]", (text_column,), item, bad))
         elif not isinstance(item, str):
-            raise TypeError(
-                f"texts[{position}] is {item!r:.60} ({type(item).__name__}), expected a str; "
-                "drop it or pass str(value)"
-            )
+            raise not_a_text(f"texts[{position}]", item)
         elif item.endswith(_ENDINGS) and _is_file(item):
             raise ValueError(
                 f"texts[{position}] is {item!r:.60}, the name of a file; "
@@ -133,10 +158,10 @@ def read_labelled(
     the name of that folder.
 
     Args:
-        source: a path, an iterable of paths, or a table (see `read_texts`).
+        source: a path, a table, or an iterable of paths or records (see `read_texts`).
         text_column: column or key of the text.
-        label_column: column or key of the label: a string, or in .jsonl, .parquet and tables also
-            an integer; a class that `datasets` has a name for gets that name.
+        label_column: column or key of the label: a string, or in all but .csv also an integer or a
+            bool; a class that `datasets` has a name for gets that name.
         on_error: as for `read_texts`; a row without a label cannot be read either.
 
     Returns:
@@ -146,34 +171,38 @@ def read_labelled(
         FileNotFoundError: if a file does not exist.
         ImportError: for a .parquet file if the package pyarrow is missing.
         TypeError: for a dictionary of datasets, or something that is no path.
-        ValueError: if a row cannot be read, a file lacks a column or is of another kind, or there
-            is no text at all; or if a label occurs as a string and as an integer.
+        ValueError: if a row cannot be read, a file or table lacks a column, has it more than once
+            or is of another kind, or there is no text at all; or if a label occurs in two kinds,
+            as a string and as an integer.
     """
     bad = BadRows(on_error)
-    check_one_split(source)
     columns = (text_column, label_column)
     if is_table(source):
         name = f"the {type(source).__name__}"
         records = table_records(source, columns, bad)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
         return _collected(places, label_column, source, bad)
-    names: list[Any] = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    for name in names:
+    is_path = isinstance(source, (str, os.PathLike))
+    items: list[Any] = [source] if is_path else list(_items(source))
+    for name in items:
         is_text = isinstance(name, str) and not name.lower().endswith(_ENDINGS)
         if is_text and not _exists(Path(name)):
             raise ValueError(
                 f"got the string {name!r:.60} and no labels; pass labels, or the path of a .csv or "
                 ".jsonl file that holds them"
             )
-    paths = [_checked_path(name) for name in names]
-    return _collected(_labelled_records(paths, columns, bad), label_column, paths, bad)
+    items = [item if isinstance(item, Mapping) else _checked_path(item) for item in items]
+    return _collected(_labelled_records(items, columns, bad), label_column, items, bad)
 
 
 def _labelled_records(
-    paths: list[Path], columns: tuple[str, str], bad: BadRows
-) -> Iterator[tuple[str, tuple[str, Label]]]:
+    items: list[Path | Mapping[Any, Any]], columns: tuple[str, str], bad: BadRows
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yield where a text stands, the text and its label."""
-    for path in paths:
+    for position, path in enumerate(items):
+        if isinstance(path, Mapping):
+            yield from _record(f"record {position}", columns, path, bad)
+            continue
         for file in _files_of(path) if path.is_dir() else [path]:
             if kind_of(file) != ".txt":
                 for number, pair in read_records(file, columns, bad):
@@ -198,22 +227,17 @@ def _collected(
 ) -> tuple[list[str], list[Label]]:
     texts: list[str] = []
     labels: list[Label] = []
-    seen: dict[str, tuple[Label, str]] = {}
+    kinds = LabelKinds()
     for place, (text, label) in records:
-        if label == "":
-            bad.meet(
-                ValueError(
-                    f"{place}: {label_column!r} is empty, expected a label; fill it in or drop the "
-                    "row"
-                )
-            )
+        if is_missing(label):
+            bad.meet(missing_label(f"{place}: {label_column!r}", label))
             continue
-        first, where = seen.setdefault(str(label), (label, place))
-        if first != label:
+        other = kinds.other(label, place)
+        if other is not None:
             raise ValueError(
-                f"{place}: {label_column!r} is {label!r:.60} and {first!r:.60} in "
-                f"{where}, expected one kind: they would be two classes; write the integers "
-                'of .jsonl files as strings, such as "1"'
+                f"{place}: {label_column!r} is {label!r:.60} and {other[0]!r:.60} in {other[1]}, "
+                "expected one kind: they would be two classes; write the integers of .jsonl files "
+                'as strings, such as "1"'
             )
         texts.append(text)
         labels.append(label)
@@ -258,7 +282,8 @@ def _is_file(name: str) -> bool:
 
 def _checked_path(name: str | os.PathLike[str]) -> Path:
     if not isinstance(name, (str, os.PathLike)):
-        raise TypeError(f"{name!r:.60} is a {type(name).__name__}, expected a path")
+        mend = "; pass a single table, several joined into one" if is_table(name) else ""
+        raise TypeError(f"{shown(name)} is a {type(name).__name__}, expected a path{mend}")
     path = Path(name)
     kind = kind_of(path)
     if isinstance(name, str) and kind not in READABLE and not _exists(path):

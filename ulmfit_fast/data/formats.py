@@ -28,6 +28,7 @@ from ulmfit_fast.data.class_csv import (
 )
 from ulmfit_fast.data.lines import decoded_lines
 from ulmfit_fast.data.records import kind_of, read_records, read_whole
+from ulmfit_fast.data.texts import CheckedTexts
 
 __all__ = [
     "LAYOUTS",
@@ -56,7 +57,7 @@ def read_wikitext(
 
     Args:
         source: a file such as wiki.train.raw or wiki.train.tokens (also .gz, or .parquet with a
-            line a row in the column "text"), or any iterable of its lines.
+            line a row in the column "text"), any iterable of its lines, or a table of them.
         on_error: "raise", or "skip" to leave out lines that cannot be read, as for `read_texts`.
 
     Returns:
@@ -64,13 +65,14 @@ def read_wikitext(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if a line cannot be read, there is no title at all, or on_error is something
-            else.
+        TypeError: if the source is something else, or one of its lines is no string.
+        ValueError: if a line cannot be read, there is no title at all, a table does not have the
+            column "text" exactly once, or on_error is something else.
     """
     bad = BadRows(on_error)
     if isinstance(source, (str, os.PathLike)):
         return _articles(_file_lines(existing_file(Path(source)), bad), str(source), bad)
-    return _articles(source, "the source", bad)
+    return _articles(CheckedTexts(source), "the source", bad)
 
 
 def _file_lines(path: Path, bad: BadRows) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ulmfit_fast.data.bad_rows import BadRows
 
@@ -15,6 +16,9 @@ __all__ = ["ZIPPED", "Line", "decoded_lines", "numbered_lines"]
 ZIPPED = ".gz"
 # What is longer has lost its line ends. Memory stays bounded.
 _LINE_BYTES = 2**28
+# As classic Mac OS ended its lines. One at the very end may be the first half of a CRLF.
+_CR_ALONE = re.compile(rb"\r(?!\n|\Z)")
+_LINE_ENDS = (b"\n", b"\r")
 _MARKS_OF_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -45,7 +49,7 @@ def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
     number = offset = 0
     with gzip.open(path) if path.suffix.lower() == ZIPPED else path.open("rb") as file:
         try:
-            pieces = iter(lambda: file.readline(_LINE_BYTES), b"")
+            pieces = _pieces(file)
             for number, raw in enumerate(pieces, start=1):
                 if number == 1 and _is_utf_16(raw):
                     bad.meet(
@@ -56,7 +60,7 @@ def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
                     )
                     return
                 line, size = _decoded(path, number, offset, raw), len(raw)
-                if size == _LINE_BYTES and not raw.endswith(b"\n"):
+                if size >= _LINE_BYTES and not raw.endswith(_LINE_ENDS):
                     size += _passed_over(pieces)
                     fault = ValueError(
                         f"{path}, line {number}: longer than {_LINE_BYTES:,} bytes, expected a "
@@ -74,12 +78,33 @@ def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
             )
 
 
+class _Readable(Protocol):
+    def readline(self, size: int, /) -> bytes:
+        """Return what is left up to the next line feed, at most so many bytes."""
+
+
+def _pieces(file: _Readable) -> Iterator[bytes]:
+    """Yield lines with their ends, LF, CRLF or CR, and a line that is too long in pieces."""
+    rest = b""
+    while piece := file.readline(_LINE_BYTES):
+        piece, start = rest + piece, 0
+        for end in _CR_ALONE.finditer(piece) if b"\r" in piece else ():
+            yield piece[start : end.end()]
+            start = end.end()
+        rest = piece[start:]
+        if start == 0 or rest.endswith(b"\n"):
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
 def _passed_over(pieces: Iterator[bytes]) -> int:
     """Go on to the end of a line that is not kept; return how many bytes that took."""
     size = 0
     for piece in pieces:
         size += len(piece)
-        if piece.endswith(b"\n"):
+        if piece.endswith(_LINE_ENDS):
             break
     return size
 

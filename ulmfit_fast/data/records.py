@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ulmfit_fast.data.bad_rows import BadRows
+from ulmfit_fast.data.columns import checked_record, column_positions
 from ulmfit_fast.data.lines import ZIPPED, Line, decoded_lines, numbered_lines
 from ulmfit_fast.data.rules import SURROGATE
 
 __all__ = [
     "READABLE",
-    "checked_values",
     "csv_rows",
     "kind_of",
-    "missing_column",
     "read_records",
     "read_whole",
     "unit_of",
@@ -31,8 +27,6 @@ READABLE = (".txt", ".csv", ".jsonl", ".parquet")
 # What is longer lacks the quote at its end. Memory stays bounded.
 _CSV_FIELD_CHARACTERS = 2**27
 _RAISING = BadRows()
-# Of the columns of a file; a damaged record can have any number.
-_SHOWN = 20
 
 
 def kind_of(name: str | Path) -> str:
@@ -65,7 +59,7 @@ def read_records(
 
     Raises:
         ImportError: for a .parquet file if the package pyarrow is missing.
-        ValueError: if the file lacks a column.
+        ValueError: if the file lacks a column, or has it more than once.
     """
     readers: dict[str, Callable[..., Iterator[tuple[int, tuple[Any, ...]]]]]
     readers = {".csv": _csv_records, ".jsonl": _json_records, ".parquet": _parquet_records}
@@ -121,10 +115,7 @@ def _csv_records(
     _, header = next(rows, (0, None))
     if header is None:
         return
-    for column in columns:
-        if column not in header:
-            raise ValueError(missing_column(path, column, header))
-    positions = [header.index(column) for column in columns]
+    positions = column_positions(path, columns, header)
     for line, row in rows:
         if len(row) == len(header):
             yield line, tuple(row[position] for position in positions)
@@ -223,17 +214,30 @@ def _json_records(
         yield number, values
 
 
+class _Repeating(dict[str, Any]):
+    """An object with a key more than once, of which a dict keeps the last."""
+
+    names: list[str]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        record = _Repeating(record)
+        record.names = [name for name, _ in pairs]
+    return record
+
+
 def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ...]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON ({error}); one object a line") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {line.strip()!r:.60}, expected a JSON object")
-    for column in columns:
-        if column not in record:
-            raise ValueError(missing_column(where, column, list(record)))
-    values = checked_values(where, columns, [record[column] for column in columns])
+    if isinstance(record, _Repeating):
+        column_positions(where, columns, record.names)
+    values = checked_record(where, columns, record)
     if "\\u" not in line:
         return values
     if any(isinstance(label, str) and SURROGATE.search(label) for label in values[1:]):
@@ -243,32 +247,3 @@ def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ..
         )
     # Half a character, where an emoji was cut in two, cannot be written in UTF-8.
     return (SURROGATE.sub("\ufffd", values[0]), *values[1:])
-
-
-def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return a text and perhaps a label as plain str and int.
-
-    Raises:
-        ValueError: for a text that is no string, or a label that is neither string nor integer.
-    """
-    if type(values[0]) is str and all(type(value) in (str, int) for value in values[1:]):
-        return tuple(values)
-    checked: list[str | int] = []
-    for column, value in zip(columns, values, strict=True):
-        # NumPy's integers are none of Python's, its strings are.
-        if isinstance(value, np.integer) and checked:
-            value = int(value)
-        allowed = (str, int) if checked else (str,)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise ValueError(
-                f"{where}: {column!r} is {value!r:.60}, expected "
-                f"{'a string or an integer' if checked else 'a string'}; mend or drop the row"
-            )
-        checked.append(str(value) if isinstance(value, str) else value)
-    return tuple(checked)
-
-
-def missing_column(where: object, column: str, present: Iterable[object]) -> str:
-    """Return the sentence that says which columns there are instead."""
-    names = ", ".join(f"{name!r:.60}" for name in itertools.islice(present, _SHOWN)) or "none"
-    return f"{where} has no column {column!r}; its columns are {names}; pass the name of one"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulmfit_fast.data.bad_rows import BadRows
-from ulmfit_fast.data.records import checked_values, missing_column
+import numpy as np
 
-__all__ = ["check_one_split", "is_table", "parquet_records", "table_records"]
+from ulmfit_fast.data.bad_rows import BadRows
+from ulmfit_fast.data.columns import checked_values, column_positions, shown
+
+__all__ = ["column_values", "is_table", "parquet_records", "table_records"]
 
 # At a time at most, so that memory does not grow with the table, nor with the length of its texts.
 _ROWS = 1_000
@@ -19,30 +21,32 @@ _BYTES = 2**24
 
 
 def is_table(source: object) -> bool:
-    """Tell whether something has named columns: a dataset, an Arrow table or a data frame.
+    """Tell whether something has named columns: a dataset, an Arrow table, a frame, a mapping.
 
     >>> is_table(["a text"]), is_table({"text": ["a text"]})
-    (False, False)
+    (False, True)
     """
-    if isinstance(source, (str, bytes, Mapping, list, tuple)):
-        return False
-    return hasattr(source, "column_names") or (
-        hasattr(source, "columns") and hasattr(source, "__getitem__")
+    if isinstance(source, np.ndarray):
+        return source.dtype.names is not None
+    return (
+        isinstance(source, Mapping)
+        or _has(source, "column_names")
+        or _has(source, "columns", "__getitem__")
+        or _is_arrow(source)
     )
 
 
-def check_one_split(source: object) -> None:
-    """Refuse a dictionary of datasets, which has several sets of rows.
+def _has(source: object, *names: str) -> bool:
+    # Of the object itself a column of that name would be an attribute as well.
+    return all(hasattr(type(source), name) for name in names)
 
-    Raises:
-        TypeError: if source is one.
-    """
-    if isinstance(source, Mapping) and hasattr(source, "column_names"):
-        names = ", ".join(repr(name) for name in source)
-        raise TypeError(
-            f"source is a {type(source).__name__} with the splits {names}, expected one of them; "
-            "pass source[name]"
-        )
+
+def _is_arrow(source: object) -> bool:
+    return (
+        _has(source, "schema", "num_columns", "slice")
+        or _has(source, "schema", "read_next_batch")
+        or _has(source, "schema", "scanner")
+    )
 
 
 def table_records(
@@ -55,21 +59,102 @@ def table_records(
     Args:
         source: what `is_table` accepts.
         columns: the column of the text, and that of the label if it is wanted.
-        bad: takes the rows whose text is not a string, or whose label is not one nor an integer.
+        bad: takes the rows whose text is not a string, or whose label is none.
 
     Raises:
-        ValueError: if a column is missing.
+        TypeError: for a dictionary of datasets, which has several sets of rows, or a column that
+            is no list of values.
+        ValueError: if a column is missing, or there more than once.
     """
-    if hasattr(source, "iter"):
-        batches = _dataset_batches(source, columns)
-    elif hasattr(source, "to_batches"):
-        _require_columns(source, columns, source.column_names)
-        batches = _arrow_columns(source.select(list(columns)).to_batches(_ROWS))
-    else:
-        _require_columns(source, columns, source.columns)
-        batches = iter([[source[column] for column in columns]])
-    names = _class_names(getattr(source, "features", None), columns)
-    yield from _rows(f"the {type(source).__name__}", columns, batches, names, bad)
+    batches, features = _opened(source, columns)
+    names = _class_names(features, columns[-1]) if len(columns) > 1 else None
+    return _rows(_name(source), columns, batches, names, bad)
+
+
+def column_values(source: Any, column: str) -> Iterable[Any]:
+    """Return the values of a column: one that stands alone, or that of this name in a table.
+
+    >>> list(column_values({"text": ["a", "b"]}, "text")), column_values(["a"], "text")
+    (['a', 'b'], ['a'])
+
+    Args:
+        source: what `is_table` accepts, or any iterable.
+        column: which one of a table.
+
+    Returns:
+        Python's or NumPy's values; a class with a name comes out as that name.
+
+    Raises:
+        TypeError: as for `table_records`.
+        ValueError: as for `table_records`.
+    """
+    if is_table(source):
+        batches, features = _opened(source, [column])
+        names = _class_names(features, column)
+        values = itertools.chain.from_iterable(batch[0] for batch in batches)
+        if names is None:
+            return values
+        return (
+            _class_name(f"{_name(source)}, row {row}", column, value, names)
+            if isinstance(value, int)
+            else value
+            for row, value in enumerate(values)
+        )
+    found: Iterable[Any] = _values(source) if _has(source, "to_pylist") else source
+    return found
+
+
+def _name(source: object) -> str:
+    return f"the {type(source).__name__}"
+
+
+def _opened(source: Any, columns: Sequence[str]) -> tuple[Iterator[list[Any]], Any]:
+    """Return the values of the wanted columns, batch by batch, and what is known of classes."""
+    where = _name(source)
+    if isinstance(source, Mapping) and _has(source, "column_names"):
+        names = ", ".join(repr(name) for name in source)
+        raise TypeError(
+            f"source is a {type(source).__name__} with the splits {names}, expected one of them; "
+            "pass source[name]"
+        )
+    if isinstance(source, Mapping):
+        column_positions(where, columns, list(source))
+        found = [list(_column(where, column, source[column])) for column in columns]
+        if len({len(values) for values in found}) > 1:
+            lengths = " and ".join(
+                f"{len(values)} values in {column!r}"
+                for column, values in zip(columns, found, strict=True)
+            )
+            raise ValueError(f"{where} has {lengths}, expected as many; fill in what is missing")
+        return iter([found]), None
+    if isinstance(source, np.ndarray):
+        column_positions(where, columns, source.dtype.names or ())
+        return iter([[source[column].tolist() for column in columns]]), None
+    if _has(source, "column_names", "iter"):
+        return _dataset_batches(source, columns), source.features
+    if _is_arrow(source):
+        return _arrow_batches(source, columns), None
+    if _has(source, "collect", "collect_schema"):
+        column_positions(where, columns, source.collect_schema().names())
+        from polars import selectors
+
+        # A plain name could be a pattern.
+        source = source.select(selectors.by_name(*columns)).collect()
+    column_positions(where, columns, list(source.columns))
+    return iter([[_column(where, column, source[column]) for column in columns]]), None
+
+
+def _column(where: str, name: str, values: Any) -> Iterable[Any]:
+    is_iterable = isinstance(values, Iterable)
+    if isinstance(values, (str, bytes)) or is_table(values) or not is_iterable:
+        raise TypeError(
+            f"{where} has {shown(values)} ({type(values).__name__}) in {name!r}, expected a list "
+            "of values"
+        )
+    if _has(values, "hasnans", "convert_dtypes") and values.dtype.kind == "f" and values.hasnans:
+        # Integers, of which a missing one has made floats.
+        values = values.convert_dtypes()
+    return column_values(values, name)
 
 
 def parquet_records(
@@ -87,7 +172,7 @@ def parquet_records(
 
     Raises:
         ImportError: if the package pyarrow is missing.
-        ValueError: if a column is missing.
+        ValueError: if a column is missing, or there more than once.
     """
     try:
         import pyarrow
@@ -104,8 +189,8 @@ def parquet_records(
         bad.meet(_damaged(f"{path} is no whole Parquet file", error))
         return
     with file:
-        _require_columns(path, columns, present)
-        names = _class_names(_written_features(metadata), columns)
+        column_positions(path, columns, present)
+        names = _class_names(_written_features(metadata), columns[1]) if len(columns) > 1 else None
         first = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group)
@@ -115,9 +200,8 @@ def parquet_records(
                 columns=list(dict.fromkeys(columns)),
             )
             try:
-                yield from _rows(
-                    str(path), columns, _arrow_columns(batches, columns), names, bad, first
-                )
+                found = _arrow_columns(path, columns, batches)
+                yield from _rows(str(path), columns, found, names, bad, first)
             except damage as error:
                 where = f"{path}, row group {group} (rows {first} to {first + rows.num_rows - 1})"
                 bad.meet(_damaged(f"{where}: cannot be read to its end", error))
@@ -132,19 +216,39 @@ def _damaged(what: str, error: Exception) -> ValueError:
 
 
 def _dataset_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]:
+    where = _name(source)
     if source.column_names is not None:
-        _require_columns(source, columns, source.column_names)
+        column_positions(where, columns, source.column_names)
         # Neither other columns nor another format need be made.
         source = source.select_columns(list(dict.fromkeys(columns))).with_format(None)
-    for batch in source.iter(_ROWS):
-        _require_columns(source, columns, batch)
-        yield [batch[column] for column in columns]
+
+    def batches() -> Iterator[list[Any]]:
+        for batch in source.iter(_ROWS):
+            column_positions(where, columns, list(batch))
+            yield [batch[column] for column in columns]
+
+    return batches()
 
 
-def _arrow_columns(batches: Any, columns: Sequence[str] | None = None) -> Iterator[list[Any]]:
+def _arrow_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]:
+    where = _name(source)
+    column_positions(where, columns, source.schema.names)
+    if _has(source, "scanner"):
+        # Of the files behind it no other column need be read.
+        batches = source.to_batches(columns=list(dict.fromkeys(columns)))
+    else:
+        batches = source if _has(source, "read_next_batch") else [source]
+    return _arrow_columns(where, columns, batches)
+
+
+def _arrow_columns(
+    where: object, columns: Sequence[str], batches: Iterable[Any]
+) -> Iterator[list[Any]]:
     for batch in batches:
-        names = batch.schema.names if columns is None else columns
-        yield [_values(batch.column(batch.schema.get_field_index(name))) for name in names]
+        positions = column_positions(where, columns, batch.schema.names)
+        for start in range(0, batch.num_rows, _ROWS):
+            part = batch.slice(start, _ROWS)
+            yield [_values(part.column(position)) for position in positions]
 
 
 def _values(column: Any) -> list[Any]:
@@ -161,13 +265,6 @@ def _value(scalar: Any) -> Any:
     except UnicodeDecodeError as error:
         # As bytes it is refused like any other value that is no string.
         return error.object
-
-
-def _require_columns(source: object, columns: Sequence[str], present: Any) -> None:
-    for column in columns:
-        if column not in list(present):
-            where = source if isinstance(source, Path) else f"the {type(source).__name__}"
-            raise ValueError(missing_column(where, column, present))
 
 
 def _rows(
@@ -200,11 +297,11 @@ def _class_name(place: str, column: str, number: int, names: list[str]) -> str:
     return names[number]
 
 
-def _class_names(features: Any, columns: Sequence[str]) -> list[str] | None:
+def _class_names(features: Any, column: str) -> list[str] | None:
     """Return the names of the label's classes, if the table knows them."""
-    if len(columns) < 2 or not features or columns[1] not in features:
+    if not features or column not in features:
         return None
-    feature = features[columns[1]]
+    feature = features[column]
     names = (
         feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
     )

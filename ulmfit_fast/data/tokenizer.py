@@ -121,16 +121,19 @@ class Tokenizer:
         kind: Kind = "word",
         max_vocab: int = 60_000,
         min_freq: int = 3,
+        *,
+        text_column: str = "text",
     ) -> Tokenizer:
         """Learn a vocabulary from texts; the same texts give the same vocabulary.
 
         Args:
-            texts: any iterable of strings, read once.
+            texts: any iterable of strings, read once; or a table, as for `read_texts`.
             kind: "word"; "subword", a unigram model after NFKC, which also serves languages
                 written without blanks; or "spacy".
             max_vocab: largest number of words or pieces, the nine specials among them. For
                 subwords 15,000 to 30,000 are usual.
             min_freq: a word with fewer occurrences is left out; without effect on subwords.
+            text_column: column of a table.
 
         Returns:
             A tokenizer with that vocabulary.
@@ -138,7 +141,8 @@ class Tokenizer:
         Raises:
             ImportError: if the package of that kind is missing.
             TypeError: if texts is one string, or one of the texts is no string.
-            ValueError: if there are no texts, no word is frequent enough, or an option is wrong.
+            ValueError: if there are no texts, no word is frequent enough, or an option is wrong; or
+                if a table does not have the column exactly once.
         """
         if kind not in TRAINABLE_KINDS:
             raise ValueError(
@@ -146,7 +150,7 @@ class Tokenizer:
                 "in by Tokenizer.from_huggingface"
             )
         check_vocabulary_limits(max_vocab, min_freq, name="max_vocab")
-        checked = CheckedTexts(texts)
+        checked = CheckedTexts(texts, text_column)
         if kind == "subword":
             ruled = prepared_for_subwords(checked)
             result = cls._from_pieces(huggingface.train_subword_pieces(ruled, max_vocab))
@@ -180,20 +184,23 @@ class Tokenizer:
         """
         return self._engine.tokens(text)
 
-    def encode_batch(self, texts: Iterable[str]) -> list[Ids]:
+    def encode_batch(self, texts: Iterable[str], *, text_column: str = "text") -> list[Ids]:
         """Turn texts into ids.
 
         Args:
-            texts: any iterable of strings; an empty string gives `[xxbos]`.
+            texts: any iterable of strings, or a table, as for `read_texts`; an empty string gives
+                `[xxbos]`.
+            text_column: column of a table.
 
         Returns:
             For each text int32 ids of shape `(N,)`, `xxbos` (2) first.
 
         Raises:
             TypeError: if texts is one string, or one of the texts is no string.
+            ValueError: if a table does not have the column exactly once.
         """
-        encode = self.encoder()
-        return [ids for block in text_blocks(CheckedTexts(texts)) for ids in encode(block)]
+        encode, checked = self.encoder(), CheckedTexts(texts, text_column)
+        return [ids for block in text_blocks(checked) for ids in encode(block)]
 
     def encoder(self) -> Encoder:
         """Return a function that encodes a list of texts and remembers the words it has met.

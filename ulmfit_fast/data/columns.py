@@ -1,0 +1,171 @@
+"""Which column is meant, and what may stand in it: the same for files, tables and records."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Label",
+    "LabelKinds",
+    "MissingLabelError",
+    "checked_record",
+    "checked_values",
+    "column_positions",
+    "is_missing",
+    "missing_label",
+    "shown",
+]
+
+Label = str | int
+# Of the columns of a file; a damaged record can have any number.
+_SHOWN = 100
+
+
+class MissingLabelError(TypeError, ValueError):
+    """A row without a label; of both kinds, since it is a wrong type as well as a wrong value."""
+
+
+def column_positions(where: object, wanted: Sequence[Any], present: Collection[Any]) -> list[int]:
+    """Return where the wanted columns stand; each has to be there once.
+
+    >>> column_positions("a.csv", ["text", "label"], ["id", "label", "text"])
+    [2, 1]
+    >>> column_positions("a.csv", ["text"], ["Text "])
+    Traceback (most recent call last):
+    ...
+    ValueError: a.csv has no column 'text'; its columns are 'Text '; pass the name of one, such as \
+'Text '
+
+    Args:
+        where: what has the columns, for the error.
+        wanted: names of columns, those of a frame may be numbers or tuples.
+        present: the names of all columns, in their order.
+
+    Raises:
+        ValueError: if a name is missing or occurs more than once; it names all columns.
+    """
+    found: dict[Any, list[int]] = {}
+    # Looked up by hash: some names, such as pandas.NA, have no truth when they are compared.
+    for position, name in enumerate(present):
+        found.setdefault(name, []).append(position)
+    for column in wanted:
+        count = len(found.get(column, ())) if isinstance(column, Hashable) else 0
+        if count != 1:
+            names = ", ".join(f"{name!r:.60}" for name in list(present)[:_SHOWN]) or "none"
+            more = f" and {len(present) - _SHOWN:,} more" if len(present) > _SHOWN else ""
+            if count:
+                has, mend = f"the column {column!r} {count} times", "rename or drop all but one"
+            else:
+                has, mend = f"no column {column!r}", f"pass the name of one{_near(column, found)}"
+            raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
+    return [found[column][0] for column in wanted]
+
+
+def _near(column: Any, names: Collection[Any]) -> str:
+    near = [f"{name!r:.60}" for name in names if _folded(name) == _folded(column)]
+    return f", such as {' or '.join(near[:3])}" if near else ""
+
+
+def _folded(name: Any) -> str:
+    return "".join(str(name).replace("\ufeff", "").split()).casefold()
+
+
+def checked_record(
+    where: str, columns: Sequence[str], record: Mapping[Any, Any]
+) -> tuple[Any, ...]:
+    """Return the text of a record with keys, and perhaps its label; see `checked_values`.
+
+    Raises:
+        ValueError: if a key is missing.
+    """
+    values = [record[column] for column in columns if column in record]
+    if len(values) < len(columns):
+        column_positions(where, columns, list(record))
+    return checked_values(where, columns, values)
+
+
+def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a text and perhaps a label as plain str, int and bool.
+
+    Raises:
+        ValueError: for a text that is no string, or a label that is none of the three.
+    """
+    if type(values[0]) is str and all(type(value) in (str, int, bool) for value in values[1:]):
+        return tuple(values)
+    if not isinstance(values[0], str):
+        raise ValueError(
+            f"{where}: {columns[0]!r} is {shown(values[0])}, expected a string; mend or drop the "
+            "row"
+        )
+    checked: list[str | int] = [str(values[0])]
+    for column, value in zip(columns[1:], values[1:], strict=True):
+        # NumPy's strings are Python's as well, its integers and booleans are not.
+        if isinstance(value, (np.integer, np.bool_)):
+            value = value.item()
+        if is_missing(value):
+            raise missing_label(f"{where}: {column!r}", value)
+        if not isinstance(value, (str, int)):
+            raise ValueError(
+                f"{where}: {column!r} is {shown(value)}, expected a string, an integer or a bool; "
+                "mend or drop the row"
+            )
+        checked.append(str(value) if isinstance(value, str) else value)
+    return tuple(checked)
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether a label is not there: None, NaN, NaT, pandas.NA or an empty string.
+
+    >>> is_missing(float("nan")), is_missing(""), is_missing(0), is_missing(False)
+    (True, True, False, False)
+    """
+    if value is None or isinstance(value, str):
+        return not value
+    if hasattr(type(value), "__len__"):
+        return False
+    try:
+        # NaN and NaT differ from themselves.
+        return bool(value != value)
+    except TypeError:
+        # pandas.NA, of which nobody knows whether it does.
+        return True
+
+
+def missing_label(where: str, value: Any) -> MissingLabelError:
+    """Return the error of a row without a label."""
+    what = "empty" if isinstance(value, str) else shown(value)
+    return MissingLabelError(f"{where} is {what}, expected a label; fill it in or drop the row")
+
+
+def shown(value: object) -> str:
+    """Return the start of a value's repr, in one line.
+
+    >>> shown(np.eye(2))
+    'array([[1., 0.], [0., 1.]])'
+    """
+    return " ".join(line.strip() for line in f"{value!r:.60}".splitlines())
+
+
+class LabelKinds:
+    """Remembers how each class was written first: 1, "1" and True are not the same class.
+
+    >>> kinds = LabelKinds()
+    >>> kinds.other(1, "row 0"), kinds.other(2, "row 1"), kinds.other("1", "row 2")
+    (None, None, (1, 'row 0'))
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Label, str]] = {}
+
+    def other(self, label: Label, place: str) -> tuple[Label, str] | None:
+        """Return the label that looks like this one but is another, and where it stands."""
+        # True and 1 are equal, so that one would count as the other.
+        names = (str(label), str(int(label))) if isinstance(label, bool) else (str(label),)
+        for name in names:
+            first, where = self._seen.setdefault(name, (label, place))
+            if type(first) is not type(label):
+                return first, where
+        return None
