@@ -73,7 +73,7 @@ def test_a_word_of_millions_of_letters_is_cut(monkeypatch) -> None:
 
 
 def test_long_chunks_are_not_remembered() -> None:
-    encode = Tokenizer.train(["ab cd"], min_freq=1).encoder()
+    encode = Tokenizer.train(["ab cd"], min_freq=1)._engine.encoder()
     first = encode(["ab " + "x" * 50 + " " + "cd," * 100])[0].tolist()
     assert max(len(chunk) for chunk in encode._known if isinstance(chunk, str)) == 50
     assert encode(["ab " + "x" * 50 + " " + "cd," * 100])[0].tolist() == first

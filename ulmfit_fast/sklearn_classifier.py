@@ -225,6 +225,25 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model: ULMFiT = self.model_
         return model.predict_proba(_texts(X), batch_size=self.batch_size or _PREDICT_BATCH)
 
+    def score(self, X: Iterable[str], y: Any, sample_weight: Any = None) -> float:
+        """Return the share of texts whose most probable label is the given one.
+
+        Args:
+            X: texts, `(N,)`.
+            y: labels, `(N,)`, as for `fit`.
+            sample_weight: what each text counts, `(N,)`; None counts them alike.
+
+        Returns:
+            From 0 to 1.
+
+        Raises:
+            NotFittedError: if `fit` has not been called.
+            TypeError: if X does not hold strings.
+            ValueError: if a label is missing.
+        """
+        check_is_fitted(self)
+        return float(super().score(X, _labels(y), sample_weight))
+
     def __sklearn_tags__(self) -> Any:
         """Tell scikit-learn that X is a column of strings."""
         tags = super().__sklearn_tags__()

@@ -10,11 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ulmfit_fast.data.columns import shown
+from ulmfit_fast.data.tables import is_table
 from ulmfit_fast.data.token_store import TokenStream
 
 __all__ = [
     "Document",
     "LMBatches",
+    "check_documents",
     "check_positive",
     "concatenate_documents",
     "random_lengths",
@@ -37,8 +40,10 @@ def concatenate_documents(docs: Sequence[Document], seed: int | None = None) -> 
         int64 of shape `(N,)`.
 
     Raises:
+        TypeError: if docs is a table.
         ValueError: if there are no tokens.
     """
+    check_documents(docs)
     order: Sequence[int] = range(len(docs))
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
@@ -202,6 +207,19 @@ def _checked_ids(ids: Tensor | npt.NDArray[np.integer[Any]]) -> Tensor:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"ids has dtype {ids.dtype}, expected an integer dtype")
     return ids
+
+
+def check_documents(docs: object) -> None:
+    """Refuse a table, which is read by its columns where texts are wanted, but holds no ids.
+
+    Raises:
+        TypeError: if it is one.
+    """
+    if is_table(docs):
+        raise TypeError(
+            f"the documents are {shown(docs)} ({type(docs).__name__}), expected the token ids of "
+            "each; pass tokenizer.encode_batch(table)"
+        )
 
 
 def check_positive(**sizes: int) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ulmfit_fast.data.batches import Document, check_positive
+from ulmfit_fast.data.batches import Document, check_documents, check_positive
 
 __all__ = ["ClassifierBatch", "ClassifierBatches"]
 
@@ -59,7 +59,7 @@ class ClassifierBatches:
         seed: of that order.
 
     Raises:
-        TypeError: if the labels are no integers.
+        TypeError: if the labels are no integers, or docs is a table.
         ValueError: if there are not as many labels as texts, or batch_size is below 1.
     """
 
@@ -74,6 +74,7 @@ class ClassifierBatches:
         seed: int = 0,
     ) -> None:
         check_positive(batch_size=batch_size)
+        check_documents(docs)
         self._docs = docs
         self._labels = None if labels is None else _checked_labels(labels, len(docs))
         self.batch_size = batch_size

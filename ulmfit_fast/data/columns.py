@@ -102,8 +102,7 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
         )
     checked: list[str | int] = [str(values[0])]
     for column, value in zip(columns[1:], values[1:], strict=True):
-        # NumPy's strings are Python's as well, its integers and booleans are not.
-        if isinstance(value, (np.integer, np.bool_)):
+        if isinstance(value, np.generic):
             value = value.item()
         if is_missing(value):
             raise missing_label(f"{where}: {column!r}", value)
@@ -112,7 +111,7 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
                 f"{where}: {column!r} is {shown(value)}, expected a string, an integer or a bool; "
                 "mend or drop the row"
             )
-        checked.append(str(value) if isinstance(value, str) else value)
+        checked.append(value)
     return tuple(checked)
 
 

@@ -231,9 +231,11 @@ def _dataset_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]
 
 
 def _arrow_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]:
-    where = _name(source)
-    column_positions(where, columns, source.schema.names)
+    where, names = _name(source), source.schema.names
+    column_positions(where, columns, names)
     if _has(source, "scanner"):
+        # It cannot be scanned where any name repeats, also one that is not wanted.
+        column_positions(where, names, names)
         # Of the files behind it no other column need be read.
         batches = source.to_batches(columns=list(dict.fromkeys(columns)))
     else:

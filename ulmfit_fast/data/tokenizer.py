@@ -199,7 +199,7 @@ class Tokenizer:
             TypeError: if texts is one string, or one of the texts is no string.
             ValueError: if a table does not have the column exactly once.
         """
-        encode, checked = self.encoder(), CheckedTexts(texts, text_column)
+        encode, checked = self._engine.encoder(), CheckedTexts(texts, text_column)
         return [ids for block in text_blocks(checked) for ids in encode(block)]
 
     def encoder(self) -> Encoder:
@@ -212,7 +212,8 @@ class Tokenizer:
         >>> [ids.tolist() for ids in encode(["cat", "a cat"])]
         [[2, 9], [2, 0, 9]]
         """
-        return self._engine.encoder()
+        encode = self._engine.encoder()
+        return lambda texts: encode(list(CheckedTexts(texts)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids back into text as far as the rules can be undone.
