@@ -24,6 +24,20 @@ def write(path: Path, content: str | bytes) -> Path:
         pytest.param("a.csv", 'text\n"one\ntwo ""x"""\n', ['one\ntwo "x"'], id="csv-quoted"),
         pytest.param("a.csv", b"\xef\xbb\xbftext,n\r\na,1\r\n", ["a"], id="csv-bom"),
         pytest.param("a.jsonl", '{"text": "a\\nb"}\n\n{"text": ""}', ["a\nb", ""], id="jsonl"),
+        pytest.param("a.txt", "one\r\r \rtwo\rthree\r", ["one", "two", "three"], id="txt-cr"),
+        pytest.param("a.txt", "one\rtwo\nthree\r\nfour", "one two three four".split(), id="mixed"),
+        pytest.param(
+            "a.txt", "one\r\ntwo\rthree\r\r\nfour", "one two three four".split(), id="odd"
+        ),
+        pytest.param("a.txt", b"\xef\xbb\xbfone\rtwo", ["one", "two"], id="txt-bom-cr"),
+        pytest.param(
+            "a.txt", "a\x0bb\x0cc\x85d\u2028e\rf", ["a\x0bb\x0cc\x85d\u2028e", "f"], id="vt"
+        ),
+        pytest.param("a.csv", 'id,text\r1,"a, b"\r\r2,\r', ["a, b", ""], id="csv-cr"),
+        pytest.param("a.csv", 'text,n\n"one\rtwo\r\nthree",1\n', ["one\rtwo\r\nthree"], id="csv-q"),
+        pytest.param("a.csv", 'text\r"one\rtwo"\rthree\r', ["one\rtwo", "three"], id="csv-q-cr"),
+        pytest.param("a.jsonl", '{"text": "a\\r"}\r{"text": "b"}\r', ["a\r", "b"], id="jsonl-cr"),
+        pytest.param("a.txt.gz", gzip.compress(b"one\rtwo\r"), ["one", "two"], id="txt-gz-cr"),
         pytest.param("a.txt.gz", gzip.compress(b"one\n\ntwo"), ["one", "two"], id="txt-gz"),
         pytest.param("a.csv.GZ", gzip.compress(b'text\n"a\nb"\n'), ["a\nb"], id="csv-gz"),
         pytest.param("a.jsonl.gz", gzip.compress(b'{"text": "a"}'), ["a"], id="jsonl-gz"),
@@ -223,6 +237,20 @@ def test_bad_folders(tmp_path: Path, names: list[str], message: str) -> None:
         list(read_texts(tmp_path))
     with pytest.raises(ValueError, match=message):
         read_labelled(tmp_path)
+
+
+def test_a_text_of_its_own_file_keeps_its_line_ends(tmp_path: Path) -> None:
+    text = "first\rsecond\r\n\rthird\nlast\r"
+    write(tmp_path / "pos" / "a.txt", text)
+    assert list(read_texts(tmp_path)) == [text]
+    assert read_labelled(tmp_path) == ([text], ["pos"])
+
+
+def test_errors_count_lines_that_end_with_a_carriage_return(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"one\rtwo\rcaf\xe9\rfour\r")
+    with pytest.raises(ValueError, match=r"a.txt, line 3: byte 0xe9 is not UTF-8 .offset 11 of"):
+        list(read_texts(path))
+    assert list(read_texts(path, on_error="skip")) == ["one", "two", "four"]
 
 
 def test_folders_are_the_labels_of_their_files(tmp_path: Path) -> None:

@@ -23,6 +23,25 @@ def test_a_line_above_the_limit(tmp_path: Path, monkeypatch) -> None:
         list(read_texts(path))
 
 
+def test_lines_that_a_carriage_return_ends_have_the_same_limit(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lines, "_LINE_BYTES", 100)
+    path = tmp_path / "a.txt"
+    short = [f"text {number}" + "z" * (number % 40) for number in range(200)]
+    path.write_bytes("\r".join(short).encode() + b"\r")
+    assert path.stat().st_size > 20 * 100 and list(read_texts(path)) == short
+    path.write_bytes(b"first\r" + b"x" * 99 + b"\r" + b"y" * 450 + b"\rlast\r")
+    with pytest.raises(ValueError, match=r"line 3: longer than 100 bytes, expected a text; put"):
+        list(read_texts(path))
+    assert list(read_texts(path, on_error="skip")) == ["first", "x" * 99, "last"]
+    # The end of a line may fall on the end of what is read at once.
+    for size in range(90, 100):
+        texts = ["a" * size, "b", "c" * (99 - size), "d" * 150 + "e" * size, "f"]
+        for end in ("\r", "\r\n", "\n"):
+            path.write_bytes("".join(text + end for text in texts).encode())
+            expected = [text for text in texts if text and len(text) < 150]
+            assert list(read_texts(path, on_error="skip")) == expected
+
+
 LONG_LINE = """
 import resource, sys, time
 from pathlib import Path

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
@@ -140,6 +142,73 @@ def test_labels_of_any_kind(labels: list, classes: list) -> None:
     model = new().fit(np.array(TEXTS), y)
     assert model.classes_.tolist() == classes and model.classes_.dtype == y.dtype
     assert model.predict(TEXTS).dtype == y.dtype and model.score(TEXTS, y) == 1.0
+
+
+MISSING = [None, float("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), ""]
+
+
+@pytest.mark.parametrize("missing", MISSING, ids=repr)
+def test_a_missing_label_is_named_with_its_row(fitted: ULMFiTClassifier, missing) -> None:
+    what = "empty" if isinstance(missing, str) else ".*"
+    labels = [*LABELS[:19], missing]
+    for y in (labels, pd.Series(labels), pd.Series(labels, dtype=object), np.array(labels, object)):
+        for use in (new().fit, fitted.score):
+            with pytest.raises(
+                ValueError, match=rf"y\[19\] is {what}, expected a label; fill it in"
+            ):
+                use(TEXTS[:20], y)
+
+
+def test_a_missing_label_among_numbers_or_in_a_frame_is_named() -> None:
+    numbers = pd.Series([1, 0] * 9 + [1, None])
+    for y in (numbers, numbers.convert_dtypes(), numbers.to_numpy(), pa.array([1, 0, None])):
+        with pytest.raises(ValueError, match=r"y\[(19|2)\] is (nan|<NA>|None), expected a label"):
+            new().fit(TEXTS[: len(y)], y)
+    frame = pd.DataFrame({"label": ["good", "bad", None]})
+    with (
+        pytest.warns(UserWarning, match="column-vector"),
+        pytest.raises(ValueError, match=r"y\[2\] is (nan|None), expected a label"),
+    ):
+        new().fit(TEXTS[:3], frame)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        [True, False] * 30,
+        np.array([True, False] * 30, dtype=object),
+        pd.Series([True, False] * 30),
+        pd.Series([True, False] * 30, dtype="boolean"),
+        pd.Series([True, False] * 30, dtype=object),
+        pd.Series([True, False] * 30, dtype="category"),
+        pa.array([True, False] * 30),
+        pa.chunked_array([[True, False]] * 30),
+    ],
+    ids=lambda y: f"{type(y).__name__}-{getattr(y, 'dtype', '')}",
+)
+def test_booleans_are_labels_in_every_column(y) -> None:
+    model = new().fit(TEXTS, y)
+    assert model.classes_.dtype == bool and model.classes_.tolist() == [False, True]
+    assert model.predict(TEXTS[:2]).tolist() == [True, False] and model.score(TEXTS, y) == 1.0
+    assert model.model_.labels == [False, True]
+
+
+def test_a_table_is_read_by_its_column_of_texts(fitted: ULMFiTClassifier) -> None:
+    frame = pd.DataFrame({"label": LABELS, "text": TEXTS})
+    for table in (frame, frame[["text"]], pa.table(frame), {"text": TEXTS}):
+        found = new().fit(table, LABELS)
+        assert found.predict(table).tolist() == fitted.predict(TEXTS).tolist()
+        assert np.array_equal(found.predict_proba(table), fitted.predict_proba(TEXTS))
+        assert found.score(table, LABELS) == 1.0
+    assert cross_val_score(new(), frame, frame["label"], cv=2).mean() > 0.9
+    twice = pd.concat([frame, frame], axis=1)
+    for use in (lambda X: new().fit(X, LABELS), fitted.predict, fitted.predict_proba):
+        with pytest.raises(ValueError, match="the column 'text' 2 times; its columns are 'label'"):
+            use(twice)
+        with pytest.raises(ValueError, match="no column 'text'; its columns are 'label'; pass the"):
+            use(frame[["label"]])
+        with pytest.raises(ValueError, match="X has 0 samples, expected at least one text"):
+            use(frame[:0])
 
 
 def test_a_label_never_seen_counts_as_wrong(fitted: ULMFiTClassifier) -> None:

@@ -145,6 +145,7 @@ def shown(value: object) -> str:
     >>> shown(np.eye(2))
     'array([[1., 0.], [0., 1.]])'
     """
+    value = value.item() if isinstance(value, np.generic) else value
     return " ".join(line.strip() for line in f"{value!r:.60}".splitlines())
 
 
