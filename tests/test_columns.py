@@ -14,8 +14,9 @@ import pytest
 import torch
 from pyarrow import dataset as arrow_datasets
 from pyarrow import parquet
+from typer.testing import CliRunner
 
-from ulmfit_fast import ULMFiT
+from ulmfit_fast import ULMFiT, cli
 from ulmfit_fast.data import (
     ClassifierBatches,
     Tokenizer,
@@ -381,6 +382,30 @@ def test_booleans_come_back(model: ULMFiT, tmp_path: Path) -> None:
     assert json.loads(json.dumps(found)) == found == model.predict(TEXTS)
     assert loaded.explain(TEXTS[:1], True)[0].label is True
     assert Ensemble([loaded]).predict(TEXTS) == found
+
+
+def test_booleans_on_the_command_line(model: ULMFiT, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\r".join(TEXTS))
+    base = ["--model", str(tmp_path / "model"), "--text", str(tmp_path / "a.txt"), "--out"]
+    expected = model.predict(TEXTS)
+    for kind in ("csv", "jsonl"):
+        out = tmp_path / f"out.{kind}"
+        done = CliRunner().invoke(cli.app, ["predict", *base, str(out), "--format", kind, "--all"])
+        assert done.exit_code == 0, done.output
+        if kind == "jsonl":
+            rows = [json.loads(line) for line in out.read_text().splitlines()]
+            assert [row["label"] for row in rows] == expected
+            assert all(list(row["probabilities"]) == ["False", "True"] for row in rows)
+        else:
+            assert pd.read_csv(out)["label"].tolist() == expected
+    page = ["explain", *base, str(tmp_path / "a.html"), "--label", "True"]
+    assert CliRunner().invoke(cli.app, page).exit_code == 0
+    (tmp_path / "b.csv").write_text("text,label,text\na,+,b\n")
+    base[3] = str(tmp_path / "b.csv")
+    done = CliRunner().invoke(cli.app, ["fit-classifier", *base, str(tmp_path / "no")])
+    assert done.exit_code == 2 and "'text' 2 times; its columns are 'text', 'lab" in done.output
+    assert not (tmp_path / "no").exists()
 
 
 def test_true_is_neither_1_nor_a_word(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Columns of tables: Parquet files, Hugging Face datasets, data frames; none is imported here."""
+"""Columns of tables: Parquet files, datasets, Arrow, data frames; no library is imported for it."""
 
 from __future__ import annotations
 
