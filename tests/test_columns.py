@@ -180,6 +180,14 @@ def test_a_column_with_the_name_of_an_attribute(name: str) -> None:
 FIELDS = [("text", "U20"), ("label", "U9")]
 
 
+def test_columns_with_the_names_of_all_attributes_at_once() -> None:
+    frame = pd.DataFrame({"text": TEXTS, "label": NAMES, **dict.fromkeys(ATTRIBUTES, NAMES)})
+    assert read_labelled(frame) == PAIRS and list(read_texts(frame)) == TEXTS
+    assert "film" in Tokenizer.train(frame, min_freq=1).vocab
+    for name, table in named(frame.columns, *[frame[c].tolist() for c in frame]).items():
+        assert read_labelled(table) == PAIRS, name
+
+
 def test_dicts_records_and_structured_arrays() -> None:
     columns = {"text": np.array(TEXTS), "label": pd.Series(NAMES), "id": 7}
     records = [{"text": text, "label": name} for text, name in zip(*PAIRS, strict=True)]
