@@ -122,6 +122,11 @@ def _requested(backend: str) -> tuple[str, str]:
     return from_environment, f"asked for by {_ENVIRONMENT_VARIABLE}={from_environment}"
 
 
+def requested(backend: str) -> str:
+    """Return the name that rules a call: the layer's own, else the one that is forced, or auto."""
+    return _requested(backend)[0]
+
+
 def _transforms() -> tuple[str, ...]:
     """Return the names of torch.func's active transforms; an open dual level counts as Jvp."""
     names = [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
@@ -201,6 +206,8 @@ def choose(
         return Choice(name, who)
     if why_reference:
         return Choice("reference", why_reference)
+    if torch.onnx.is_in_onnx_export():
+        return Choice("reference", "torch.onnx knows no operator of this package")
     if "Vmap" in transforms:
         return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
     if device.type == "cuda":

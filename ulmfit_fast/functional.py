@@ -23,15 +23,25 @@ __all__ = ["lstm"]
 
 
 def _lstm_torch(
-    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, biases: list[Tensor], stream: int
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    biases: list[Tensor],
+    stream: int,
+    training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """PyTorch's own fused LSTM on an already dropped weight; it holds c in the dtype of x."""
     reverse = bool(stream & 1)
     inputs = x.flip(0) if reverse else x
     state = [h0[None], c0[None].to(x.dtype)]
     weights = [w_ih, w_hh, *biases]
+    # cuDNN differentiates only what ran in its training mode. A trace keeps the flag for good, and
+    # what it is checked against runs without gradients.
+    train = training if torch.jit.is_tracing() else torch.is_grad_enabled()
     output, h_n, c_n = torch.lstm(
-        inputs, state, weights, bool(biases), 1, 0.0, torch.is_grad_enabled(), False, False
+        inputs, state, weights, bool(biases), 1, 0.0, train, False, False
     )
     return output.flip(0) if reverse else output, h_n[0], c_n[0].to(c0.dtype)
 
@@ -226,7 +236,7 @@ def lstm(
         if any(weight_ps):
             w_hh = _dropped(w_hh, seed, weight_ps, stream)
         biases = _both_biases(b_ih, b_hh)
-        output, h_n, c_n = _lstm_torch(x, h0, c0, w_ih, w_hh, biases, stream)
+        output, h_n, c_n = _lstm_torch(x, h0, c0, w_ih, w_hh, biases, stream, training)
     else:
         if masks is None:
             drawn = dropout_masks(

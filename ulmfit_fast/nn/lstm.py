@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import functional, rng
 from ulmfit_fast.checks import as_seed, check_hx, check_input, check_lengths, probability, size
 from ulmfit_fast.masks import DropoutMasks
+from ulmfit_fast.nn.packed import packed_data, padded
+from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
 from ulmfit_fast.seeds import draw_seed
 
 __all__ = ["LSTM"]
@@ -23,7 +25,7 @@ __all__ = ["LSTM"]
 State = tuple[Tensor, Tensor]
 
 
-class LSTM(nn.Module):
+class LSTM(PlainForward):
     """A drop-in for `torch.nn.LSTM` with weight-drop and gate dropout.
 
     Parameters bear nn.LSTM's names and shapes, so a state_dict loads both ways. It is not a
@@ -245,6 +247,9 @@ class LSTM(nn.Module):
             ValueError: if shapes, devices or lengths do not fit.
             TypeError: if dtypes do not fit.
         """
+        node = fx_call(self, input, hx, lengths=lengths, seed=seed, masks=masks)
+        if node is not None:
+            return node
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths given with a PackedSequence, which has its own")
@@ -258,9 +263,12 @@ class LSTM(nn.Module):
         if hx is not None:
             shape = self._state_shape(x.shape[1])
             check_hx(hx, shape if batched else (shape[0], shape[2]), x)
-            hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
+        if self._takes_plain(x, hx, masks) and is_walked(x.shape[0], lengths):
+            return self._plain(input, hx, lengths)
+        if hx is not None and not batched:
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         output, h_n, c_n = self._run(x, hx, lengths, seed, masks)
         if self.batch_first:
             output = output.transpose(0, 1)
@@ -276,8 +284,9 @@ class LSTM(nn.Module):
         masks: Sequence[DropoutMasks] | None,
     ) -> tuple[PackedSequence, State]:
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
-        in_order = PackedSequence(packed.data, packed.batch_sizes)
-        x, lengths = pad_packed_sequence(in_order)
+        if torch.jit.is_tracing() and self._takes_plain(packed.data, hx, masks):
+            return self._plain_packed(packed, hx)
+        x, lengths = padded(packed)
         check_input(x, self.input_size)
         if hx is not None:
             check_hx(hx, self._state_shape(x.shape[1]), x)
@@ -285,7 +294,7 @@ class LSTM(nn.Module):
                 h_0, c_0 = (state.index_select(1, packed.sorted_indices) for state in hx)
                 hx = (h_0, c_0)
         output, h_n, c_n = self._run(x, hx, lengths.to(x.device), seed, masks)
-        data = pack_padded_sequence(output, lengths).data
+        data = packed_data(output, lengths, packed)
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)
             c_n = c_n.index_select(1, packed.unsorted_indices)
@@ -297,10 +306,26 @@ class LSTM(nn.Module):
     def _state_shape(self, batch_size: int) -> tuple[int, int, int]:
         return len(self._all_weights), batch_size, self.hidden_size
 
+    @property
+    def _drops_anything(self) -> bool:
+        """Whether training drops anything, in the recurrence or between two layers."""
+        return self._drops() or (self.dropout > 0 and self.num_layers > 1)
+
     def _drops(self) -> bool:
         """Say whether drawn masks of the recurrence have anything to drop."""
         weight_p = rng.gate_probabilities("weight_p", self.weight_p)
         return any(weight_p) or any(rng.gate_probabilities("gate_p", self.gate_p))
+
+    def _takes_plain(
+        self, x: Tensor, hx: State | None, masks: Sequence[DropoutMasks] | None
+    ) -> bool:
+        """Say whether PyTorch's own LSTM gives what this call asks for."""
+        return (
+            backends.requested(self.backend) in ("auto", "torch")
+            and not (self.training and (masks is not None or self._drops_anything))
+            and functional.autocast_dtype(x) is None
+            and (hx is None or hx[0].dtype == hx[1].dtype)
+        )
 
     def _run(
         self,
@@ -322,6 +347,11 @@ class LSTM(nn.Module):
             seed = as_seed(seed)
         elif layer_p > 0 or (self.training and masks is None and self._drops()):
             seed = draw_seed()
+        if seed is not None and self.training and torch.onnx.is_in_onnx_export():
+            raise RuntimeError(
+                "torch.onnx has no operators for weight_p, gate_p and dropout in training: call "
+                "eval(), or export what ulmfit_fast.restore_lstm makes of the model"
+            )
         states: list[State | None] = [None] * len(weights)
         if hx is not None:
             states = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))

@@ -1,0 +1,53 @@
+"""Packed batches to padded ones and back, also where torch.compile takes the code whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+__all__ = ["packed_data", "padded"]
+
+
+def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """Return the rows of a packed batch in its sorted order, `(T, B, E)`, and their lengths.
+
+    Under torch.compile, which has no rule for PyTorch's own functions, by indices. What is past a
+    row's length is then not zero but another row's.
+
+    Args:
+        packed: data `(N, E)`.
+
+    Returns:
+        `(T, B, E)`, and `(B,)` int64.
+    """
+    if not torch.compiler.is_compiling():
+        return pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+    data, batch_sizes = packed.data, packed.batch_sizes
+    in_order = packed.sorted_indices
+    rows = int(batch_sizes[0]) if in_order is None else in_order.shape[0]
+    sizes = batch_sizes.to(data.device)
+    row = torch.arange(rows, device=data.device)
+    inside = row < sizes[:, None]
+    index = (sizes.cumsum(0) - sizes)[:, None] + row
+    return data[index.masked_fill(~inside, 0)], inside.sum(0)
+
+
+def packed_data(output: Tensor, lengths: Tensor, packed: PackedSequence) -> Tensor:
+    """Return the data of a packed batch that is packed as another one is.
+
+    Args:
+        output: `(T, B, H)`, the rows in sorted order.
+        lengths: `(B,)`, those of `padded`.
+        packed: the other one.
+
+    Returns:
+        `(N, H)`.
+    """
+    if not torch.compiler.is_compiling():
+        return pack_padded_sequence(output, lengths).data
+    ends = packed.batch_sizes.to(output.device).cumsum(0)
+    place = torch.arange(packed.data.shape[0], device=output.device)
+    step = torch.searchsorted(ends, place, right=True)
+    starts = torch.cat([ends.new_zeros(1), ends])
+    return output[step, place - starts[step]]
