@@ -227,7 +227,8 @@ def _lstm_triton_backward(
     gates: Tensor,
     cells: Tensor,
     needs: Sequence[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # Not a list: PyTorch batches an operator over several gradients at once if it returns tensors.
     raise_failed()
     steps, batch_size, _ = x.shape
     grad_h = _copy(grad_h_n, torch.float32)
@@ -235,10 +236,10 @@ def _lstm_triton_backward(
     if steps == 0 or batch_size == 0:
         zeros = [torch.zeros_like(like) for like in (x, h0, c0, w_ih, w_hh, w_hh[:, 0])]
         zeros[1], zeros[2] = grad_h.to(h0.dtype), grad_c.to(c0.dtype)
-        return [
+        return tuple(
             grad.contiguous() if need else x.new_empty(0)
             for grad, need in zip(zeros, needs, strict=True)
-        ]
+        )
     plan = _plan(x, w_hh.shape[1], form, lengths)
     call = _call(x, weight_p, gate_p, sequence, stream, keep)
     seed = seed.to(x.device)
@@ -299,16 +300,16 @@ def _gradients(x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, se
         grads[4] = weight_drop.unmix_gradient(mixed, call.weight_drop, seed, call.mask_stream)
     if needs[5]:
         grads[5] = weight_drop.uninterleave(flat.sum(0)).contiguous()
-    return grads
+    return tuple(grads)
 
 
 @_lstm_triton_backward.register_fake
 def _(grad_output, grad_h_n, grad_c_n, x, h0, c0, w_ih, w_hh, *rest):
     likes = (x, h0, c0, w_ih, w_hh, w_hh.new_empty(w_hh.shape[0]))
-    return [
+    return tuple(
         torch.empty_like(like, memory_format=torch.contiguous_format) if need else x.new_empty(0)
         for like, need in zip(likes, rest[-1], strict=True)
-    ]
+    )
 
 
 def _save_for_backward(ctx, inputs, output):

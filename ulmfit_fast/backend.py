@@ -122,11 +122,6 @@ def _requested(backend: str) -> tuple[str, str]:
     return from_environment, f"asked for by {_ENVIRONMENT_VARIABLE}={from_environment}"
 
 
-def requested(backend: str) -> str:
-    """Return the name that rules a call: the layer's own, else the one that is forced, or auto."""
-    return _requested(backend)[0]
-
-
 def _transforms() -> tuple[str, ...]:
     """Return the names of torch.func's active transforms; an open dual level counts as Jvp."""
     names = [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
@@ -140,12 +135,23 @@ def _transforms() -> tuple[str, ...]:
 _transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def in_onnx_export() -> bool:
+    """Say whether torch.onnx.export is at work, which knows no operator of this package."""
+    return torch.onnx.is_in_onnx_export()
+
+
+# For Dynamo the answer of PyTorch's own function is always no.
+in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _why_reference(transforms: tuple[str, ...]) -> str | None:
     """The other backends have neither forward derivatives nor rules for torch.func."""
     if "Jvp" in transforms:
         return "forward-mode differentiation needs plain autograd"
     if "Grad" in transforms:
         return "torch.func's grad, vjp, jacrev and hessian need plain autograd"
+    if in_onnx_export():
+        return "torch.onnx knows no operator of this package"
     return None
 
 
@@ -206,8 +212,6 @@ def choose(
         return Choice(name, who)
     if why_reference:
         return Choice("reference", why_reference)
-    if torch.onnx.is_in_onnx_export():
-        return Choice("reference", "torch.onnx knows no operator of this package")
     if "Vmap" in transforms:
         return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
     if device.type == "cuda":

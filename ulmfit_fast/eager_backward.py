@@ -45,7 +45,7 @@ def lstm_backward(
     cells: Tensor,
     dropped: Tensor,
     needs: Sequence[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiate `lstm_forward`; the gates' masks are drawn again from the seed.
 
     Args:
@@ -123,7 +123,7 @@ def lstm_backward(
     grad_h0 = copy_as(grad_h.t(), h0.dtype) if needs[1] else x.new_empty(0)
     grad_c0 = copy_as(grad_c.t(), c0.dtype) if needs[2] else x.new_empty(0)
     weights = (grad_w_ih.to(w_ih.dtype), grad_w_hh.to(w_hh.dtype), grad_bias.to(w_ih.dtype))
-    return [grad_x, grad_h0, grad_c0, *weights]
+    return grad_x, grad_h0, grad_c0, *weights
 
 
 def _chunks(order: range, batch_size: int) -> Iterator[range]:

@@ -195,18 +195,18 @@ def _(
 
 @torch.library.custom_op("ulmfit_fast::linear_cross_entropy_backward", mutates_args=())
 def _scaled(
-    grad: Tensor, gradients: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
-) -> list[Tensor]:
-    """Scale the kept gradients; of the inputs a second derivative would be asked for here."""
+    grad: Tensor, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Scale a kept gradient; of the inputs a second derivative would be asked for here."""
     # In place would be wrong for a second backward over a retained graph.
-    return [gradient * grad.to(gradient.dtype) for gradient in gradients]
+    return gradient * grad.to(gradient.dtype)
 
 
 @_scaled.register_fake
 def _(
-    grad: Tensor, gradients: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
-) -> list[Tensor]:
-    return [torch.empty_like(gradient) for gradient in gradients]
+    grad: Tensor, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return torch.empty_like(gradient)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -222,9 +222,9 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor
     results: list[Tensor | None] = [None] * 9
     if grad is not None:
         x, weight, bias, *kept = ctx.saved_tensors
-        scaled = iter(_scaled(grad, kept, x, weight, bias))
-        for index, need in enumerate(ctx.needs):
-            results[index] = next(scaled) if need else None
+        wanted = (index for index, need in enumerate(ctx.needs) if need)
+        for index, gradient in zip(wanted, kept, strict=True):
+            results[index] = _scaled(grad, gradient, x, weight, bias)
     # `needs` is a list of bools, none of which has a gradient.
     return (*results[:8], None)
 

@@ -97,7 +97,8 @@ def _lstm_eager_backward(
     cells: Tensor,
     dropped: Tensor,
     needs: Sequence[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # Not a list: PyTorch batches an operator over several gradients at once if it returns tensors.
     with torch.autocast(x.device.type, enabled=False):
         return eager_backward.lstm_backward(
             grad_output,
@@ -135,14 +136,14 @@ def _(
     w_ih: Tensor,
     w_hh: Tensor,
     *rest: Any,
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     needs = rest[-1]
     bias = w_hh.new_empty(w_hh.shape[0])
     likes = (x, h0, c0, w_ih, w_hh, bias)
-    return [
+    return tuple(
         torch.empty_like(like, memory_format=torch.contiguous_format) if need else x.new_empty(0)
         for like, need in zip(likes, needs, strict=True)
-    ]
+    )
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -247,7 +247,7 @@ class LSTM(PlainForward):
             ValueError: if shapes, devices or lengths do not fit.
             TypeError: if dtypes do not fit.
         """
-        node = fx_call(self, input, hx, lengths=lengths, seed=seed, masks=masks)
+        node = fx_call(self, input, hx=hx, lengths=lengths, seed=seed, masks=masks)
         if node is not None:
             return node
         if isinstance(input, PackedSequence):
@@ -286,7 +286,7 @@ class LSTM(PlainForward):
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
         if torch.jit.is_tracing() and self._takes_plain(packed.data, hx, masks):
             return self._plain_packed(packed, hx)
-        x, lengths = padded(packed)
+        x, lengths = padded(packed, hx)
         check_input(x, self.input_size)
         if hx is not None:
             check_hx(hx, self._state_shape(x.shape[1]), x)
@@ -321,7 +321,7 @@ class LSTM(PlainForward):
     ) -> bool:
         """Say whether PyTorch's own LSTM gives what this call asks for."""
         return (
-            backends.requested(self.backend) in ("auto", "torch")
+            backends._requested(self.backend)[0] in ("auto", "torch")
             and not (self.training and (masks is not None or self._drops_anything))
             and functional.autocast_dtype(x) is None
             and (hx is None or hx[0].dtype == hx[1].dtype)
@@ -347,7 +347,7 @@ class LSTM(PlainForward):
             seed = as_seed(seed)
         elif layer_p > 0 or (self.training and masks is None and self._drops()):
             seed = draw_seed()
-        if seed is not None and self.training and torch.onnx.is_in_onnx_export():
+        if seed is not None and self.training and backends.in_onnx_export():
             raise RuntimeError(
                 "torch.onnx has no operators for weight_p, gate_p and dropout in training: call "
                 "eval(), or export what ulmfit_fast.restore_lstm makes of the model"

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 __all__ = ["packed_data", "padded"]
 
 
-def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+def padded(packed: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """Return the rows of a packed batch in its sorted order, `(T, B, E)`, and their lengths.
 
     Under torch.compile, which has no rule for PyTorch's own functions, by indices. What is past a
@@ -17,6 +17,7 @@ def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
 
     Args:
         packed: data `(N, E)`.
+        hx: the state that it comes with, whose shape tells B.
 
     Returns:
         `(T, B, E)`, and `(B,)` int64.
@@ -24,8 +25,13 @@ def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
     if not torch.compiler.is_compiling():
         return pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
     data, batch_sizes = packed.data, packed.batch_sizes
-    in_order = packed.sorted_indices
-    rows = int(batch_sizes[0]) if in_order is None else in_order.shape[0]
+    if packed.sorted_indices is not None:
+        rows = packed.sorted_indices.shape[0]
+    elif hx is not None:
+        rows = hx[0].shape[1]
+        torch._assert_async(batch_sizes[0] == rows, "h_0 has another B than the PackedSequence")
+    else:
+        rows = int(batch_sizes[0])
     sizes = batch_sizes.to(data.device)
     row = torch.arange(rows, device=data.device)
     inside = row < sizes[:, None]

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ulmfit_fast import backend as backends
+
 __all__ = ["PlainForward", "fx_call", "is_walked"]
 
 State = tuple[Tensor, Tensor]
@@ -35,34 +37,32 @@ def is_walked(steps: int, lengths: Tensor | None) -> bool:
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    return torch.onnx.is_in_onnx_export() or has_static_value(steps)
+    return backends.in_onnx_export() or has_static_value(steps)
 
 
-def fx_call(layer: nn.Module, *args: Any, **options: Any) -> Any:
+def fx_call(layer: nn.Module, x: Any, **options: Any) -> Any:
     """Record a call of the layer as one node where torch.fx traces it, else return None.
 
     torch.fx enters every module but PyTorch's own, unless its tracer says otherwise.
     """
-    leaves = [leaf for arg in (*args, *options.values()) for leaf in _leaves(arg)]
-    tracer = next((leaf.tracer for leaf in leaves if isinstance(leaf, torch.fx.Proxy)), None)
+    given = {name: value for name, value in options.items() if value is not None}
+    values = [x]
+    for value in given.values():
+        values += value if isinstance(value, tuple | list) else [value]
+    tracer = next((value.tracer for value in values if isinstance(value, torch.fx.Proxy)), None)
     if tracer is None:
         return None
-    if getattr(tracer, "root", None) is layer:
+    if tracer.root is layer:
         raise TypeError(
-            "torch.fx traces through its root, and an LSTM cannot be traced through: trace a "
-            "module that has the layer in it"
+            "torch.fx cannot trace through an LSTM layer, and its root is one: trace a module that "
+            "has the layer in it"
         )
-    given = {name: value for name, value in options.items() if value is not None}
     path = tracer.path_of_module(layer)
     if not layer._forward_hooks and not layer._forward_pre_hooks:
-        return tracer.create_proxy("call_module", path, args, given)
-    # The hooks are being traced around this call, and must not run in it a second time.
+        return tracer.create_proxy("call_module", path, (x,), given)
+    # The hooks are being traced around this call, and would run in it for a second time.
     module = tracer.create_proxy("get_attr", path, (), {})
-    return tracer.create_proxy("call_method", "forward", (module, *args), given)
-
-
-def _leaves(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+    return tracer.create_proxy("call_method", "forward", (module, x), given)
 
 
 class _OnlyScripted:
