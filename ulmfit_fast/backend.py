@@ -135,6 +135,11 @@ def _transforms() -> tuple[str, ...]:
 _transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def in_jit_trace() -> bool:
+    """Say whether torch.jit.trace records what is run, as it also does for torch.onnx."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def in_onnx_export() -> bool:
     """Say whether torch.onnx.export is at work, which knows no operator of this package."""
     return torch.onnx.is_in_onnx_export()

@@ -39,10 +39,8 @@ def _lstm_torch(
     weights = [w_ih, w_hh, *biases]
     # cuDNN differentiates only what ran in its training mode. A trace keeps the flag for good, and
     # what it is checked against runs without gradients.
-    train = training if torch.jit.is_tracing() else torch.is_grad_enabled()
-    output, h_n, c_n = torch.lstm(
-        inputs, state, weights, bool(biases), 1, 0.0, train, False, False
-    )
+    train = training if backends.in_jit_trace() else torch.is_grad_enabled()
+    output, h_n, c_n = torch.lstm(inputs, state, weights, bool(biases), 1, 0.0, train, False, False)
     return output.flip(0) if reverse else output, h_n[0], c_n[0].to(c0.dtype)
 
 

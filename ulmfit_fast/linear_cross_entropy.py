@@ -203,9 +203,7 @@ def _scaled(
 
 
 @_scaled.register_fake
-def _(
-    grad: Tensor, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
+def _(grad: Tensor, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.empty_like(gradient)
 
 

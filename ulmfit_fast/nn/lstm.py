@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,10 @@ class LSTM(PlainForward):
     """A drop-in for `torch.nn.LSTM` with weight-drop and gate dropout.
 
     Parameters bear nn.LSTM's names and shapes, so a state_dict loads both ways. It is not a
-    subclass of nn.LSTM: `torch.compile` refuses that class, and takes this one whole.
+    subclass of nn.LSTM: `torch.compile` refuses that class, and takes this one whole, with a
+    PackedSequence too. `torch.jit`, `torch.fx`, `torch.export` and `torch.onnx` take it as they
+    take nn.LSTM wherever nothing is dropped; `torch.ao.quantization` goes by that class, and wants
+    `restore_lstm(model)` first.
 
     Example:
         >>> import torch
@@ -167,6 +170,10 @@ class LSTM(PlainForward):
     def _flat_weights(self) -> list[nn.Parameter]:
         return [weight for weights in self.all_weights for weight in weights]
 
+    @property
+    def _plain_weights(self) -> list[nn.Parameter]:
+        return self._flat_weights
+
     def extra_repr(self) -> str:
         """Show the sizes and whatever differs from its default."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -249,7 +256,7 @@ class LSTM(PlainForward):
         """
         node = fx_call(self, input, hx=hx, lengths=lengths, seed=seed, masks=masks)
         if node is not None:
-            return node
+            return cast("tuple[Tensor, State]", node)
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths given with a PackedSequence, which has its own")
@@ -284,7 +291,7 @@ class LSTM(PlainForward):
         masks: Sequence[DropoutMasks] | None,
     ) -> tuple[PackedSequence, State]:
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
-        if torch.jit.is_tracing() and self._takes_plain(packed.data, hx, masks):
+        if backends.in_jit_trace() and self._takes_plain(packed.data, hx, masks):
             return self._plain_packed(packed, hx)
         x, lengths = padded(packed, hx)
         check_input(x, self.input_size)

@@ -6,6 +6,7 @@ nothing is dropped they get PyTorch's own LSTM on the same parameters, as nn.LST
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def is_walked(steps: int, lengths: Tensor | None) -> bool:
         steps: T; a symbol where it is dynamic.
         lengths: `(B,)` or None.
     """
-    if torch.jit.is_tracing():
+    if backends.in_jit_trace():
         return True
     if not torch.compiler.is_exporting() or lengths is not None:
         return False
@@ -49,7 +50,9 @@ def fx_call(layer: nn.Module, x: Any, **options: Any) -> Any:
     values = [x]
     for value in given.values():
         values += value if isinstance(value, tuple | list) else [value]
-    tracer = next((value.tracer for value in values if isinstance(value, torch.fx.Proxy)), None)
+    tracer: Any = next(
+        (value.tracer for value in values if isinstance(value, torch.fx.Proxy)), None
+    )
     if tracer is None:
         return None
     if tracer.root is layer:
@@ -75,7 +78,7 @@ class _OnlyScripted:
         self._function = function
 
     def __get__(self, layer: nn.Module | None, kind: type | None = None) -> Any:
-        if layer is None or "__overloads__" not in layer.__dict__:
+        if layer is None or "_plain_weights" not in layer.__dict__:
             raise AttributeError(self._function.__name__)
         return MethodType(self._function, layer)
 
@@ -87,14 +90,15 @@ class PlainForward(nn.Module):
     walkers run them.
     """
 
-    __jit_unused_properties__ = [
+    __jit_unused_properties__ = (
         "mode",
         "all_weights",
         "_all_weights",
         "_flat_weights_names",
         "_flat_weights",
+        "_plain_weights",
         "_drops_anything",
-    ]
+    )
 
     if TYPE_CHECKING:
         # Not at run time: torch.jit cannot read annotations that are strings.
@@ -103,13 +107,26 @@ class PlainForward(nn.Module):
         bias: bool
         batch_first: bool
         bidirectional: bool
-        _flat_weights: Any
+        _plain_weights: Any
         _drops_anything: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig" and name not in self.__dict__:
+            # torch.ao.quantization leaves this on every module, and then passes by in silence what
+            # is not exactly an nn.LSTM. What it was asked to quantise, only its own frame tells.
+            named = sys._getframe(1).f_locals.get("qconfig_dict") or {}
+            if value is not None or nn.LSTM in named:
+                raise TypeError(
+                    f"torch.ao.quantization cannot quantise {type(self).__name__}: call "
+                    "ulmfit_fast.restore_lstm(model) first and name torch.nn.LSTM, or set the "
+                    "layer's qconfig to None to leave it as it is"
+                )
+        super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> PlainForward:
         """Let torch.jit.script see the overloads, and attributes where there are properties."""
         # Types are inferred from these; values come by getattr, which finds the properties first.
-        self.__dict__["_flat_weights"] = [torch.empty(0)]
+        self.__dict__["_plain_weights"] = [torch.empty(0)]
         self.__dict__["_drops_anything"] = False
         self.__dict__["__overloads__"] = {"forward": ["_scripted", "_scripted_packed"]}
         return self
@@ -156,7 +173,7 @@ class PlainForward(nn.Module):
             output, h_n, c_n = torch.lstm(
                 x,
                 [h_0, c_0],
-                self._flat_weights,
+                self._plain_weights,
                 self.bias,
                 self.num_layers,
                 0.0,
@@ -187,7 +204,7 @@ class PlainForward(nn.Module):
         if hx is None:
             rows = self.num_layers * (2 if self.bidirectional else 1)
             # A tensor for a size: a tracer would take an int as a constant.
-            h_0 = torch.zeros(
+            h_0 = torch.zeros(  # type: ignore[call-overload]
                 rows, batch_sizes[0], self.hidden_size, dtype=data.dtype, device=data.device
             )
             c_0 = h_0
@@ -200,7 +217,7 @@ class PlainForward(nn.Module):
             data,
             batch_sizes,
             [h_0, c_0],
-            self._flat_weights,
+            self._plain_weights,
             self.bias,
             self.num_layers,
             0.0,

@@ -1,0 +1,377 @@
+"""What walks a model with nn.LSTM in it walks one with uf.LSTM: jit, fx, export, quantization."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import ulmfit_fast as uf
+from ulmfit_fast import functional
+from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    # Of PyTorch's quantization and of its own traced code.
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
+]
+
+
+class Output(nn.Module):
+    def __init__(self, lstm):
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x):
+        return self.lstm(x)[0]
+
+
+class Everything(Output):
+    def forward(self, x, h: torch.Tensor, c: torch.Tensor, lengths: torch.Tensor):
+        output, (h_n, c_n) = self.lstm(x, (h, c), lengths=lengths)
+        return output, h_n, c_n
+
+
+class Packed(Output):
+    def forward(self, x, h: torch.Tensor, c: torch.Tensor, lengths: torch.Tensor):
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, (h_n, c_n) = self.lstm(packed, (h, c))
+        padded, _ = pad_packed_sequence(output)
+        return padded, h_n, c_n
+
+
+class PackedAlone(Output):
+    def forward(self, x, lengths: torch.Tensor):
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, (h_n, c_n) = self.lstm(packed)
+        padded, _ = pad_packed_sequence(output)
+        return padded, h_n, c_n
+
+
+def layer(**options):
+    """Return a layer in evaluation whose masks would drop something if they were drawn."""
+    settings = {"num_layers": 2, "dropout": 0.3, "weight_p": 0.5, "gate_p": 0.1, **options}
+    return uf.LSTM(4, 3, dtype=torch.float64, **settings).eval()
+
+
+LAYERS = {
+    "two-way": {"bidirectional": True},
+    "batch-first": {"batch_first": True},
+    "no-bias": {"bias": False, "bidirectional": True, "batch_first": True},
+    "one": {"num_layers": 1, "dropout": 0.0},
+}
+layers = pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS.keys())
+
+
+def example(lstm, steps, batch, lengths):
+    rows = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    shape = (batch, steps, 4) if lstm.batch_first else (steps, batch, 4)
+    x = torch.randn(shape, dtype=torch.float64)
+    state = [torch.randn(rows, batch, 3, dtype=torch.float64) for _ in "hc"]
+    return x, *state, torch.tensor(lengths)
+
+
+def flat(values):
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [tensor for value in values for tensor in flat(value)]
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(flat(actual), flat(expected), rtol=1e-10, atol=1e-10)
+
+
+def saved_and_loaded(module):
+    file = io.BytesIO()
+    torch.jit.save(module, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+def uses_own_operators(text):
+    return "ulmfit_fast::" in text or "ulmfit_fast." in text
+
+
+# --- torch.jit.trace ---
+
+
+@layers
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
+def test_a_trace_passes_its_check_and_runs_at_other_sizes(options, grad):
+    lstm = layer(**options)
+    small, large = example(lstm, 5, 2, [5, 3]), example(lstm, 7, 3, [2, 0, 7])
+    for module, take in ((Output(lstm), 1), (Everything(lstm), 4)):
+        module.eval()
+        with torch.set_grad_enabled(grad):
+            traced = torch.jit.trace(module, small[:take])
+        assert "aten::lstm" in str(traced.inlined_graph)
+        assert "ulmfit_fast::" not in str(traced.inlined_graph)
+        for clone in (traced, saved_and_loaded(traced), copy.deepcopy(traced)):
+            assert_same(clone(*large[:take]), module(*large[:take]))
+
+
+def test_a_trace_of_the_layer_itself_has_no_training_flag():
+    lstm = layer()
+    traced = torch.jit.trace(lstm, example(lstm, 5, 2, [])[0])
+    x = example(lstm, 3, 4, [])[0]
+    assert_same(traced(x), lstm(x))
+    assert_same(torch.jit.freeze(traced)(x), lstm(x))
+    one = torch.jit.trace(lstm, x[:, 0])
+    assert_same(one(x[:2, 1]), lstm(x[:2, 1]))
+
+
+def test_a_trace_of_the_function_passes_its_check():
+    lstm = layer(num_layers=1, dropout=0.0)
+
+    def run(x):
+        return functional.lstm(x, None, *lstm.all_weights[0], training=False)[0]
+
+    small, large = example(lstm, 5, 2, [])[0], example(lstm, 7, 3, [])[0]
+    assert_same(torch.jit.trace(run, small)(large), run(large))
+
+
+def test_a_trace_trains_where_nothing_is_dropped():
+    lstm = uf.LSTM(4, 3, dtype=torch.float64)
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    traced = torch.jit.trace(lstm, x)
+    gradients = []
+    for module in (traced, lstm):
+        lstm.zero_grad()
+        module(x)[0].sin().sum().backward()
+        gradients.append([weight.grad.clone() for weight in lstm.parameters()])
+    assert_same(*gradients)
+
+
+@pytest.mark.parametrize("take", [torch.jit.trace, lambda m, _: torch.jit.script(m)])
+def test_packed_batches_are_traced_and_scripted(take):
+    lstm = layer(bidirectional=True)
+    small, large = example(lstm, 5, 2, [3, 5]), example(lstm, 7, 3, [2, 7, 3])
+    for module, pick in ((Packed(lstm), slice(None)), (PackedAlone(lstm), slice(None, None, 3))):
+        taken = take(module.eval(), small[pick])
+        assert "ulmfit_fast::" not in str(taken.inlined_graph)
+        assert_same(taken(*large[pick]), module(*large[pick]))
+
+
+def test_the_models_are_traced_where_the_output_can_be():
+    class Wrapped(nn.Module):
+        def __init__(self, model, take):
+            super().__init__()
+            self.model, self.take = model, take
+
+        def forward(self, tokens):
+            return self.take(self.model(tokens))
+
+    models = [
+        (AWDLSTM(AWDLSTMConfig(10, emb_size=4, hidden_size=6)), lambda output: output[0]),
+        (LanguageModel(AWDLSTMConfig(10, emb_size=4, hidden_size=6)), lambda out: out.logits),
+    ]
+    for model, take in models:
+        module = Wrapped(model, take).eval()
+        traced = torch.jit.trace(module, torch.randint(10, (5, 2)))
+        tokens = torch.randint(10, (9, 3))
+        torch.testing.assert_close(traced(tokens), module(tokens))
+
+
+# --- torch.jit.script ---
+
+
+@layers
+def test_a_scripted_parent_gives_what_the_layer_gives(options):
+    lstm = layer(**options)
+    args = example(lstm, 7, 3, [2, 0, 7])
+    for module, take in ((Output(lstm), 1), (Everything(lstm), 4)):
+        scripted = torch.jit.script(module.eval())
+        assert not uses_own_operators(str(scripted.inlined_graph))
+        for clone in (
+            scripted,
+            saved_and_loaded(scripted),
+            copy.deepcopy(scripted),
+            torch.jit.freeze(scripted),
+            torch.jit.optimize_for_inference(torch.jit.script(module)),
+        ):
+            assert_same(clone(*args[:take]), module(*args[:take]))
+    unbatched = args[0][0] if lstm.batch_first else args[0][:, 0]
+    output = Output(lstm).eval()
+    assert_same(torch.jit.script(output)(unbatched), output(unbatched))
+
+
+def test_scripting_leaves_the_model_and_shares_its_parameters():
+    module = Output(layer()).eval()
+    scripted = torch.jit.script(module)
+    assert type(module.lstm) is uf.LSTM and module.lstm.weight_p == 0.5
+    assert list(scripted.state_dict()) == list(module.state_dict())
+    x = example(module.lstm, 5, 2, [])[0]
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.add_(0.1)
+    assert_same(scripted(x), module(x))
+    scripted.load_state_dict({name: 0 * value for name, value in module.state_dict().items()})
+    assert scripted(x).abs().max() == 0 and module(x).abs().max() == 0
+    halved = torch.jit.script(Output(layer()).eval()).float()
+    assert halved(x.float()).dtype == torch.float32
+
+
+def test_scripted_and_traced_after_one_another():
+    module = Output(layer()).eval()
+    small, large = example(module.lstm, 5, 2, [])[0], example(module.lstm, 7, 3, [])[0]
+    expected = module(large)
+    traced = torch.jit.trace(module, small)
+    assert_same(torch.jit.script(nn.Sequential(traced))(large), expected)
+    for again in (torch.jit.script(module), torch.jit.script(module)):
+        assert_same(again(large), expected)
+    assert_same(torch.jit.trace(module, small)(large), expected)
+    for clone in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert_same(clone(large), expected)
+        assert_same(torch.jit.script(clone)(large), expected)
+    assert_same(torch.jit.script(uf.restore_lstm(module))(large), expected)
+
+
+@pytest.mark.parametrize(
+    "dropping", [{"weight_p": 0.1}, {"gate_p": 0.1}, {"num_layers": 2, "dropout": 0.1}]
+)
+def test_a_scripted_layer_refuses_to_drop(dropping):
+    module = Output(uf.LSTM(4, 3, **dropping))
+    scripted = torch.jit.script(module)
+    x = torch.randn(5, 2, 4)
+    with pytest.raises(torch.jit.Error, match=r"ulmfit_fast\.restore_lstm"):
+        scripted(x)
+    torch.testing.assert_close(scripted.eval()(x), module.eval()(x))
+    plain = torch.jit.script(Output(uf.LSTM(4, 3)))
+    assert plain(x).requires_grad
+
+
+# --- torch.fx ---
+
+
+@pytest.mark.parametrize("kind", [Output, Everything])
+def test_fx_keeps_the_layer_as_one_node(kind):
+    module = kind(layer(bidirectional=True)).eval()
+    args = example(module.lstm, 7, 3, [2, 0, 7])[: 1 if kind is Output else 4]
+    graph = torch.fx.symbolic_trace(module)
+    graph.graph.lint()
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["lstm"]
+    again = torch.fx.symbolic_trace(graph)
+    for clone in (graph, again, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert type(clone.lstm) is uf.LSTM
+        assert_same(clone(*args), module(*args))
+    if kind is Output:
+        assert_same(torch.jit.script(graph)(*args), module(*args))
+
+
+def test_fx_runs_hooks_once():
+    module = Output(layer()).eval()
+    module.lstm.register_forward_pre_hook(lambda _, inputs: (inputs[0] + 1,))
+    module.lstm.register_forward_hook(lambda _, inputs, output: (output[0] * 2, output[1]))
+    x = example(module.lstm, 5, 2, [])[0]
+    graph = torch.fx.symbolic_trace(module)
+    for clone in (graph, torch.fx.symbolic_trace(graph), copy.deepcopy(graph)):
+        assert_same(clone(x), module(x))
+
+
+def test_fx_trains_with_the_masks_of_the_layer():
+    module = Output(layer()).train()
+    graph = torch.fx.symbolic_trace(module)
+    x = example(module.lstm, 5, 2, [])[0]
+    outputs = []
+    for kind in (graph, module):
+        torch.manual_seed(3)
+        outputs.append(kind(x))
+    assert_same(*outputs)
+    assert not torch.allclose(outputs[0], module.eval()(x))
+
+
+def test_fx_says_that_it_cannot_trace_through_a_layer():
+    with pytest.raises(TypeError, match="trace a module that has the layer in it"):
+        torch.fx.symbolic_trace(layer())
+
+
+# --- torch.export ---
+
+
+@layers
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_an_exported_program_is_of_pytorchs_operators(options, strict):
+    module = Output(layer(**options)).eval()
+    x = example(module.lstm, 5, 2, [])[0]
+    program = torch.export.export(module, (x,), strict=strict)
+    lowered = program.run_decompositions()
+    for one in (program, lowered):
+        assert not uses_own_operators(str(one.graph))
+        assert_same(one.module()(x), module(x))
+    assert "aten.lstm" in str(program.graph) and "aten.lstm" not in str(lowered.graph)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_an_exported_program_takes_other_sizes(strict):
+    module = Output(layer(bidirectional=True)).eval()
+    small, large = example(module.lstm, 5, 2, [])[0], example(module.lstm, 7, 3, [])[0]
+    steps, batch = torch.export.Dim("steps", max=99), torch.export.Dim("batch", max=99)
+    shapes = ({0: steps, 1: batch},)
+    program = torch.export.export(module, (small,), dynamic_shapes=shapes, strict=strict)
+    assert_same(program.module()(large), module(large))
+    shapes = ({1: batch},)
+    program = torch.export.export(module, (small,), dynamic_shapes=shapes, strict=strict)
+    assert not uses_own_operators(str(program.graph))
+    assert_same(program.module()(large[:5]), module(large[:5]))
+
+
+# --- torch.func ---
+
+
+def test_functional_transforms_take_an_evaluated_layer():
+    lstm = layer(bidirectional=True)
+    x = example(lstm, 3, 2, [])[0]
+    weights = {name: 2 * value.detach() for name, value in lstm.named_parameters()}
+    doubled = copy.deepcopy(lstm)
+    doubled.load_state_dict(weights)
+    assert_same(torch.func.functional_call(lstm, weights, (x,)), doubled(x))
+    rows = torch.stack([x, -x])
+    assert_same(torch.func.vmap(lstm)(rows)[0], torch.stack([lstm(row)[0] for row in rows]))
+    jacobian = torch.func.jacrev(lambda x: lstm(x)[0])(x)
+    assert_same(jacobian, torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x))
+
+
+# --- torch.ao.quantization ---
+
+
+class Tagger(Output):
+    def __init__(self, lstm):
+        super().__init__(lstm)
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.out(super().forward(x))
+
+
+@pytest.mark.parametrize("asked", [{nn.LSTM}, {uf.LSTM}, {nn.LSTM, nn.Linear}, None], ids=str)
+def test_quantize_dynamic_does_not_pass_by_in_silence(asked):
+    module = Tagger(uf.LSTM(4, 3, weight_p=0.5)).eval()
+    with pytest.raises(TypeError, match=r"ulmfit_fast\.restore_lstm\(model\) first"):
+        quantize_dynamic(module, asked)
+    assert not hasattr(module.lstm, "qconfig")
+
+
+def test_quantize_dynamic_takes_the_restored_model():
+    module = Tagger(uf.LSTM(4, 3, weight_p=0.5)).eval()
+    x = torch.randn(5, 2, 4)
+    expected = module(x)
+    small = quantize_dynamic(uf.restore_lstm(copy.deepcopy(module)), {nn.LSTM})
+    assert "Quantized" in type(small.lstm).__name__
+    # 8 bits over weights within 1/sqrt(3) and outputs within 1.
+    torch.testing.assert_close(small(x), expected, rtol=0, atol=0.05)
+
+
+def test_quantization_of_what_is_beside_the_layer():
+    module = Tagger(uf.LSTM(4, 3)).eval()
+    assert "Quantized" in type(quantize_dynamic(module, {nn.Linear}).out).__name__
+    module.lstm.qconfig = None
+    small = quantize_dynamic(module, {nn.LSTM, nn.Linear})
+    assert type(small.lstm) is uf.LSTM and "Quantized" in type(small.out).__name__
+    with pytest.raises(TypeError, match="set the layer's qconfig to None"):
+        uf.LSTM(4, 3).qconfig = default_dynamic_qconfig
