@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -267,8 +268,8 @@ def test_repr_shows_what_differs_from_the_defaults():
     ("kwargs", "message"),
     [
         ({"proj_size": 3}, "proj_size is 3, expected 0"),
-        ({"hidden_size": 0}, "hidden_size is 0"),
-        ({"num_layers": 0}, "num_layers is 0"),
+        ({"hidden_size": 0}, "hidden_size must be greater than zero, got 0"),
+        ({"num_layers": -1}, "num_layers must be greater than zero, got -1"),
         ({"dropout": 2.0}, "dropout is 2.0"),
         ({"weight_p": -0.5}, "weight_p is -0.5"),
         ({"gate_p": 0.5, "gate_mask": "sequence"}, "forget gates"),
@@ -282,21 +283,25 @@ def test_bad_settings_are_refused_at_once(kwargs, message):
 
 
 @pytest.mark.parametrize(
-    "kwargs",
+    ("kwargs", "message"),
     [
-        {"hidden_size": "7"},
-        {"hidden_size": 7.0},
-        {"input_size": None},
-        {"num_layers": True},
-        {"dropout": "0.1"},
-        {"weight_p": True},
-        {"gate_p": None},
+        ({"hidden_size": "7"}, "hidden_size should be of type int, got: str ('7')"),
+        ({"hidden_size": 7.0}, "hidden_size should be of type int, got: float (7.0)"),
+        ({"input_size": None}, "input_size should be of type int, got: NoneType (None)"),
+        ({"num_layers": True}, "num_layers should be of type int, got: bool (True)"),
+        ({"proj_size": "3"}, "proj_size should be of type int, got: str ('3')"),
+        ({"bias": 0.5}, "bias should be of type bool, got: float (0.5); pass True or False"),
+        ({"batch_first": "no"}, "batch_first should be of type bool, got: str ('no')"),
+        ({"bidirectional": 2}, "bidirectional should be of type bool, got: int (2)"),
+        ({"recompute_gates": None}, "recompute_gates should be of type bool, got: NoneType"),
+        ({"dropout": "0.1"}, "dropout is '0.1', expected a probability"),
+        ({"weight_p": True}, "weight_p is True, expected one number or four"),
+        ({"gate_p": None}, "gate_p is None, expected one number or four"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_settings_of_a_wrong_type_are_named(kwargs):
-    ((name, value),) = kwargs.items()
-    with pytest.raises(TypeError, match=f"{name} is {value!r}, expected"):
+def test_settings_of_a_wrong_type_are_named(kwargs, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
         uf.LSTM(**{"input_size": 4, "hidden_size": 8, **kwargs})
 
 
@@ -341,5 +346,7 @@ def test_bad_inputs_are_named():
         lstm(pack_padded_sequence(x, torch.tensor([6, 5, 5, 1])), lengths=torch.ones(4).long())
     with pytest.raises(ValueError, match="masks has 1 entries, expected 2"):
         lstm(x, masks=[uf.dropout_masks(1, hidden_size=7, weight_p=0.5)])
-    with pytest.raises(TypeError, match="expected one dtype"):
+    with pytest.raises(TypeError, match=r"Convert input: input\.to\(torch\.float32\)"):
         lstm(x.double())
+    with pytest.raises(TypeError, match="embed the tokens first"):
+        lstm(x.long())

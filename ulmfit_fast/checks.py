@@ -13,16 +13,48 @@ if TYPE_CHECKING:
     from ulmfit_fast.masks import DropoutMasks
 
 __all__ = [
+    "FitError",
+    "InputError",
+    "KindError",
+    "NumberError",
+    "TensorError",
     "as_seed",
     "check_hx",
     "check_input",
+    "check_input_dtype",
     "check_layer",
     "check_lengths",
     "check_pair",
+    "flag",
     "gate_probabilities",
     "probability",
     "size",
 ]
+
+
+class FitError(RuntimeError, ValueError):
+    """A shape or a device does not fit; torch.nn.LSTM raises RuntimeError."""
+
+
+class KindError(RuntimeError, TypeError):
+    """A state or a weight is of another kind or dtype; torch.nn.LSTM raises RuntimeError."""
+
+
+class InputError(ValueError, RuntimeError, TypeError):
+    """The input is of another dtype or rank; torch.nn.LSTM: ValueError, packed RuntimeError."""
+
+
+class NumberError(ValueError, TypeError):
+    """A str or a bool stands where a number belongs; torch.nn.LSTM raises ValueError."""
+
+
+class TensorError(AttributeError, TypeError):
+    """Something else stands where a tensor belongs; torch.nn.LSTM raises AttributeError."""
+
+
+for _kind in (FitError, KindError, InputError, NumberError, TensorError):
+    # Who tells kinds of errors apart by name, as logs and tables of tests do, reads nn.LSTM's.
+    _kind.__name__ = _kind.__bases__[0].__name__
 
 
 def _shape(tensor: Tensor) -> str:
@@ -39,11 +71,12 @@ def probability(name: str, value: object) -> float:
     """Return a probability as a float, given as a number of Python, NumPy or a 0-d tensor.
 
     Raises:
-        TypeError: if it is not a number.
+        TypeError: if it is not a number; a str or a bool is a ValueError as well.
         ValueError: if it lies outside [0, 1].
     """
     if not _is_number(value):
-        raise TypeError(f"{name} is {value!r}, expected a probability between 0 and 1")
+        kind = NumberError if isinstance(value, (str, bool)) else TypeError
+        raise kind(f"{name} is {value!r}, expected a probability between 0 and 1")
     p = float(value)  # type: ignore[arg-type]
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{name} is {p}, expected a probability between 0 and 1")
@@ -92,10 +125,24 @@ def size(name: str, value: object) -> int:
         ValueError: if it is not positive.
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected a positive whole number")
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__} ({value!r})")
     if value < 1:
-        raise ValueError(f"{name} is {value}, expected a positive whole number")
+        raise ValueError(f"{name} must be greater than zero, got {value}")
     return int(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return a switch as it is; a number in its place is a slip in the order of arguments.
+
+    Raises:
+        TypeError: if it is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{name} should be of type bool, got: {type(value).__name__} ({value!r}); "
+            "pass True or False, and what follows it by name"
+        )
+    return value
 
 
 def as_seed(seed: Tensor | int) -> Tensor:
@@ -123,19 +170,21 @@ def check_pair(name: str, pair: object, parts: str, *, optional: bool = False) -
     """Refuse what is not two tensors; each may be None if optional.
 
     Raises:
-        TypeError: naming the argument and its two parts.
+        TypeError: naming the argument and its two parts; see the kinds of it above.
     """
     kinds = (Tensor, type(None)) if optional else Tensor
+    error: type[TypeError] = TypeError
     if not isinstance(pair, tuple | list):
         found = f"a {type(pair).__name__}"
+        error = KindError if isinstance(pair, Tensor) else TypeError
     elif len(pair) != 2:
-        found = f"{len(pair)} values"
+        found, error = f"{len(pair)} values", KindError
     elif not all(isinstance(part, kinds) for part in pair):
-        found = f"({type(pair[0]).__name__}, {type(pair[1]).__name__})"
+        found, error = f"({type(pair[0]).__name__}, {type(pair[1]).__name__})", TensorError
     else:
         return
     tensors = "two tensors or Nones" if optional else "two tensors"
-    raise TypeError(f"{name} is {found}, expected {tensors}, {parts}")
+    raise error(f"{name} is {found}, expected {tensors}, {parts}")
 
 
 def check_layer(
@@ -151,18 +200,20 @@ def check_layer(
     """Refuse arguments of `functional.lstm` that do not fit together.
 
     Raises:
-        ValueError: for shapes, devices and values.
-        TypeError: for dtypes.
+        FitError: for shapes and devices.
+        InputError: for an x that is not floating.
+        KindError: for dtypes of the state and the weights.
+        ValueError: for values.
     """
     if x.dim() != 3:
-        raise ValueError(f"x has shape {_shape(x)}, expected (T, B, E)")
+        raise FitError(f"x has shape {_shape(x)}, expected (T, B, E)")
     steps, batch_size, input_size = x.shape
     if steps == 0:
-        raise ValueError(f"x has shape {_shape(x)}, expected at least one time step")
+        raise FitError(f"x has shape {_shape(x)}, expected at least one time step")
     if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}, expected a floating dtype; embed the tokens first")
+        raise InputError(f"x has dtype {x.dtype}, expected a floating dtype; embed the tokens first")
     if w_hh.dim() != 2 or w_hh.shape[0] != 4 * w_hh.shape[1]:
-        raise ValueError(f"w_hh has shape {_shape(w_hh)}, expected (4H, H)")
+        raise FitError(f"w_hh has shape {_shape(w_hh)}, expected (4H, H)")
     hidden_size = w_hh.shape[1]
     _check_weight("w_ih", w_ih, (4 * hidden_size, input_size), x)
     _check_weight("w_hh", w_hh, (4 * hidden_size, hidden_size), x)
@@ -180,7 +231,7 @@ def check_layer(
 
 def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
     if tensor.device != x.device:
-        raise ValueError(
+        raise FitError(
             f"{name} is on {tensor.device} and x on {x.device}, expected one device; "
             f'move one with .to("{x.device}")'
         )
@@ -188,11 +239,11 @@ def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
 
 def _check_weight(name: str, weight: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
     if tuple(weight.shape) != shape:
-        raise ValueError(
+        raise FitError(
             f"{name} has shape {_shape(weight)}, expected {shape} for x of shape {_shape(x)}"
         )
     if weight.dtype != x.dtype:
-        raise TypeError(
+        raise KindError(
             f"{name} has dtype {weight.dtype} and x has {x.dtype}, expected one dtype; "
             f"convert one with .to({x.dtype})"
         )
@@ -204,15 +255,15 @@ def _check_state(
 ) -> None:
     for name, tensor in zip(("h0", "c0"), state, strict=True):
         if tuple(tensor.shape) != (batch_size, hidden_size):
-            raise ValueError(
+            raise FitError(
                 f"{name} has shape {_shape(tensor)}, expected {(batch_size, hidden_size)} "
                 f"for x of shape {_shape(x)}"
             )
         _check_device(name, tensor, x)
     if state[0].dtype != x.dtype:
-        raise TypeError(f"h0 has dtype {state[0].dtype}, expected {x.dtype} as x has")
+        raise KindError(f"h0 has dtype {state[0].dtype}, expected {x.dtype} as x has")
     if torch.promote_types(state[1].dtype, x.dtype) != state[1].dtype:
-        raise TypeError(f"c0 has dtype {state[1].dtype}, expected {x.dtype} or wider")
+        raise KindError(f"c0 has dtype {state[1].dtype}, expected {x.dtype} or wider")
 
 
 def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
@@ -266,29 +317,47 @@ def check_input(x: Tensor, input_size: int) -> None:
 
     Raises:
         TypeError: for anything but a tensor.
-        ValueError: for a wrong shape.
+        InputError: for another number of dimensions.
+        FitError: for another number of features.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"input is a {type(x).__name__}, expected a tensor or a PackedSequence")
+        raise TensorError(f"input is a {type(x).__name__}, expected a tensor or a PackedSequence")
     if x.dim() not in (2, 3):
-        raise ValueError(f"input has shape {_shape(x)}, expected 3 dimensions, or 2 unbatched")
+        raise InputError(f"input has shape {_shape(x)}, expected 3 dimensions, or 2 unbatched")
     if x.shape[-1] != input_size:
-        raise ValueError(f"input has {x.shape[-1]} features, expected input_size = {input_size}")
+        raise FitError(f"input has {x.shape[-1]} features, expected input_size = {input_size}")
+
+
+def check_input_dtype(x: Tensor, weight: Tensor) -> None:
+    """Refuse an input of another dtype than the weights, in the words of torch.nn.LSTM.
+
+    Raises:
+        InputError: naming both ways to mend it.
+    """
+    if not x.is_floating_point():
+        raise InputError(
+            f"input has dtype {x.dtype}, expected a floating dtype; embed the tokens first"
+        )
+    if x.dtype != weight.dtype:
+        raise InputError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+        )
 
 
 def check_hx(hx: tuple[Tensor, Tensor], shape: tuple[int, ...], x: Tensor) -> None:
     """Refuse a state of all layers that does not fit the input.
 
     Raises:
-        TypeError: for anything but two tensors.
-        ValueError: for a wrong shape or device.
+        KindError: for anything but two tensors.
+        FitError: for a wrong shape or device.
     """
     check_pair("hx", hx, "(h_0, c_0)")
     for name, tensor in zip(("h_0", "c_0"), hx, strict=True):
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {_shape(tensor)}, expected {shape}")
+            raise FitError(f"{name} has shape {_shape(tensor)}, expected {shape}")
         if tensor.device != x.device:
-            raise ValueError(
+            raise FitError(
                 f"{name} is on {tensor.device} and the input on {x.device}, expected one device; "
                 f'move one with .to("{x.device}")'
             )

@@ -14,7 +14,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import functional, rng
-from ulmfit_fast.checks import as_seed, check_hx, check_input, check_lengths, probability, size
+from ulmfit_fast.checks import (
+    as_seed,
+    check_hx,
+    check_input,
+    check_input_dtype,
+    check_lengths,
+    flag,
+    probability,
+    size,
+)
 from ulmfit_fast.masks import DropoutMasks
 from ulmfit_fast.nn.packed import packed_data, padded
 from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
@@ -65,7 +74,8 @@ class LSTM(PlainForward):
     Raises:
         ValueError: if a size is not positive, a probability lies outside [0, 1], or `proj_size`
             is not 0.
-        TypeError: if a size is not a whole number, or a probability not a number.
+        TypeError: if a size is not a whole number, a probability not a number, or a switch not a
+            bool.
 
     Source:
         Merity, Keskar & Socher 2018 (arXiv:1708.02182), section 2.
@@ -94,9 +104,9 @@ class LSTM(PlainForward):
         self.input_size = size("input_size", input_size)
         self.hidden_size = hidden_size = size("hidden_size", hidden_size)
         self.num_layers = num_layers = size("num_layers", num_layers)
-        if proj_size:
+        if proj_size != 0:
             raise ValueError(
-                f"proj_size is {proj_size}, expected 0: projections are not supported; "
+                f"proj_size is {size('proj_size', proj_size)}, expected 0: projections are not supported; "
                 "use torch.nn.LSTM, or a Linear after this layer"
             )
         dropout = probability("dropout", dropout)
@@ -106,15 +116,15 @@ class LSTM(PlainForward):
                 "for dropout inside the layer use weight_p or gate_p",
                 stacklevel=2,
             )
-        self.bias = bias
-        self.batch_first = batch_first
+        self.bias = flag("bias", bias)
+        self.batch_first = flag("batch_first", batch_first)
         self.dropout = dropout
-        self.bidirectional = bidirectional
+        self.bidirectional = flag("bidirectional", bidirectional)
         self.proj_size = 0
         self.weight_p = _shortest(rng.gate_probabilities("weight_p", weight_p))
         self.gate_p = _shortest(functional.gate_probabilities(gate_p, gate_mask))
         self.gate_mask = gate_mask
-        self.recompute_gates = recompute_gates
+        self.recompute_gates = flag("recompute_gates", recompute_gates)
         self.backend = backends.check_name(backend)
         directions = 2 if bidirectional else 1
         for layer in range(num_layers):
@@ -141,6 +151,14 @@ class LSTM(PlainForward):
 
     def flatten_parameters(self) -> None:
         """Do nothing; kept so that code written for nn.LSTM runs."""
+
+    # Code written for nn.LSTM calls these around a call of its own.
+    check_input: Any = nn.LSTM.check_input
+    check_hidden_size: Any = nn.LSTM.check_hidden_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    get_expected_hidden_size: Any = nn.LSTM.get_expected_hidden_size
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
+    permute_hidden: Any = nn.LSTM.permute_hidden
 
     @property
     def mode(self) -> str:
@@ -251,8 +269,10 @@ class LSTM(PlainForward):
             output, as the input, with D * H features; and (h_n, c_n), as hx.
 
         Raises:
-            ValueError: if shapes, devices or lengths do not fit.
-            TypeError: if dtypes do not fit.
+            ValueError: if shapes, devices or lengths do not fit; where nn.LSTM raises RuntimeError,
+                it is both.
+            TypeError: if dtypes do not fit, or `hx` is not a pair; where nn.LSTM raises ValueError
+                or RuntimeError, it is both.
         """
         node = fx_call(self, input, hx=hx, lengths=lengths, seed=seed, masks=masks)
         if node is not None:
@@ -344,6 +364,8 @@ class LSTM(PlainForward):
     ) -> tuple[Tensor, Tensor, Tensor]:
         directions = 2 if self.bidirectional else 1
         weights = self.all_weights
+        if functional.autocast_dtype(x) is None:
+            check_input_dtype(x, weights[0][0])
         if masks is not None and len(masks) != len(weights):
             raise ValueError(
                 f"masks has {len(masks)} entries, expected {len(weights)}: one for each layer "
