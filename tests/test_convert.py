@@ -1,11 +1,12 @@
-"""Swapping nn.LSTM for ours in a model that is in use, and back."""
+"""Turning nn.LSTM into ours in a model that is in use, and back."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
 import ulmfit_fast as uf
 
@@ -74,13 +75,16 @@ def test_an_optimizer_made_before_goes_on(model, tokens):
     optimizer.step()
 
 
-def test_a_layer_alone():
+def test_a_layer_alone_is_turned_itself():
     layer = nn.LSTM(3, 4)
-    new = uf.convert_lstm(layer, weight_p=0.5)
-    assert isinstance(new, uf.LSTM) and new.weight_ih_l0 is layer.weight_ih_l0
-    x = torch.randn(5, 2, 3)
-    torch.testing.assert_close(new.eval()(x), layer(x))
-    assert type(uf.restore_lstm(new)) is nn.LSTM
+    x, weight = torch.randn(5, 2, 3), layer.weight_ih_l0
+    expected, _ = layer(x)
+    # Whoever ignores the result has the new layer all the same.
+    assert uf.convert_lstm(layer, weight_p=0.5) is layer
+    assert type(layer) is uf.LSTM and layer.weight_ih_l0 is weight
+    torch.testing.assert_close(layer.eval()(x)[0], expected)
+    assert uf.restore_lstm(layer) is layer and type(layer) is nn.LSTM
+    torch.testing.assert_close(layer(x)[0], expected)
 
 
 def test_a_layer_in_two_places_stays_one():
@@ -88,6 +92,121 @@ def test_a_layer_in_two_places_stays_one():
     model = nn.ModuleList([layer, nn.ModuleList([layer])])
     uf.convert_lstm(model)
     assert isinstance(model[0], uf.LSTM) and model[0] is model[1][0]
+
+
+BOTH_WAYS = pytest.mark.parametrize(
+    ("make", "turn"),
+    [(nn.LSTM, uf.convert_lstm), (uf.LSTM, uf.restore_lstm)],
+    ids=["convert", "restore"],
+)
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x / 2
+
+
+@BOTH_WAYS
+def test_whatever_refers_to_a_layer_refers_to_the_new_one(make, turn):
+    model = nn.Sequential(make(3, 3), nn.ModuleDict({"again": make(3, 3)}))
+    model[1].list, model[1].by_name = [model[0], model[1]["again"]], {"first": model[0]}
+    model[1].pair = (model[0],)
+    turn(model)
+    for layer in (*model[1].list, *model[1].by_name.values(), *model[1].pair):
+        assert layer in (model[0], model[1]["again"])
+        assert type(layer) is {nn.LSTM: uf.LSTM, uf.LSTM: nn.LSTM}[make]
+
+
+@BOTH_WAYS
+def test_what_was_added_to_a_layer_stays(make, turn):
+    layer = make(3, 4).eval().requires_grad_(False)
+    layer.weight_hh_l0.requires_grad_(True)
+    layer.register_buffer("steps", torch.zeros(1))
+    layer.register_buffer("scratch", torch.ones(2), persistent=False)
+    layer.scale = nn.Parameter(torch.ones(4))
+    layer.norm = nn.LayerNorm(4).train()
+    layer.note, layer.empty_hooks = {"who": "a user"}, {}
+    model = nn.Sequential(layer)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    turn(model)
+    assert list(model.state_dict()) == list(state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    assert all(value is parameters[name] for name, value in model.named_parameters())
+    assert all(value is buffers[name] for name, value in model.named_buffers())
+    assert list(buffers) == ["0.steps", "0.scratch"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "0.weight_hh_l0",
+        "0.scale",
+        "0.norm.weight",
+        "0.norm.bias",
+    ]
+    assert (layer.note, layer.empty_hooks) == ({"who": "a user"}, {})
+    assert not layer.training and layer.norm.training
+
+
+@BOTH_WAYS
+def test_nothing_of_the_former_class_is_left(make, turn):
+    layer = turn(make(3, 4, 2, bidirectional=True))
+    fresh = type(layer)(3, 4, 2, bidirectional=True)
+    assert vars(layer).keys() == vars(fresh).keys()
+    x = torch.randn(5, 2, 3)
+    expected, _ = layer(x)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(copied(x)[0], expected)
+
+
+@BOTH_WAYS
+def test_hooks_of_every_kind_stay(make, turn):
+    layer, seen = make(3, 4), []
+
+    def note(name):
+        return lambda *args, **kwargs: seen.append(name)
+
+    handles = [
+        layer.register_forward_pre_hook(note("forward pre"), with_kwargs=True),
+        layer.register_forward_hook(note("forward"), always_call=True),
+        layer.register_full_backward_pre_hook(note("backward pre")),
+        layer.register_full_backward_hook(note("backward")),
+        layer.register_state_dict_pre_hook(note("state_dict pre")),
+        layer.register_state_dict_post_hook(note("state_dict")),
+        layer.register_load_state_dict_pre_hook(lambda module, *_: seen.append(type(module))),
+        layer.register_load_state_dict_post_hook(note("load")),
+    ]
+    model = turn(nn.Sequential(layer))
+    model(torch.randn(5, 2, 3, requires_grad=True))[0].sum().backward()
+    model.load_state_dict(model.state_dict())
+    backward = ["backward pre", "backward"]
+    calls = ["forward pre", "forward", *backward, "state_dict pre", "state_dict", type(layer)]
+    assert seen == [*calls, "load"]
+    for handle in handles:
+        handle.remove()
+    model(torch.randn(5, 2, 3))
+    model.load_state_dict(model.state_dict())
+    assert len(seen) == 8
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+@torch.no_grad()
+def test_a_compiled_model_sees_the_change(make, turn, how):
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(3, 3), make(3, 4))
+    if how == "wrapped":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        model.compile(backend="eager")
+        compiled = model
+    x = torch.randn(5, 2, 3)
+    expected, _ = compiled(x)
+    turn(compiled)
+    torch.testing.assert_close(compiled(x)[0], expected)
+    if turn is uf.convert_lstm:
+        uf.restore_lstm(compiled)
+        uf.convert_lstm(compiled, weight_p=1.0)
+        assert not torch.allclose(compiled(x)[0], expected)
+    torch._dynamo.reset()
 
 
 def test_hooks_move_along(model, tokens):
@@ -120,6 +239,15 @@ class Own(nn.LSTM):
     pass
 
 
+class OwnToo(uf.LSTM):
+    pass
+
+
+def with_attribute(layer, name, value):
+    setattr(layer, name, value)
+    return layer
+
+
 def unparameterised():
     layer = nn.LSTM(3, 4)
     del layer._parameters["weight_hh_l0"]
@@ -137,13 +265,51 @@ def unparameterised():
             lambda: parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0"),
             "weight_hh_l0 of bad is no parameter",
         ),
+        (
+            lambda: weight_norm(nn.LSTM(3, 4), "weight_hh_l0"),
+            "weight_hh_l0 of bad is no parameter",
+        ),
+        (
+            lambda: prune.l1_unstructured(nn.LSTM(3, 4), "weight_ih_l0", 0.5),
+            "weight_ih_l0 of bad is no parameter",
+        ),
+        (
+            lambda: parametrize.register_parametrization(
+                with_attribute(nn.LSTM(3, 4), "scale", nn.Parameter(torch.ones(2))), "scale", Half()
+            ),
+            "bad is a ParametrizedLSTM, a subclass",
+        ),
+        (lambda: with_attribute(nn.LSTM(3, 4), "forward", print), "bad has forward of its own"),
+        (lambda: with_attribute(nn.LSTM(3, 4), "weight_p", 0.5), "bad has weight_p of its own"),
+        (lambda: with_attribute(nn.LSTM(3, 4), "backend", Half()), "bad has backend of its own"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_what_cannot_be_replaced_is_named_and_nothing_changes(make, message):
     model = broken(make)
+    before = {name: (type(module), set(vars(module))) for name, module in model.named_modules()}
     with pytest.raises(ValueError, match=message):
         uf.convert_lstm(model)
-    assert type(model["good"]) is nn.LSTM
+    after = {name: (type(module), set(vars(module))) for name, module in model.named_modules()}
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OwnToo(3, 4), "bad is a OwnToo, a subclass"),
+        (lambda: with_attribute(uf.LSTM(3, 4), "forward", print), "bad has forward of its own"),
+        (
+            lambda: parametrizations.weight_norm(uf.LSTM(3, 4), "weight_hh_l0"),
+            "weight_hh_l0 of bad is no parameter",
+        ),
+    ],
+)
+def test_what_cannot_be_restored_is_named_and_nothing_changes(make, message):
+    model = nn.ModuleDict({"good": uf.LSTM(3, 4), "bad": make()})
+    with pytest.raises(ValueError, match=message):
+        uf.restore_lstm(model)
+    assert type(model["good"]) is uf.LSTM
 
 
 def test_a_model_without_any():

@@ -211,7 +211,9 @@ def check_layer(
     if steps == 0:
         raise FitError(f"x has shape {_shape(x)}, expected at least one time step")
     if not x.is_floating_point():
-        raise InputError(f"x has dtype {x.dtype}, expected a floating dtype; embed the tokens first")
+        raise InputError(
+            f"x has dtype {x.dtype}, expected a floating dtype; embed the tokens first"
+        )
     if w_hh.dim() != 2 or w_hh.shape[0] != 4 * w_hh.shape[1]:
         raise FitError(f"w_hh has shape {_shape(w_hh)}, expected (4H, H)")
     hidden_size = w_hh.shape[1]

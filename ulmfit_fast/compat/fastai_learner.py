@@ -10,7 +10,7 @@ from torch import nn
 from ulmfit_fast import backend as backends
 from ulmfit_fast import functional
 from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
-from ulmfit_fast.nn.convert import swap_modules
+from ulmfit_fast.nn.convert import added_names, check_added, swap_modules
 
 __all__ = ["accelerate", "restore"]
 
@@ -59,12 +59,15 @@ def accelerate(
     values = functional.gate_probabilities(gate_p, "step")
     one_or_four = values[0] if len(set(values)) == 1 else values
     backends.check_name(backend)
+    plain = weight_dropout(nn.LSTM(1, 1, device="meta"), 0.0)
     done = [layer for layer in model.modules() if isinstance(layer, WeightDropLSTM)]
 
     def accelerated(name: str, old: Any) -> WeightDropLSTM:
-        return _accelerated(name, old, gate_p=one_or_four, backend=backend)
+        new = _accelerated(name, old, gate_p=one_or_four, backend=backend)
+        _check_inner(name, old, new, plain)
+        return new
 
-    if swap_modules(model, weight_dropout, accelerated) is None and not done:
+    if not swap_modules(model, plain, accelerated) and not done:
         raise ValueError(
             f"the {type(model).__name__} has no layer of an AWD_LSTM to accelerate; make the "
             "learner with language_model_learner or text_classifier_learner and AWD_LSTM"
@@ -96,11 +99,14 @@ def restore(learn: LearnerT) -> LearnerT:
     """
     weight_dropout = _weight_dropout()
     model = _model_of(learn)
+    plain = WeightDropLSTM(1, 1, device="meta")
 
     def original(name: str, old: Any) -> nn.Module:
-        return _original(name, old, weight_dropout)
+        new = _original(name, old, weight_dropout)
+        _check_inner(name, old, new, plain)
+        return new
 
-    if swap_modules(model, WeightDropLSTM, original) is None:
+    if not swap_modules(model, plain, original):
         raise ValueError(f"the {type(model).__name__} has no layer that accelerate() made")
     return learn
 
@@ -122,6 +128,12 @@ def _model_of(learn: Any) -> nn.Module:
             f"learn is a {type(learn).__name__}, expected a fastai Learner or its model"
         )
     return model
+
+
+def _check_inner(name: str, old: Any, new: Any, plain: Any) -> None:
+    """Refuse to lose what was added to the module inside, which the new layer has its own of."""
+    added = added_names(old.module, plain.module) - new.module._parameters.keys()
+    check_added(f"{name}.module", added)
 
 
 def _accelerated(
@@ -155,7 +167,7 @@ def _accelerated(
     return new
 
 
-def _original(name: str, old: WeightDropLSTM, weight_dropout: type[nn.Module]) -> nn.Module:
+def _original(name: str, old: WeightDropLSTM, weight_dropout: Any) -> nn.Module:
     if not isinstance(old.weight_p, (int, float)):
         raise ValueError(
             f"{name} has weight_p={old.weight_p!r}, and fastai knows one value for all gates; set "
@@ -172,7 +184,8 @@ def _original(name: str, old: WeightDropLSTM, weight_dropout: type[nn.Module]) -
     lstm.weight_hh_l0 = old.weight_hh_l0_raw
     for key, parameter in old.module._parameters.items():
         setattr(lstm, key, parameter)
-    new = weight_dropout(lstm, old.weight_p)
-    # It made a parameter of its own of the weight.
+    new: nn.Module = weight_dropout(lstm, old.weight_p)
+    # It made a parameter of its own of the weight, and the layer will be the old object.
     new.weight_hh_l0_raw = old.weight_hh_l0_raw
+    vars(lstm)["flatten_parameters"] = weight_dropout._do_nothing.__get__(old)
     return new

@@ -1,4 +1,4 @@
-"""Swap every `torch.nn.LSTM` of a model for `ulmfit_fast.LSTM`, and back."""
+"""Turn every `torch.nn.LSTM` of a model into an `ulmfit_fast.LSTM`, and back."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ulmfit_fast.nn.lstm import LSTM
 
-__all__ = ["convert_lstm", "restore_lstm", "swap_modules"]
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+__all__ = ["added_names", "check_added", "convert_lstm", "restore_lstm", "swap_modules"]
 
 
 def convert_lstm(
@@ -37,10 +21,12 @@ def convert_lstm(
     gate_mask: str = "step",
     backend: str = "auto",
 ) -> nn.Module:
-    """Replace every `torch.nn.LSTM` of a model, in place, by one that drops weights and gates.
+    """Turn every `torch.nn.LSTM` of a model, in place, into one that drops weights and gates.
 
-    The parameters stay the same objects, so an optimizer made before goes on, and the state_dict
-    keeps its names. Evaluation gives what it gave before. Hooks move along.
+    Each layer stays the same object and changes its class, so whatever holds it sees the change,
+    another model too. Its parameters stay, so an optimizer made before goes on, and so do its
+    hooks, buffers, submodules and attributes. Evaluation gives what it gave before. A layer that no
+    module of the model registers, as in a plain list alone, is not found.
 
     Example:
         >>> import torch
@@ -59,11 +45,12 @@ def convert_lstm(
         backend: one of `ulmfit_fast.backend.BACKENDS`.
 
     Returns:
-        The model; the new layer where `module` is itself an LSTM.
+        The same model.
 
     Raises:
-        ValueError: if there is no `torch.nn.LSTM`, or one of them cannot be replaced: it has
-            projections, is of a subclass, or its weights are not plain parameters. The model is
+        ValueError: if there is no `torch.nn.LSTM`, or one of them cannot be turned: it has
+            projections, is of a subclass, its weights are not plain parameters, its `forward` is
+            replaced, or it has an attribute by a name that `ulmfit_fast.LSTM` uses. The model is
             then as it was.
     """
 
@@ -77,13 +64,14 @@ def convert_lstm(
             backend=backend,
         )
 
-    return _swapped(module, nn.LSTM, replacement)
+    return _swapped(module, nn.LSTM(1, 1, device="meta"), replacement)
 
 
 def restore_lstm(module: nn.Module) -> nn.Module:
-    """Replace every `ulmfit_fast.LSTM` of a model, in place, by `torch.nn.LSTM`.
+    """Turn every `ulmfit_fast.LSTM` of a model, in place, into a `torch.nn.LSTM`.
 
-    The parameters stay the same objects. `weight_p` and `gate_p` are lost: nn.LSTM has neither.
+    As with `convert_lstm`, each layer stays the same object. `weight_p` and `gate_p` are lost:
+    nn.LSTM has neither.
 
     Example:
         >>> import ulmfit_fast as uf
@@ -94,20 +82,17 @@ def restore_lstm(module: nn.Module) -> nn.Module:
         module: the model, or one LSTM.
 
     Returns:
-        The model; the new layer where `module` is itself an LSTM.
+        The same model.
 
     Raises:
-        ValueError: if there is no `ulmfit_fast.LSTM`, or one is of a subclass or has weights that
-            are not plain parameters. The model is then as it was.
+        ValueError: if there is no `ulmfit_fast.LSTM`, or one of them cannot be turned, as for
+            `convert_lstm`. The model is then as it was.
     """
 
     def replacement(old: LSTM) -> nn.LSTM:
-        return nn.LSTM(
-            **_sizes(old),
-            device="meta",
-        )
+        return nn.LSTM(**_sizes(old), device="meta")
 
-    return _swapped(module, LSTM, replacement)
+    return _swapped(module, LSTM(1, 1, device="meta"), replacement)
 
 
 def _sizes(layer: nn.LSTM | LSTM) -> dict[str, Any]:
@@ -116,77 +101,110 @@ def _sizes(layer: nn.LSTM | LSTM) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in (*names, "bidirectional")}
 
 
-def _swapped(
-    module: nn.Module, kind: type[nn.Module], empty: Callable[..., nn.Module]
-) -> nn.Module:
+def _swapped(module: nn.Module, plain: nn.Module, empty: Callable[..., nn.Module]) -> nn.Module:
     def replacement(name: str, old: nn.Module) -> nn.Module:
-        _check_replaceable(name or type(module).__name__, old, kind)
+        _check_weights(name, old)
         with warnings.catch_warnings():
             # The old layer has said already that dropout needs a second layer.
             warnings.simplefilter("ignore")
             new = empty(old)
-        for parameter_name, parameter in old._parameters.items():
-            setattr(new, parameter_name, parameter)
+        for weight in new._parameters:
+            setattr(new, weight, old._parameters[weight])
         return new
 
-    swapped = swap_modules(module, kind, replacement)
-    if swapped is None:
+    if not swap_modules(module, plain, replacement):
+        kind = type(plain)
         raise ValueError(f"the {type(module).__name__} has no {kind.__module__}.{kind.__name__}")
-    return swapped
+    return module
 
 
-def swap_modules(
-    module: nn.Module, kind: type[nn.Module], replacement: Callable[[str, Any], nn.Module]
-) -> nn.Module | None:
-    """Replace every submodule of a kind, in place, by one in its mode and with its hooks.
-
-    All new ones are built before the first is put in place, so an error changes nothing.
-
-    Args:
-        module: the model.
-        kind: class of what is replaced, subclasses among it.
-        replacement: given name and submodule, makes the new one.
-
-    Returns:
-        The model, or the new module where the model is itself of that kind; None if there was none.
-    """
-    # A submodule that stands in several places is listed at each of them.
-    modules = module.named_modules(remove_duplicate=False)
-    found = [(name, old) for name, old in modules if isinstance(old, kind)]
-    new: dict[int, nn.Module] = {}
-    for name, old in found:
-        if id(old) not in new:
-            new[id(old)] = _in_place_of(old, replacement(name, old))
-    for name, old in found:
-        if not name:
-            return new[id(old)]
-        parent, _, own = name.rpartition(".")
-        setattr(module.get_submodule(parent), own, new[id(old)])
-    return module if found else None
-
-
-def _in_place_of(old: nn.Module, new: nn.Module) -> nn.Module:
-    new.train(old.training)
-    for hooks in _HOOKS:
-        setattr(new, hooks, getattr(old, hooks))
-    return new
-
-
-def _check_replaceable(name: str, layer: nn.Module, kind: type[nn.Module]) -> None:
-    if type(layer) is not kind and not parametrize.is_parametrized(layer):
-        raise ValueError(
-            f"{name} is a {type(layer).__name__}, a subclass that may do more than its parent; "
-            "replace it by hand"
-        )
+def _check_weights(name: str, layer: nn.Module) -> None:
     if getattr(layer, "proj_size", 0):
         raise ValueError(
             f"{name} has proj_size={layer.proj_size}, and projections are not supported"
         )
-    names = [name for names in layer._all_weights for name in names]  # type: ignore[union-attr]
-    missing = [weight for weight in names if weight not in layer._parameters]
-    if missing:
+    for weights in layer._all_weights:  # type: ignore[union-attr]
+        for weight in weights:
+            if layer._parameters.get(weight) is None:
+                raise ValueError(
+                    f"{weight} of {name} is no parameter of its own: something around the layer or "
+                    "on it computes the weight, a weight drop or a parametrization; remove that "
+                    "first (for fastai, ulmfit_fast.compat.fastai.accelerate does)"
+                )
+
+
+def swap_modules(
+    module: nn.Module, plain: nn.Module, replacement: Callable[[str, Any], nn.Module]
+) -> bool:
+    """Turn every submodule of a kind into one of another kind, in place.
+
+    Each stays the same object with another class, as lazy modules do it: lists, optimizers, hooks
+    and whatever else refers to it need not know. What was added to it stays. All new ones are built
+    before the first is used, so an error changes nothing.
+
+    Args:
+        module: the model, itself among its submodules.
+        plain: one of the kind that is turned, with nothing added.
+        replacement: given name and submodule, makes one of the other kind with its parameters.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ValueError: if one is of a subclass, or has something of its own that would be lost.
+    """
+    pairs = []
+    for name, old in module.named_modules():
+        if isinstance(old, type(plain)):
+            name = name or type(module).__name__
+            new = replacement(name, old)
+            if type(old) is not type(plain):
+                raise ValueError(
+                    f"{name} is a {type(old).__name__}, a subclass that may do more than its "
+                    "parent; replace it by hand"
+                )
+            replaced = {"forward", *_names(new)} - new._parameters.keys()
+            check_added(name, added_names(old, plain) & replaced)
+            pairs.append((old, new))
+    for old, new in pairs:
+        _turn(old, new, plain)
+    return bool(pairs)
+
+
+def check_added(name: str, lost: set[str]) -> None:
+    """Refuse to lose what was added to a module.
+
+    Raises:
+        ValueError: naming it, if there is any.
+    """
+    if lost:
         raise ValueError(
-            f"{missing[0]} of {name} is no parameter of its own: something around the layer or on "
-            "it computes the weight, a weight drop or a parametrization; remove that first (for "
-            "fastai, ulmfit_fast.compat.fastai.accelerate does)"
+            f"{name} has {', '.join(sorted(lost))} of its own, which would be lost; remove it "
+            "first, or give it another name"
         )
+
+
+def added_names(module: nn.Module, plain: nn.Module) -> set[str]:
+    """Return what a module has and a plain one of its kind has not, by name.
+
+    That is attributes, parameters, buffers, submodules, and the dicts of hooks that hold one.
+    """
+    return _names(module) - _names(plain)
+
+
+def _names(module: nn.Module) -> set[str]:
+    state = vars(module)
+    own = {name for name, value in state.items() if not name.endswith("_hooks") or value}
+    return {*own, *module._parameters, *module._buffers, *module._modules}
+
+
+def _turn(old: nn.Module, new: nn.Module, plain: nn.Module) -> None:
+    state = vars(old)
+    for name in vars(plain).keys() - vars(new).keys():
+        state.pop(name, None)
+    for name, value in vars(new).items():
+        if name in ("_parameters", "_modules"):
+            state[name].update(value)
+        elif name not in vars(nn.Module()):
+            state[name] = value
+    old.__class__ = type(new)

@@ -106,8 +106,8 @@ class LSTM(PlainForward):
         self.num_layers = num_layers = size("num_layers", num_layers)
         if proj_size != 0:
             raise ValueError(
-                f"proj_size is {size('proj_size', proj_size)}, expected 0: projections are not supported; "
-                "use torch.nn.LSTM, or a Linear after this layer"
+                f"proj_size is {size('proj_size', proj_size)}, expected 0: projections are not "
+                "supported; use torch.nn.LSTM, or a Linear after this layer"
             )
         dropout = probability("dropout", dropout)
         if dropout > 0 and num_layers == 1:
