@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
@@ -99,6 +100,21 @@ BOTH_WAYS = pytest.mark.parametrize(
     [(nn.LSTM, uf.convert_lstm), (uf.LSTM, uf.restore_lstm)],
     ids=["convert", "restore"],
 )
+
+
+@BOTH_WAYS
+def test_in_a_model_of_several_processes(make, turn):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 3), make(3, 4)))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        turn(model)
+        before = model.module[1].weight_hh_l0.detach().clone()
+        model(torch.randn(5, 2, 3))[0].sum().backward()
+        optimizer.step()
+        assert not torch.equal(model.module[1].weight_hh_l0, before)
+    finally:
+        dist.destroy_process_group()
 
 
 class Half(nn.Module):

@@ -260,7 +260,7 @@ def test_layers_that_awd_lstm_does_not_have_are_refused(module, names, message):
     model = torch.nn.Sequential(good, fastai.WeightDropout(module, 0.5, names))
     with pytest.raises(ValueError, match=message):
         accelerate(model)
-    assert model[0] is good
+    assert type(good) is fastai.WeightDropout
 
 
 def test_arguments_out_of_range_change_nothing():
@@ -274,3 +274,53 @@ def test_arguments_out_of_range_change_nothing():
     with pytest.raises(ValueError, match=r"0\.rnns\.2 has weight_p=\(0\.1, 0\.2, 0\.3, 0\.4\)"):
         restore(model)
     assert all(type(rnn) is WeightDropLSTM for rnn in model[0].rnns)
+
+
+def test_layers_stay_the_same_objects_and_keep_what_was_added_to_them():
+    model = language_model()
+    rnns, seen = list(model[0].rnns), []
+    rnns[0].register_buffer("steps", torch.zeros(1))
+    rnns[0].norm, rnns[0].note = torch.nn.LayerNorm(2), "a user's"
+    handle = rnns[0].register_forward_hook(lambda *_: seen.append(1))
+    names = list(model.state_dict())
+    x = torch.randint(9, VOCAB, (2, 3))
+    for change, kind in ((accelerate, WeightDropLSTM), (restore, fastai.WeightDropout)):
+        change(model)
+        assert all(new is old for new, old in zip(model[0].rnns, rnns, strict=True))
+        assert {type(rnn) for rnn in rnns} == {kind}
+        assert list(model.state_dict()) == names and rnns[0].note == "a user's"
+        model(x)
+    assert seen == [1, 1]
+    handle.remove()
+    fresh = fastai.WeightDropout(torch.nn.LSTM(3, 4), 0.5)
+    assert vars(rnns[1]).keys() == vars(fresh).keys()
+    assert vars(rnns[1].module).keys() == vars(fresh.module).keys()
+    assert rnns[1].module.flatten_parameters.__self__ is rnns[1]
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda rnn: rnn.module.register_buffer("steps", torch.zeros(1)), "module has steps of"),
+        (lambda rnn: rnn.module.register_forward_hook(print), "module has _forward_hooks of"),
+        (lambda rnn: setattr(rnn.module, "note", 1), "module has note of its own"),
+        (lambda rnn: setattr(rnn, "forward", print), "1 has forward of its own"),
+        (lambda rnn: setattr(rnn, "gate_p", 0.1), "1 has gate_p of its own"),
+    ],
+)
+def test_what_was_added_and_would_be_lost_is_named(add, message):
+    model = torch.nn.Sequential(*(fastai.WeightDropout(torch.nn.LSTM(3, 4), 0.5) for _ in "ab"))
+    add(model[1])
+    with pytest.raises(ValueError, match=message):
+        accelerate(model)
+    assert {type(layer) for layer in model} == {fastai.WeightDropout}
+
+
+class OwnDropout(fastai.WeightDropout):
+    pass
+
+
+def test_a_subclass_of_fastais_layer_is_refused():
+    model = torch.nn.Sequential(OwnDropout(torch.nn.LSTM(3, 4), 0.5))
+    with pytest.raises(ValueError, match="0 is a OwnDropout, a subclass"):
+        accelerate(model)

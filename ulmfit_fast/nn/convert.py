@@ -199,6 +199,7 @@ def _names(module: nn.Module) -> set[str]:
 
 
 def _turn(old: nn.Module, new: nn.Module, plain: nn.Module) -> None:
+    new.train(old.training)
     state = vars(old)
     for name in vars(plain).keys() - vars(new).keys():
         state.pop(name, None)
