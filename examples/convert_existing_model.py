@@ -1,6 +1,6 @@
 """Give a model that already trains this package's LSTM, in place, in the midst of its training.
 
-`uf.convert_lstm` puts a `uf.LSTM` where each `nn.LSTM` of a model is. The parameters stay the same
+`uf.convert_lstm` turns each `nn.LSTM` of a model into a `uf.LSTM`. The parameters stay the same
 objects under the same names, so optimizer, checkpoints and the rest of the code do not change. On a
 CUDA device Triton kernels then run the layers with the dropouts inside. On a CPU the operators are
 PyTorch's own, and what is gained is the weight-drop, for little time. The script times a step both
