@@ -7,23 +7,33 @@ Example:
     >>> output, (h, c) = lstm(torch.randn(7, 4, 400))
 """
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # A source checkout keeps the kernels one level up; setup.py installs them as ulmfit_fast.kernels.
 if not (Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 from ulmfit_fast import backend, functional, nn, optim, rng
+from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.nn import LSTM, convert_lstm, restore_lstm
 from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discriminative_groups
 
 if TYPE_CHECKING:
-    from ulmfit_fast import compat, presets
+    from ulmfit_fast import checkpoint as checkpoint
+    from ulmfit_fast import classifier_step as classifier_step
+    from ulmfit_fast import compat, data, presets, runs, serving
+    from ulmfit_fast import generation as generation
+    from ulmfit_fast import lm_step as lm_step
+    from ulmfit_fast import lr_finder as lr_finder
+    from ulmfit_fast import pipeline as pipeline
+    from ulmfit_fast import report as report
+    from ulmfit_fast import saliency as saliency
+    from ulmfit_fast import settings as settings
     from ulmfit_fast.ensemble import Ensemble, fit_ensemble
     from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.lr_finder import find_lr
     from ulmfit_fast.runs import Run
     from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
 
@@ -42,8 +52,10 @@ __all__ = [
     "backend",
     "compat",
     "convert_lstm",
+    "data",
     "discriminative_groups",
     "dropout_masks",
+    "find_lr",
     "fit_ensemble",
     "functional",
     "nn",
@@ -51,24 +63,23 @@ __all__ = [
     "presets",
     "restore_lstm",
     "rng",
+    "runs",
+    "serving",
 ]
 
-
 # The protocol needs the [text] extra, and what is not used is not imported; the LSTM needs neither.
-_LAZY = {
-    "Ensemble": "ulmfit_fast.ensemble",
-    "Run": "ulmfit_fast.runs",
-    "ULMFiT": "ulmfit_fast.estimator",
-    "ULMFiTClassifier": "ulmfit_fast.sklearn_classifier",
-    "compat": "ulmfit_fast",
-    "fit_ensemble": "ulmfit_fast.ensemble",
-    "presets": "ulmfit_fast",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'ulmfit_fast' has no attribute {name!r}")
-    if _LAZY[name] == "ulmfit_fast":
-        return importlib.import_module(f"ulmfit_fast.{name}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        # Taken away, so that `import *` asks for it and is given what can be imported here.
+        globals().pop("__all__"),
+        {
+            "Ensemble": "ensemble",
+            "Run": "runs",
+            "ULMFiT": "estimator",
+            "ULMFiTClassifier": "sklearn_classifier",
+            "find_lr": "lr_finder",
+            "fit_ensemble": "ensemble",
+        },
+        needs={"sklearn_classifier": "sklearn"},
+    )

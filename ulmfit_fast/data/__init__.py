@@ -1,11 +1,14 @@
 """Texts to batches: reading files, tokens, the vocabulary, and batches for both kinds of model."""
 
+from typing import TYPE_CHECKING
+
 from ulmfit_fast.data.batches import LMBatches, concatenate_documents
 from ulmfit_fast.data.classifier_batches import ClassifierBatch, ClassifierBatches
 from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.data.vocab import SPECIALS, Vocab, transfer_rows
+from ulmfit_fast.lazy import lazy_attributes
 
 __all__ = [
     "SPECIALS",
@@ -20,3 +23,6 @@ __all__ = [
     "read_texts",
     "transfer_rows",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__, __all__)

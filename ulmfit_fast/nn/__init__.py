@@ -1,5 +1,8 @@
 """Modules: the LSTM, the AWD-LSTM built from it, and the heads and losses of ULMFiT."""
 
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.convert import convert_lstm, restore_lstm
@@ -27,3 +30,6 @@ __all__ = [
     "resize_state",
     "restore_lstm",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__, __all__)

@@ -1,5 +1,8 @@
 """Schedules, discriminative learning rates, unfreezing and NT-ASGD, as plain PyTorch."""
 
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.optim.groups import discriminative_groups
 from ulmfit_fast.optim.nt_asgd import NTASGD
 from ulmfit_fast.optim.one_cycle import OneCycleLR
@@ -14,3 +17,6 @@ __all__ = [
     "SlantedTriangularLR",
     "discriminative_groups",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__, __all__)

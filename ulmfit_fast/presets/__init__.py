@@ -12,12 +12,17 @@ pre-trains with a sampled softmax; MultiFiT has QRNN layers where LSTM layers st
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.presets.howard_ruder import fastai07, paper
 from ulmfit_fast.presets.later import fastai_v2, multifit
 from ulmfit_fast.presets.preset import Preset
 
 __all__ = ["Preset", "fastai07", "fastai_v2", "multifit", "named", "paper"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__, __all__)
 
 _ALL: dict[str, Callable[[], Preset]] = {
     make.__name__: make for make in (paper, fastai07, fastai_v2, multifit)

@@ -1,7 +1,13 @@
 """Runs that survive: what a run is in the midst of, its checkpoints, and what it reports."""
 
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.runs.dry_run import DryRun, Estimate
 from ulmfit_fast.runs.repeatable import repeatable_products
 from ulmfit_fast.runs.run import Run
 
 __all__ = ["DryRun", "Estimate", "Run", "repeatable_products"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__, __all__)

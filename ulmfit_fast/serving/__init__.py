@@ -4,8 +4,14 @@
 one that only predicts: `quantize` for the CPU, `export_classifier` for where only PyTorch is.
 """
 
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.serving.export import export_classifier
 from ulmfit_fast.serving.int8 import quantize
 from ulmfit_fast.serving.predictor import Prediction, Predictor
 
 __all__ = ["Prediction", "Predictor", "export_classifier", "quantize"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__, __all__)
