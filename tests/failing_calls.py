@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from ulmfit_fast import backend, seeds
+from ulmfit_fast import scoped
 
 # What the package calls that takes memory, forwards and backwards; none of it is an optimizer's.
 CALLS = [
@@ -83,4 +83,4 @@ def assert_nothing_is_left_over():
     """Assert that what a failed call may have changed for the whole process is as ever."""
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     assert not torch.is_inference_mode_enabled()
-    assert seeds._source is None and backend._forced is None
+    assert scoped.seed_source is None and scoped.backend is None

@@ -14,6 +14,7 @@ FLOORS = [
     {"kernels"},
     {
         "rng",
+        "scoped",
         "seeds",
         "masks",
         "reference",

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
+from ulmfit_fast import scoped
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,7 +45,9 @@ BACKENDS = (
 # LSTM forwards up to 192, backwards up to 128).
 _CUDNN_PERSISTENT_HIDDEN = 192
 _ENVIRONMENT_VARIABLE = "ULMFIT_FAST_BACKEND"
-_forced: str | None = None
+# The choice of a block that is traced into a graph, which cannot set a context variable. Never set
+# outside of Dynamo.
+_traced: str | None = None
 
 
 class Choice(NamedTuple):
@@ -88,6 +92,11 @@ def check_name(name: str, source: str = "backend") -> str:
 def use(name: str) -> Iterator[None]:
     """Run every `backend="auto"` call inside the block with one backend.
 
+    The choice is the thread's, or asyncio task's, own; a thread that is started inside chooses for
+    itself. It holds for the backward of what runs inside. A function under
+    `torch.utils.checkpoint`, which runs once more in the backward, takes the choice that holds
+    there; with the block inside the function the two are one.
+
     Example:
         >>> import torch
         >>> import ulmfit_fast as uf
@@ -103,20 +112,26 @@ def use(name: str) -> Iterator[None]:
     Raises:
         ValueError: if the name is unknown.
     """
-    global _forced
-    previous, _forced = _forced, check_name(name)
+    global _traced
+    check_name(name)
+    if not torch.compiler.is_dynamo_compiling():
+        with scoped.setting("backend", name):
+            yield
+        return
+    previous, _traced = _traced, name
     try:
         yield
     finally:
-        _forced = previous
+        _traced = previous
 
 
 def _requested(backend: str) -> tuple[str, str]:
     """Return the requested backend and who asked for it."""
     if check_name(backend) != "auto":
         return backend, f'asked for by backend="{backend}"'
-    if _forced is not None:
-        return _forced, f'asked for by backend.use("{_forced}")'
+    forced: str | None = _traced or scoped.backend
+    if forced is not None:
+        return forced, f'asked for by backend.use("{forced}")'
     from_environment = os.environ.get(_ENVIRONMENT_VARIABLE, "auto")
     check_name(from_environment, _ENVIRONMENT_VARIABLE)
     return from_environment, f"asked for by {_ENVIRONMENT_VARIABLE}={from_environment}"

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["draw_seed", "seeds_from"]
+from ulmfit_fast import scoped
 
-_source: Callable[[], Tensor] | None = None
+__all__ = ["draw_seed", "seeds_from"]
 
 
 def draw_seed(generator: torch.Generator | None = None) -> Tensor:
@@ -28,8 +28,9 @@ def draw_seed(generator: torch.Generator | None = None) -> Tensor:
     Returns:
         A 0-d int64 CPU tensor in [0, 2**63 - 1).
     """
-    if _source is not None and generator is None:
-        return _source()
+    source: Callable[[], Tensor] | None = scoped.seed_source
+    if source is not None and generator is None:
+        return source()
     # On the CPU, whatever the default device is.
     return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu", generator=generator)
 
@@ -38,7 +39,7 @@ def draw_seed(generator: torch.Generator | None = None) -> Tensor:
 def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
     """Have `draw_seed` take its seeds from elsewhere, as a CUDA graph must, whose seeds change.
 
-    For the whole process, not for one thread.
+    For the thread, or asyncio task, that the block runs in.
 
     Example:
         >>> with seeds_from(lambda: torch.tensor(7)):
@@ -48,9 +49,5 @@ def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
     Args:
         source: returns a 0-d int64 tensor at each call, on any device.
     """
-    global _source
-    before, _source = _source, source
-    try:
+    with scoped.setting("seed_source", source):
         yield
-    finally:
-        _source = before
