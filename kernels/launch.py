@@ -141,7 +141,7 @@ def watch(error, what):
     if torch.cuda.is_current_stream_capturing():
         # A replay cannot raise; a barrier that gave up shows as NaN in the outputs.
         return
-    flag = torch.empty(1, dtype=torch.int32, pin_memory=True)
+    flag = torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True)
     flag.copy_(error, non_blocking=True)
     event = torch.cuda.Event()
     event.record()

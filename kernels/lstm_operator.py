@@ -152,7 +152,8 @@ def lstm_triton(
         h_n = output[0 if reverse else -1].clone()
     else:
         slot = torch.where(rows > 0, 0, steps) if reverse else rows
-        h_n = states[slot.long(), torch.arange(batch_size, device=x.device)]
+        column = torch.arange(batch_size, dtype=torch.int64, device=x.device)
+        h_n = states[slot.long(), column]
     c_n = _copy(cells[0 if reverse or not keep else -1], c0.dtype)
     return (
         output,

@@ -46,5 +46,6 @@ def previous_states(output, h0, lengths, reverse):
     if lengths is not None:
         # A row's first step in this direction is its last one in time.
         last = (lengths.long() - 1).clamp_min(0)
-        before[last, torch.arange(last.numel(), device=last.device)] = first[0]
+        rows = torch.arange(last.numel(), dtype=torch.int64, device=last.device)
+        before[last, rows] = first[0]
     return before

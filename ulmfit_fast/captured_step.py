@@ -36,7 +36,8 @@ class CapturedStep:
         self.seeds = torch.zeros(_seeds_of(step), dtype=torch.int64, device=inputs.device)
         # So would a learning rate that is a number.
         self.groups = step.optimizer.param_groups
-        self.lrs = [torch.zeros((), device=inputs.device) for _ in self.groups]
+        lr = torch.zeros((), dtype=torch.float32, device=inputs.device)
+        self.lrs = [lr.clone() for _ in self.groups]
         for group in self.groups:
             group["capturable"] = True
         step.optimizer.zero_grad(set_to_none=True)
@@ -63,7 +64,8 @@ class CapturedStep:
         self, inputs: Tensor, targets: Tensor, state: State | None
     ) -> tuple[LMLoss, State]:
         """Run a batch of the captured shape."""
-        seeds = torch.tensor([int(draw_seed()) for _ in range(len(self.seeds))], dtype=torch.int64)
+        drawn = [int(draw_seed()) for _ in range(len(self.seeds))]
+        seeds = torch.tensor(drawn, dtype=torch.int64, device="cpu")
         if self.seeds.device.type == "cuda":
             seeds = seeds.pin_memory()
         self.seeds.copy_(seeds, non_blocking=True)
@@ -96,7 +98,7 @@ def _seeds_of(step: LanguageModelStep) -> int:
     def counting() -> Tensor:
         nonlocal count
         count += 1
-        return torch.zeros((), dtype=torch.int64)
+        return torch.zeros((), dtype=torch.int64, device="cpu")
 
     tokens = torch.zeros(1, 1, dtype=torch.int64, device=step.device)
     with seeds_from(counting), torch.no_grad():

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.directories import CONFIG, open_to_umask, settle, write_directory, write_text
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
+from ulmfit_fast.seeds import own_generators
 
 __all__ = [
     "ENSEMBLE_FORMAT",
@@ -143,6 +144,7 @@ def _save_tensors(path: Path, model: nn.Module) -> None:
         os.fsync(file.fileno())
 
 
+@own_generators()
 def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelParts:
     """Read a model directory.
 
@@ -168,7 +170,7 @@ def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelP
             dtype = _dtype(config["language_model_dtype"])
             _check_vocabulary(path, tokenizer, lm_config)
             _check_size(path, "language_model", single_file, lm_config, dtype)
-            language_model = LanguageModel(lm_config).to(dtype)
+            language_model = LanguageModel(lm_config, device="cpu", dtype=torch.float32).to(dtype)
         if config["classifier"] is not None:
             sizes = config["classifier"]
             encoder_config = AWDLSTMConfig.from_dict(sizes["encoder"])
@@ -178,9 +180,11 @@ def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelP
             _check_size(path, "classifier", single_file, encoder_config, dtype, head)
             names = ("hidden", "output_p", "head_p", "bptt", "max_len")
             classifier = TextClassifier(
-                AWDLSTM(encoder_config),
+                AWDLSTM(encoder_config, device="cpu", dtype=torch.float32),
                 len(config["labels"]),
                 **{name: sizes[name] for name in names},
+                device="cpu",
+                dtype=torch.float32,
             ).to(dtype)
         for name, model in _weight_files(language_model, classifier, single_file).items():
             _load_tensors(path, name, model, device)

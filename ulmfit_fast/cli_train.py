@@ -55,6 +55,7 @@ def find_lr_command(
     from ulmfit_fast.lr_finder import find_lr
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
     from ulmfit_fast.pipeline import TrainingSettings, build_classifier
+    from ulmfit_fast.seeds import own_generators
 
     if out.is_dir():
         raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
@@ -72,7 +73,8 @@ def find_lr_command(
     else:
         corpus, labels = read_labelled(text, text_column=text_column, label_column=label_column)
         names = sorted(set(labels))
-        classes = torch.tensor([names.index(label) for label in labels])
+        indices = [names.index(label) for label in labels]
+        classes = torch.tensor(indices, dtype=torch.int64, device="cpu")
         own = learner.language_model.config
         config = AWDLSTMConfig.classifier(
             own.vocab_size,
@@ -81,8 +83,8 @@ def find_lr_command(
             num_layers=own.num_layers,
             **learner.settings["classifier_dropout"],
         ).scaled(learner.settings["drop_mult"])
-        torch.manual_seed(seed)
-        trained = build_classifier(learner.language_model, config, len(names), settings)
+        with own_generators(seed):
+            trained = build_classifier(learner.language_model, config, len(names), settings)
         trained = trained.to(learner.device)
     documents = learner.tokenizer.encode_batch(corpus)
     result = find_lr(trained, documents, settings, labels=classes, steps=steps, seed=seed)

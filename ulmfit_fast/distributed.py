@@ -10,7 +10,7 @@ import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +18,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ulmfit_fast.seeds import own_generators
+
 __all__ = [
     "World",
     "agree",
-    "draw_own_masks",
     "gathered",
     "launched",
     "mean_",
     "only_first",
+    "own_masks",
     "parallel",
     "shared_text",
     "sum_",
@@ -123,7 +125,7 @@ def agree(wanted: bool) -> bool:
     """
     if world().size == 1:
         return wanted
-    vote = torch.tensor([int(wanted)])
+    vote = torch.tensor([int(wanted)], dtype=torch.int64, device="cpu")
     dist.all_reduce(vote, dist.ReduceOp.MAX)
     return bool(vote.item())
 
@@ -153,9 +155,9 @@ def shared_text(make: Callable[[], str]) -> str:
     if size == 1:
         return make()
     data = make().encode() if rank == 0 else b""
-    length = torch.tensor([len(data)])
+    length = torch.tensor([len(data)], dtype=torch.int64, device="cpu")
     dist.broadcast(length, 0)
-    content = torch.empty(int(length), dtype=torch.uint8)
+    content = torch.empty(int(length), dtype=torch.uint8, device="cpu")
     if rank == 0:
         content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     dist.broadcast(content, 0)
@@ -179,7 +181,7 @@ def only_first(work: Callable[[], object]) -> None:
         except Exception as raised:
             error = raised
     if size > 1:
-        failed = torch.tensor([int(error is not None)])
+        failed = torch.tensor([int(error is not None)], dtype=torch.int64, device="cpu")
         dist.broadcast(failed, 0)
         if bool(failed.item()) and error is None:
             raise OSError("the first process failed, see its message; mend that and start again")
@@ -187,12 +189,16 @@ def only_first(work: Callable[[], object]) -> None:
         raise error
 
 
-def draw_own_masks() -> None:
-    """Give each process a generator of its own, so that their dropout masks differ.
+def own_masks(device: torch.device) -> AbstractContextManager[None]:
+    """Give each process generators of its own in a block, so that their dropout masks differ.
 
     In one process nothing is drawn.
+
+    Args:
+        device: what the masks are made on.
     """
     rank, size = world()
-    if size > 1:
-        base = int(torch.randint(0, 2**62, ()))
-        torch.manual_seed(base + rank)
+    if size == 1:
+        return nullcontext()
+    base = int(torch.randint(0, 2**62, (), dtype=torch.int64, device="cpu"))
+    return own_generators(base + rank, device)

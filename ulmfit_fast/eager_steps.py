@@ -70,7 +70,7 @@ class GateMask:
         self._sequence = sequence if injected is None else injected.shape[0] == 1
         self._injected, self._dtype, self._device = injected, dtype, device
         self._block = max(1, _MASK_BLOCK // max(1, self._batch_size * self._hidden_size))
-        self._range, self._cache = range(0), torch.empty(0, device=device)
+        self._range, self._cache = range(0), torch.empty(0, dtype=dtype, device=device)
 
     def at(self, t: int) -> Tensor:
         """Return the mask of step t."""

@@ -31,6 +31,7 @@ from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.presets import Preset
 from ulmfit_fast.runs.run import Run
 from ulmfit_fast.runs.stage import StageRun
+from ulmfit_fast.seeds import own_generators
 
 __all__ = ["ULMFiT"]
 
@@ -170,11 +171,11 @@ class ULMFiT(TextModel):
         if run is not None:
             run.check("pretrain")
         corpus = corpus_of(texts, text_column, on_error)
-        torch.manual_seed(self.seed)
-        tokenizer = self._given_tokenizer or self._tokenizer_of("pretrain", run, corpus)
-        config = language_model_config(self.settings, drop_mult, len(tokenizer.vocab))
-        model = LanguageModel(config).to(self.device)
-        self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
+        with own_generators(self.seed, self.device):
+            tokenizer = self._given_tokenizer or self._tokenizer_of("pretrain", run, corpus)
+            config = language_model_config(self.settings, drop_mult, len(tokenizer.vocab))
+            model = LanguageModel(config, device="cpu", dtype=torch.float32).to(self.device)
+            self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
         return self
 
     def fine_tune_lm(
@@ -220,16 +221,16 @@ class ULMFiT(TextModel):
         if run is not None:
             run.check("fine_tune_lm")
         corpus = corpus_of(texts, text_column, on_error)
-        torch.manual_seed(self.seed + 1)
-        if self.settings["tokenizer"] in ("word", "spacy"):
-            tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
-            model = self._carried_over(tokenizer)
-        else:
-            # A copy, so that a stage that fails leaves the model as it was.
-            tokenizer = self._require_tokenizer()
-            model = copy.deepcopy(self._require_language_model())
-        model = with_dropout(model, dropout)
-        self._train_lm("fine_tune_lm", "fine-tuning", tokenizer, model, corpus, training, run)
+        with own_generators(self.seed + 1, self.device):
+            if self.settings["tokenizer"] in ("word", "spacy"):
+                tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
+                model = self._carried_over(tokenizer)
+            else:
+                # A copy, so that a stage that fails leaves the model as it was.
+                tokenizer = self._require_tokenizer()
+                model = copy.deepcopy(self._require_language_model())
+            model = with_dropout(model, dropout)
+            self._train_lm("fine_tune_lm", "fine-tuning", tokenizer, model, corpus, training, run)
         return self
 
     def use_vocabulary_of(self, texts: Texts, *, text_column: str = "text") -> ULMFiT:
@@ -248,7 +249,8 @@ class ULMFiT(TextModel):
         self._require_language_model()
         corpus = corpus_of(texts, text_column)
         tokenizer = self._train_tokenizer(corpus)
-        self.tokenizer, self.language_model = tokenizer, self._carried_over(tokenizer)
+        with own_generators():
+            self.tokenizer, self.language_model = tokenizer, self._carried_over(tokenizer)
         self.classifier, self.labels = None, []
         return self
 
@@ -377,7 +379,19 @@ class ULMFiT(TextModel):
         classes = sorted(set(own), key=lambda label: (str(type(label)), label))
         if len(classes) < 2:
             raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
-        torch.manual_seed(self.seed + 2)
+        with own_generators(self.seed + 2, self.device):
+            self._fit_classifier(corpus, own, classes, training, drop_mult, run)
+        return self
+
+    def _fit_classifier(
+        self,
+        corpus: list[str],
+        own: list[Label],
+        classes: list[Label],
+        training: TrainingSettings,
+        drop_mult: float,
+        run: Run | None,
+    ) -> None:
         tokenizer = self.tokenizer or self._given_tokenizer
         if tokenizer is None:
             tokenizer = self._tokenizer_of("fit_classifier", run, corpus)
@@ -392,7 +406,7 @@ class ULMFiT(TextModel):
         history = pipeline.fit_classifier(
             model,
             self._encoded(tokenizer, corpus),
-            torch.tensor([classes.index(label) for label in own]),
+            torch.tensor([classes.index(label) for label in own], dtype=torch.int64, device="cpu"),
             training,
             seed=self.seed,
             progress=self.progress,
@@ -402,4 +416,3 @@ class ULMFiT(TextModel):
         )
         if self.checkpoint_dir is None:
             adopt(training.epochs, history)
-        return self

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ulmfit_fast.data.vocab import SPECIALS, check_vocabulary_limits
 from ulmfit_fast.estimator_checks import training_settings
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
@@ -183,6 +185,7 @@ def with_dropout(model: LanguageModel, values: AWDLSTMConfig) -> LanguageModel:
     if config == model.config:
         return model
     weight = model.decoder.weight
-    result = LanguageModel(config).to(weight.device, weight.dtype)
+    result = LanguageModel(config, device="cpu", dtype=torch.float32)
+    result.to(weight.device, weight.dtype)
     result.load_state_dict(model.state_dict())
     return result

@@ -86,7 +86,7 @@ def predict_logits(
     """
     model.eval()
     device = next(model.parameters()).device
-    logits = torch.empty(count, model.num_classes)
+    logits = torch.empty(count, model.num_classes, dtype=torch.float32, device="cpu")
     for tokens, lengths, _, index in batches:
         with autocasting(device, autocast):
             scores = model(tokens.to(device), lengths.to(device))

@@ -161,21 +161,23 @@ def generate_ids(
         raise ValueError("ids is empty, expected at least one token; start with xxbos, id 2")
     device = model.decoder.weight.device
     # On the CPU the same seed draws the same tokens for every device.
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
     was_training = model.training
     model.eval()
     try:
-        tokens, state, new = torch.tensor(ids, dtype=torch.int64), None, list[int]()
+        tokens = torch.tensor(ids, dtype=torch.int64, device="cpu")
+        state, new = None, list[int]()
         while len(new) < max_tokens:
             hidden, state = model.encoder(tokens[:, None].to(device), state)
             logits = model.decoder(hidden[-1, 0]).float().cpu()
             refused = [*banned, *(stop if len(new) < min_tokens else ())]
-            logits = logits.index_fill(0, torch.tensor(refused, dtype=torch.int64), -math.inf)
+            places = torch.tensor(refused, dtype=torch.int64, device="cpu")
+            logits = logits.index_fill(0, places, -math.inf)
             token = _draw(logits, temperature, top_k, top_p, generator)
             if token in stop:
                 break
             new.append(token)
-            tokens = torch.tensor([token])
+            tokens = torch.tensor([token], dtype=torch.int64, device="cpu")
         return new
     finally:
         model.train(was_training)

@@ -74,8 +74,8 @@ def train_language_model(
     plan = TrainingPlan(model, settings, _epoch_steps(batches, settings, seed))
     training = Training(model, plan, history, cursor, precision.scaler)
     shown = False
-    distributed.draw_own_masks()
-    with plan.unfreezing_groups(), surviving(run, training, settings, documents, seed) as state:
+    surviving_run = surviving(run, training, settings, documents, seed)
+    with distributed.own_masks(device), plan.unfreezing_groups(), surviving_run as state:
         for epoch in range(cursor.epoch, settings.epochs):
             if cursor.epochs_since_best >= settings.patience > 0:
                 break

@@ -137,7 +137,7 @@ class LanguageModelStep:
                 f"capture and {name} are both given, and a graph has neither: leave one of them out"
             )
         self.waits = self.device.type != "cuda" or not fused
-        self._failed = torch.zeros((), device=self.device)
+        self._failed = torch.zeros((), dtype=torch.float32, device=self.device)
         self._graph: CapturedStep | None = None
         self._parallel: DistributedDataParallel | None = None
         self._trained: list[bool] = []
@@ -201,7 +201,7 @@ class LanguageModelStep:
         else:
             # The scaler skips a step by its gradients: a loss that is not finite has to show there.
             self._note_failure(loss)
-            guard = torch.where(self._failed > 0, torch.nan, 1.0)
+            guard = torch.where(self._failed > 0, torch.nan, torch.ones_like(self._failed))
             self.scaler.scale(loss.total * guard).backward()  # type: ignore[no-untyped-call]
             self.scaler.unscale_(self.optimizer)
         if self.clip is not None:

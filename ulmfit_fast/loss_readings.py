@@ -65,7 +65,7 @@ class LossReadings:
         values = torch.stack([loss.cross_entropy, loss.activation + loss.temporal, loss.total])
         event = None
         if values.device.type == "cuda":
-            host = torch.empty(3, dtype=values.dtype, pin_memory=True)
+            host = torch.empty(3, dtype=values.dtype, device="cpu", pin_memory=True)
             host.copy_(values, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -21,6 +20,7 @@ from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.plan import TrainingPlan
 from ulmfit_fast.precision import Precision
 from ulmfit_fast.progress import progress_bar
+from ulmfit_fast.seeds import own_generators
 from ulmfit_fast.settings import TrainingSettings
 
 __all__ = ["LRFinderResult", "Suggestions", "find_lr", "suggest"]
@@ -88,8 +88,7 @@ def find_lr(
     if len(documents) == 0:
         raise ValueError("there are 0 documents, expected at least one; pass more text")
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with own_generators(seed, device):
         rates = [start_lr * (end_lr / start_lr) ** (i / (steps - 1)) for i in range(steps)]
         with progress_bar("learning rate", steps, enabled=progress) as advance:
             curve = Curve(stop_factor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ulmfit_fast import distributed
@@ -51,7 +52,8 @@ def with_vocabulary(model: LanguageModel, old: Vocab, new: Vocab) -> LanguageMod
     """
     config = replace(model.config, vocab_size=len(new))
     weight = next(model.parameters())
-    result = LanguageModel(config).to(weight.device, weight.dtype)
+    result = LanguageModel(config, device="cpu", dtype=torch.float32)
+    result.to(weight.device, weight.dtype)
     index = new.transfer(old)
     state = model.state_dict()
     shaped = result.state_dict()
@@ -81,7 +83,7 @@ def build_classifier(
         num_classes: C.
         settings: give the window and the longest pooled span.
     """
-    encoder = AWDLSTM(config)
+    encoder = AWDLSTM(config, device="cpu", dtype=torch.float32)
     if language_model is not None:
         encoder.to(next(language_model.parameters()).dtype)
         encoder.load_state_dict(copy.deepcopy(language_model.encoder.state_dict()))
@@ -91,6 +93,8 @@ def build_classifier(
         output_p=config.output_p,
         bptt=settings.bptt,
         max_len=settings.max_len,
+        device="cpu",
+        dtype=torch.float32,
     )
 
 
@@ -128,7 +132,8 @@ def fit_classifier(
             one.
     """
     _check_classifier_settings(settings)
-    precision = Precision.of(settings.precision, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    precision = Precision.of(settings.precision, device)
     history, cursor = History(), Cursor()
     pad_id = model.encoder.config.pad_id
     batches = ClassifierBatches(
@@ -142,8 +147,8 @@ def fit_classifier(
     plan = TrainingPlan(model, settings, [len(batches)] * settings.epochs)
     training = Training(model, plan, history, cursor, precision.scaler)
     shown = False
-    distributed.draw_own_masks()
-    with plan.unfreezing_groups(), surviving(run, training, settings, documents, seed):
+    surviving_run = surviving(run, training, settings, documents, seed)
+    with distributed.own_masks(device), plan.unfreezing_groups(), surviving_run:
         for epoch in range(cursor.epoch, settings.epochs):
             batches.set_epoch(epoch)
             if cursor.batch == 0 and plan.begin_epoch(epoch):

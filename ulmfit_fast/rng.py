@@ -126,7 +126,7 @@ def philox(
 def _weight_blocks(
     seed: int, hidden_size: int, stream: int, device: torch.device | str | None
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
-    counters = torch.arange(hidden_size * hidden_size, device=device)
+    counters = torch.arange(hidden_size * hidden_size, dtype=torch.int64, device=device)
     return _philox_blocks(seed, counters, 0, stream, KIND_WEIGHT)
 
 
@@ -236,8 +236,8 @@ def gate_keep(
         stream: 2 * layer + reverse.
         device: where the mask is made.
     """
-    cells = torch.arange(batch_size * hidden_size, device=device)
-    times = torch.arange(steps.start, steps.stop, device=device)
+    cells = torch.arange(batch_size * hidden_size, dtype=torch.int64, device=device)
+    times = torch.arange(steps.start, steps.stop, dtype=torch.int64, device=device)
     shape = (len(steps), batch_size * hidden_size)
     word_0 = cells.expand(shape).reshape(-1)
     word_1 = times[:, None].expand(shape).reshape(-1)
@@ -253,7 +253,7 @@ def gate_keep(
 def _keep_mask(
     seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.device
 ) -> Tensor:
-    counters = torch.arange((n + 3) // 4, device=device)
+    counters = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)
     keep = torch.empty(counters.numel(), 4, dtype=torch.bool, device=device)
     for block, words in _philox_blocks(int(seed), counters, 0, stream, kind):
         for lane, word in enumerate(words):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ulmfit_fast import scoped
 
-__all__ = ["draw_seed", "seeds_from"]
+__all__ = ["draw_seed", "own_generators", "seeds_from"]
 
 
 def draw_seed(generator: torch.Generator | None = None) -> Tensor:
@@ -51,3 +51,43 @@ def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
     """
     with scoped.setting("seed_source", source):
         yield
+
+
+@contextmanager
+def own_generators(seed: int | None = None, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Let the block draw from PyTorch's generators, and leave them as they were before it.
+
+    Those are the CPU's and the device's: no other device's is touched, nor seeded.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with own_generators(7):
+        ...     _ = torch.rand(3)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+
+    Args:
+        seed: where they start in the block; None goes on from where they are.
+        device: what is computed on.
+    """
+    generators = [torch.default_generator, *_generators_of(torch.device(device))]
+    states = [generator.get_state() for generator in generators]
+    try:
+        if seed is not None:
+            for generator in generators:
+                generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _generators_of(device: torch.device) -> list[torch.Generator]:
+    if device.type == "mps":
+        return [torch.mps._get_default_mps_generator()]
+    if device.type not in ("cuda", "xpu"):
+        return []
+    module = torch.get_device_module(device)
+    module.init()
+    index = module.current_device() if device.index is None else device.index
+    return [module.default_generators[index]]

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.compat import fastai_names as names
@@ -128,11 +127,15 @@ def classifier_from_fastai(
     if head_p is None:
         head_p = 0.0 if places[1] == 1 else 0.1
     hidden, num_classes = (len(tensors[f"head.{place}.weight"]) for place in (2, 6))
-    sizes = {"hidden": hidden, "bptt": bptt, "max_len": max_len}
-    with torch.device("meta"):
-        model = TextClassifier(
-            AWDLSTM(config), num_classes, output_p=config.output_p, head_p=head_p, **sizes
-        )
+    sizes: dict[str, Any] = {"hidden": hidden, "bptt": bptt, "max_len": max_len}
+    model = TextClassifier(
+        AWDLSTM(config, device="meta"),
+        num_classes,
+        output_p=config.output_p,
+        head_p=head_p,
+        device="meta",
+        **sizes,
+    )
     model.load_state_dict(_copies(tensors), assign=True)
     return model.eval()
 

@@ -76,7 +76,8 @@ def vocabulary_from_fastai(itos: Sequence[str]) -> tuple[Vocab, Tensor]:
         if special not in rows and old_name is not None:
             rows[special] = rows.pop(old_name)
     vocab = Vocab([word for word in rows if word not in SPECIALS])
-    return vocab, torch.tensor([rows.get(word, -1) for word in vocab.words], dtype=torch.int64)
+    index = [rows.get(word, -1) for word in vocab.words]
+    return vocab, torch.tensor(index, dtype=torch.int64, device="cpu")
 
 
 def use_rows(model: LanguageModel, index: Tensor) -> LanguageModel:
@@ -119,8 +120,7 @@ def language_model(config: AWDLSTMConfig, tensors: Mapping[str, Tensor]) -> Lang
     Returns:
         The model in evaluation mode.
     """
-    with torch.device("meta"):
-        model = LanguageModel(config)
+    model = LanguageModel(config, device="meta")
     model.load_state_dict(tensors, assign=True)
     if config.tie_weights:
         model.decoder.weight = model.encoder.encoder.weight

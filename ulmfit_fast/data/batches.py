@@ -46,8 +46,9 @@ def concatenate_documents(docs: Sequence[Document], seed: int | None = None) -> 
     check_documents(docs)
     order: Sequence[int] = range(len(docs))
     if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(docs), generator=generator).tolist()
+        generator = torch.Generator("cpu").manual_seed(seed)
+        drawn = torch.randperm(len(docs), generator=generator, dtype=torch.int64, device="cpu")
+        order = drawn.tolist()
     parts = [np.asarray(docs[i]) for i in order if len(docs[i])]
     if not parts:
         raise ValueError(
@@ -201,7 +202,8 @@ class LMBatches:
 
 
 def _checked_ids(ids: Tensor | npt.NDArray[np.integer[Any]]) -> Tensor:
-    ids = torch.as_tensor(ids)
+    # as_tensor would move a tensor to the default device.
+    ids = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, dtype=None, device="cpu")
     if ids.dim() != 1:
         raise ValueError(f"ids has shape {tuple(ids.shape)}, expected (N,)")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:

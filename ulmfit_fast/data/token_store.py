@@ -249,8 +249,11 @@ class TokenStream:
         order: Any = slice(None)
         if seed is not None:
             # As concatenate_documents draws it.
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(len(documents), generator=generator).numpy()
+            generator = torch.Generator("cpu").manual_seed(seed)
+            drawn = torch.randperm(
+                len(documents), generator=generator, dtype=torch.int64, device="cpu"
+            )
+            order = drawn.numpy()
         self._starts = np.asarray(documents.starts)[order]
         self._ends = np.cumsum((documents.ends - documents.starts)[order])
 

@@ -120,7 +120,8 @@ class Vocab:
         Returns:
             int64 of shape `(V_new,)`: the id in `old`, or -1 for a word that it lacks.
         """
-        return torch.tensor([old._ids.get(word, -1) for word in self._words], dtype=torch.int64)
+        index = [old._ids.get(word, -1) for word in self._words]
+        return torch.tensor(index, dtype=torch.int64, device="cpu")
 
     def to_json(self) -> str:
         """Return the words as a JSON list."""

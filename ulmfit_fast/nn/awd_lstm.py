@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.nn.config import AWDLSTMConfig
@@ -28,22 +31,32 @@ class AWDLSTM(nn.Module):
 
     Args:
         config: sizes and dropout values. output_p, tie_weights and out_bias belong to the heads.
+        device: device of the parameters; None for PyTorch's default.
+        dtype: dtype of the parameters; None for PyTorch's default.
 
     Source:
         Merity et al., "Regularizing and Optimizing LSTM Language Models" (2018), section 4. The
         embedding starts uniform in [-0.1, 0.1] (zeros for padding), layers in +-1/sqrt(H_l).
     """
 
-    def __init__(self, config: AWDLSTMConfig) -> None:
+    def __init__(
+        self,
+        config: AWDLSTMConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.config = config
-        self.encoder = nn.Embedding(config.vocab_size, config.emb_size, padding_idx=config.pad_id)
+        size = config.vocab_size, config.emb_size
+        self.encoder = nn.Embedding(*size, padding_idx=config.pad_id, **made)
         nn.init.uniform_(self.encoder.weight, -EMBEDDING_BOUND, EMBEDDING_BOUND)
         nn.init.zeros_(self.encoder.weight.data[config.pad_id])
         hidden = [config.hidden_size] * (config.num_layers - 1)
         self.sizes = [*hidden, config.emb_size]
         self.rnns = nn.ModuleList(
-            LSTM(width_in, width_out, weight_p=config.weight_p, gate_p=config.gate_p)
+            LSTM(width_in, width_out, weight_p=config.weight_p, gate_p=config.gate_p, **made)
             for width_in, width_out in zip([config.emb_size, *hidden], self.sizes, strict=True)
         )
         self.input_dropout = LockedDropout(config.input_p)

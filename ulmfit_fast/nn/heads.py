@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,8 @@ class TextClassifier(nn.Module):
         head_p: dropout on the layer between.
         bptt: tokens in a window; gradients do not pass its start.
         max_len: tokens at a text's end that are pooled and trained on.
+        device: device of the head's parameters; None for PyTorch's default.
+        dtype: dtype of the head's parameters; None for PyTorch's default.
 
     Raises:
         ValueError: if a size is below 1 or a probability outside [0, 1].
@@ -76,8 +78,11 @@ class TextClassifier(nn.Module):
         head_p: float = 0.1,
         bptt: int = 72,
         max_len: int = 1440,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes = {"num_classes": num_classes, "hidden": hidden, "bptt": bptt, "max_len": max_len}
         for name, size in sizes.items():
             if size < 1:
@@ -91,13 +96,13 @@ class TextClassifier(nn.Module):
         self.head_p = check_probability("head_p", head_p)
         width = 3 * encoder.config.emb_size
         self.head = nn.Sequential(
-            _BatchNorm(width),
+            _BatchNorm(width, **made),
             nn.Dropout(self.output_p),
-            nn.Linear(width, hidden, bias=False),
+            nn.Linear(width, hidden, bias=False, **made),
             nn.ReLU(),
-            _BatchNorm(hidden),
+            _BatchNorm(hidden, **made),
             nn.Dropout(self.head_p),
-            nn.Linear(hidden, num_classes, bias=False),
+            nn.Linear(hidden, num_classes, bias=False, **made),
         )
 
     def forward(

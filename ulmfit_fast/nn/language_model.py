@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +45,27 @@ class LanguageModel(nn.Module):
 
     Args:
         config: sizes and dropout values.
+        device: device of the parameters; None for PyTorch's default.
+        dtype: dtype of the parameters; None for PyTorch's default.
 
     Source:
         Merity et al., "Regularizing and Optimizing LSTM Language Models" (2018); the shared weight
         after Inan et al. (2017).
     """
 
-    def __init__(self, config: AWDLSTMConfig) -> None:
+    def __init__(
+        self,
+        config: AWDLSTMConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder = AWDLSTM(config)
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.encoder = AWDLSTM(config, **made)
         self.output_dropout = LockedDropout(config.output_p)
-        self.decoder = nn.Linear(config.emb_size, config.vocab_size, bias=config.out_bias)
+        size = config.emb_size, config.vocab_size
+        self.decoder = nn.Linear(*size, bias=config.out_bias, **made)
         if config.tie_weights:
             self.decoder.weight = self.encoder.encoder.weight
         else:

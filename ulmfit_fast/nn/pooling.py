@@ -53,7 +53,7 @@ class ConcatPool:
         self.maximum = torch.maximum(self.maximum, output.masked_fill(outside, -torch.inf).amax(0))
         final = self.stop - 1 - start
         ends_here = (final >= 0) & (final < len(output)) & (self.stop > self.first)
-        rows = torch.arange(output.shape[1], device=output.device)
+        rows = torch.arange(output.shape[1], dtype=torch.int64, device=output.device)
         at_end = output[final.clamp(0, len(output) - 1), rows]
         self.last = torch.where(ends_here.unsqueeze(1), at_end, self.last)
 
@@ -109,7 +109,8 @@ class SpanRegularisers:
         """
         self.first = first
         self.stop = stop
-        self._squares = self._steps = torch.zeros((), device=first.device)
+        self._squares = torch.zeros((), dtype=torch.float32, device=first.device)
+        self._steps = self._squares
         self._before: Tensor | None = None
         self._width = 1
 
@@ -142,5 +143,6 @@ class SpanRegularisers:
 
 def _outside(output: Tensor, start: int, first: Tensor, stop: Tensor) -> Tensor:
     """Say of each step of a window whether it is outside a row's span, (T, B, 1)."""
-    step = torch.arange(start, start + len(output), device=output.device).unsqueeze(1)
+    steps = torch.arange(start, start + len(output), dtype=torch.int64, device=output.device)
+    step = steps.unsqueeze(1)
     return ((step < first) | (step >= stop)).unsqueeze(-1)

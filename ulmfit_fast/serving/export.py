@@ -67,7 +67,8 @@ def export_classifier(
         raise ValueError(f"path is {os.fspath(path)!r}, expected a name that ends in .pt2")
     whole = _WholeTexts(prediction_copy(model, "exported")).eval()
     # None is 1: a size of 1 would become a constant.
-    example = (torch.full((3, 2), whole.pad_id), torch.tensor([3, 2]))
+    tokens = torch.full((3, 2), whole.pad_id, dtype=torch.int64, device="cpu")
+    example = (tokens, torch.tensor([3, 2], dtype=torch.int64, device="cpu"))
     sizes = {"tokens": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}
     program = export(whole, example, dynamic_shapes=sizes, strict=True)
     extra = {} if isinstance(model, TextClassifier) else {LABELS: json.dumps(list(model.labels))}

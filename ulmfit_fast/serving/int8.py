@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.nn import LSTM, TextClassifier
+from ulmfit_fast.seeds import own_generators
 from ulmfit_fast.serving.checks import HasClassifier, prediction_copy
 
 __all__ = ["is_quantized", "quantize"]
@@ -18,6 +19,7 @@ Model = TypeVar("Model", bound="TextClassifier | HasClassifier")
 _DEPRECATED = r"torch\.quantize_per_tensor, torch\.quantize_per_channel"
 
 
+@own_generators()
 def quantize(model: Model) -> Model:
     """Return a copy for prediction on a CPU, whose LSTM weights are int8.
 
@@ -83,7 +85,8 @@ class _Int8LSTM(nn.Module):
 
     def __init__(self, layer: LSTM) -> None:
         super().__init__()
-        plain = nn.LSTM(layer.input_size, layer.hidden_size)
+        sizes = layer.input_size, layer.hidden_size
+        plain = nn.LSTM(*sizes, device="cpu", dtype=torch.float32)
         plain.load_state_dict(layer.state_dict())
         self.layer = _dynamic_lstm(plain)
 
