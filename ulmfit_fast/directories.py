@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def _may_replace(target: Path) -> bool:
 
 def _replace(written: Path, target: Path) -> None:
     """Rename a finished directory into place; the old one goes only when the new one stands."""
-    os.chmod(written, 0o777 & ~_umask())
+    os.chmod(written, _allowed(written))
     if not target.exists():
         os.replace(written, target)
         return
@@ -156,15 +157,23 @@ def _replace(written: Path, target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _allowed(beside: Path) -> int:
+    """Return the permissions that the umask leaves, found with a file.
+
+    To ask for the umask is to set it, and other threads make files at that instant, too.
+    """
+    name = beside.with_name(f".{os.getpid()}-{threading.get_ident()}.mode")
+    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o777)
+    try:
+        return os.fstat(handle).st_mode & 0o777
+    finally:
+        os.close(handle)
+        os.unlink(name)
 
 
 def open_to_umask(path: Path) -> None:
     """Let all read a file that the umask lets in, where it was written for its owner alone."""
-    path.chmod(0o666 & ~_umask())
+    path.chmod(0o666 & _allowed(path))
 
 
 def sync_directory(path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .report import LossPoint, LrTrace, Score, label_counts
@@ -22,6 +23,8 @@ _SERIES = [f"#0c0d{number:02x}" for number in range(6)]
 _THEME = {_INK: "currentColor", _GRID: "var(--line)", _MUTED: "var(--muted)"} | {
     color: f"var(--series-{number})" for number, color in enumerate(_SERIES)
 }
+# rcParams belong to the process: of two threads one could put back for good what the other had set.
+_STYLE = threading.Lock()
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ulmfit_fast",
@@ -209,14 +212,16 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, start=1)]
 
 
-def _style() -> AbstractContextManager[None]:
+@contextmanager
+def _style() -> Iterator[None]:
     try:
         from matplotlib import rc_context
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "matplotlib is not installed; pip install 'ulmfit-fast[demo]'", name=error.name
         ) from error
-    return rc_context(_RC)
+    with _STYLE, rc_context(_RC):
+        yield
 
 
 def _figure(height: float) -> Figure:

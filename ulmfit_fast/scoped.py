@@ -6,6 +6,8 @@ it takes, and guards on it, so that what was compiled in one block is compiled a
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,13 +15,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["setting"]
+__all__ = ["ignoring", "setting"]
 
 _Blocks = tuple[list[Any], ...]
 
 _VARIABLES: dict[str, ContextVar[_Blocks]] = {
     name: ContextVar(f"ulmfit_fast.{name}", default=()) for name in ("backend", "seed_source")
 }
+
+
+# Filters of warnings belong to the process: of two threads that each put back what they found, one
+# could put back, for good, what the other had set.
+_FILTERS = threading.RLock()
 
 
 def __getattr__(name: str) -> Any:
@@ -60,3 +67,20 @@ def setting(name: str, value: object) -> Iterator[None]:
         if len(left) == len(variable.get()):
             own.clear()
         variable.set(left)
+
+
+@contextmanager
+def ignoring(category: type[Warning], message: str = "") -> Iterator[None]:
+    """Ignore warnings while the block runs, in one thread after the other.
+
+    Example:
+        >>> with ignoring(UserWarning):
+        ...     warnings.warn("seen by nobody", stacklevel=1)
+
+    Args:
+        category: class of the warnings.
+        message: regular expression that their beginning matches.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message, category)
+        yield

@@ -115,7 +115,12 @@ def _pool(workers: int) -> AbstractContextManager[Executor | None]:
     if workers == 1:
         return nullcontext()
     # Forking would copy the running threads' locks; a spawned worker starts clean.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
 
 
 def _measure(
@@ -186,7 +191,6 @@ class _Run:
     def fine_tune(self, work: tuple[str, int]) -> list[Row]:
         """Stage 2 in one way; the untouched model is measured as well."""
         way, seed = work
-        self._one_thread()
         model = self._load(PRETRAINED)
         seconds = 0.0
         arguments: dict[str, Any] = {"lr": 0.0}
@@ -227,7 +231,6 @@ class _Run:
 
     def classify(self, group: list[Job]) -> list[Row]:
         """Stage 3 in one way, for all seeds; the rate is chosen on the first of them."""
-        self._one_thread()
         first = group[0]
         validation = self._validation(first)
         tried = [(self._fitted(first, lr), lr) for lr in self.settings.rates]
@@ -283,10 +286,6 @@ class _Run:
 
     def _load(self, name: str) -> ULMFiT:
         return ULMFiT.load(self.models / name, device=self.device, progress=False)
-
-    def _one_thread(self) -> None:
-        if multiprocessing.parent_process() is not None:
-            torch.set_num_threads(1)
 
     def baselines(self) -> list[Row]:
         """Score what needs no language model."""

@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ulmfit_fast.compat.plain_pickle import PICKLE_ERRORS, Refused, kind_of, lists_and_strings
 from ulmfit_fast.directories import open_to_umask
+from ulmfit_fast.scoped import ignoring
 
 __all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
 
@@ -86,9 +86,9 @@ def read_tensors(path: Source) -> dict[str, Any]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, expected a file of weights; add its name")
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_IGNORED):
-            # It remarks on pickles of other protocols before it refuses them.
-            warnings.simplefilter("ignore", UserWarning)
+        # It remarks on pickles of other protocols before it refuses them. What is safe belongs to the
+        # process, as the filters do, and stays within their lock.
+        with ignoring(UserWarning), torch.serialization.safe_globals(_IGNORED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _REFUSED_GLOBAL.search(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
 READABLE = (".txt", ".csv", ".jsonl", ".parquet")
 # What is longer lacks the quote at its end. Memory stays bounded.
 _CSV_FIELD_CHARACTERS = 2**27
+_FIELD_LIMIT = threading.Lock()
 _RAISING = BadRows()
 
 
@@ -191,13 +193,15 @@ def csv_rows(path: Path, bad: BadRows, *, header: bool = False) -> Iterator[tupl
 
 
 def _next_row(reader: Any) -> list[str] | None:
-    # The limit belongs to the whole process: raise it only while a row is read.
-    limit = csv.field_size_limit(_CSV_FIELD_CHARACTERS)
-    try:
-        row: list[str] | None = next(reader, None)
-        return row
-    finally:
-        csv.field_size_limit(limit)
+    # The limit belongs to the whole process: raise it only while a row is read, and in one thread
+    # at a time, or one could put back for good what another had set.
+    with _FIELD_LIMIT:
+        limit = csv.field_size_limit(_CSV_FIELD_CHARACTERS)
+        try:
+            row: list[str] | None = next(reader, None)
+            return row
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _json_records(

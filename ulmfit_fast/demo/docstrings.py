@@ -8,11 +8,12 @@ import importlib.util
 import logging
 import os
 import sysconfig
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from ulmfit_fast.scoped import ignoring
 
 from .prose import prose_paragraphs, sentence_key
 
@@ -143,8 +144,7 @@ def _quiet_parsing() -> Iterator[None]:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with ignoring(Warning):
             yield
     finally:
         if collecting:

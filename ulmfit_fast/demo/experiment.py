@@ -179,7 +179,6 @@ class _Work:
 
     def __call__(self, job: _Job) -> tuple[float, ULMFiT | None]:
         """Return the accuracy on the test sentences, and the classifier that the report shows."""
-        torch.set_num_threads(1)
         texts, targets = self.task.subset(job.labels, seed=self.seed + job.seed)
         start = PRETRAINED if job.method in (SCRATCH, PRETRAINED) else FINE_TUNED
         model = ULMFiT.load(Path(self.models, start), device="cpu", progress=False)
@@ -234,7 +233,8 @@ def run_demo(
     workers = min(_MOST_WORKERS, os.cpu_count() or 1)
     # Forking would copy the running threads' locks; a spawned worker starts clean.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    one_thread: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(workers, mp_context=context, **one_thread) as pool:
         run = _Run(settings, seed, progress, say, pool)
         run.timed("read the docstrings", run.read)
         run.timed("pre-train", run.pretrain)

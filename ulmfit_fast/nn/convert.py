@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from ulmfit_fast.nn.lstm import LSTM
+from ulmfit_fast.scoped import ignoring
 
 __all__ = ["added_names", "check_added", "convert_lstm", "restore_lstm", "swap_modules"]
 
@@ -104,9 +104,8 @@ def _sizes(layer: nn.LSTM | LSTM) -> dict[str, Any]:
 def _swapped(module: nn.Module, plain: nn.Module, empty: Callable[..., nn.Module]) -> nn.Module:
     def replacement(name: str, old: nn.Module) -> nn.Module:
         _check_weights(name, old)
-        with warnings.catch_warnings():
-            # The old layer has said already that dropout needs a second layer.
-            warnings.simplefilter("ignore")
+        # The old layer has said already that dropout needs a second layer.
+        with ignoring(UserWarning):
             new = empty(old)
         for weight in new._parameters:
             setattr(new, weight, old._parameters[weight])

@@ -49,7 +49,9 @@ class StopRequest:
         before: dict[signal.Signals, Any] = {}
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, self._take)
+                # One that was not set from Python could not be put back.
+                if signal.getsignal(number) is not None:
+                    before[number] = signal.signal(number, self._take)
             yield
         finally:
             for number, handler in before.items():

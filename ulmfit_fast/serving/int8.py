@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.nn import LSTM, TextClassifier
+from ulmfit_fast.scoped import ignoring
 from ulmfit_fast.seeds import own_generators
 from ulmfit_fast.serving.checks import HasClassifier, prediction_copy
 
@@ -121,7 +121,9 @@ def _dynamic_lstm(layer: nn.LSTM) -> Any:
             "this build of PyTorch has no engine for int8 products; "
             f"it knows {torch.backends.quantized.supported_engines}"
         )
-    layer.qconfig = per_channel_dynamic_qconfig
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_DEPRECATED, category=UserWarning)
+    # Both make tensors of PyTorch's default dtype or device, where they are not told.
+    made = {"device": "cpu", "dtype": torch.float32}
+    observer = per_channel_dynamic_qconfig.weight.with_args(factory_kwargs=made)
+    layer.qconfig = per_channel_dynamic_qconfig._replace(weight=observer)
+    with ignoring(UserWarning, _DEPRECATED), torch.device("cpu"):
         return DynamicLSTM.from_float(layer)  # type: ignore[no-untyped-call]
