@@ -1,4 +1,4 @@
-"""No source of the package runs what it reads, or unpacks it."""
+"""No source of the package runs what it reads, or makes tensors of the caller's default dtype."""
 
 import ast
 from pathlib import Path
@@ -88,3 +88,68 @@ def test_the_scan_lets_pass() -> None:
         "model.eval()\nnp.load(p, mmap_mode='r')\ntorch.load(p, weights_only=True)\nre.compile(x)"
     )
     assert faults_of(fine) == []
+
+
+# Everything that PyTorch's default dtype or device would decide, and what it has to be told.
+BOTH = {"dtype", "device"}
+MAKERS = {
+    **dict.fromkeys(
+        (
+            *("torch.empty", "torch.zeros", "torch.ones", "torch.full", "torch.arange"),
+            *("torch.tensor", "torch.as_tensor", "torch.asarray", "torch.scalar_tensor"),
+            *("torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.normal"),
+            *("torch.linspace", "torch.logspace", "torch.eye", "torch.empty_strided"),
+            *("nn.Linear", "nn.Embedding", "nn.LSTM", "nn.BatchNorm1d", "_BatchNorm"),
+            *("LSTM", "WeightDropLSTM", "AWDLSTM", "LanguageModel", "TextClassifier"),
+        ),
+        BOTH,
+    ),
+    "torch.Tensor": {"another maker"},
+    "torch.Generator": {"device"},
+}
+
+
+def undecided(source: str) -> list[str]:
+    """Return the calls of a source that leave their dtype or device to PyTorch's default."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {option.arg: ast.unparse(option.value) for option in node.keywords}
+        needed = MAKERS.get(called, set())
+        if given.get("device") in ("'meta'", '"meta"'):
+            # What has no values gets those of a state_dict, and their dtype.
+            needed = needed - {"dtype"}
+        # `**made` passes on what the caller was told.
+        if needed - given.keys() and None not in given:
+            found.append(f"{node.lineno}: {called}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tensors_say_their_dtype_and_device(path: Path) -> None:
+    assert undecided(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.zeros(3, device=x.device)",
+        "torch.tensor([1], dtype=torch.int64)",
+        "nn.Linear(3, 4)",
+        "torch.Generator().manual_seed(1)",
+        "torch.Tensor([1.0])",
+        "LanguageModel(config, dtype=torch.float32)",
+    ],
+)
+def test_the_scan_for_defaults_finds(source: str) -> None:
+    assert undecided(source)
+
+
+def test_the_scan_for_defaults_lets_pass() -> None:
+    fine = (
+        "x.new_zeros(3)\nnn.Linear(3, 4, **made)\nLanguageModel(config, device='meta')\n"
+        "torch.zeros(3, dtype=x.dtype, device=x.device)\ntorch.Generator(device='cpu')"
+    )
+    assert undecided(fine) == []

@@ -161,7 +161,7 @@ def generate_ids(
         raise ValueError("ids is empty, expected at least one token; start with xxbos, id 2")
     device = model.decoder.weight.device
     # On the CPU the same seed draws the same tokens for every device.
-    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+    generator = None if seed is None else torch.Generator(device="cpu").manual_seed(seed)
     was_training = model.training
     model.eval()
     try:

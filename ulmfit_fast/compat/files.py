@@ -86,8 +86,8 @@ def read_tensors(path: Source) -> dict[str, Any]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, expected a file of weights; add its name")
     try:
-        # It remarks on pickles of other protocols before it refuses them. What is safe belongs to the
-        # process, as the filters do, and stays within their lock.
+        # It remarks on pickles of other protocols before it refuses them. What is safe is the
+        # process's, as the filters are, and stays within their lock.
         with ignoring(UserWarning), torch.serialization.safe_globals(_IGNORED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -46,7 +46,7 @@ def concatenate_documents(docs: Sequence[Document], seed: int | None = None) -> 
     check_documents(docs)
     order: Sequence[int] = range(len(docs))
     if seed is not None:
-        generator = torch.Generator("cpu").manual_seed(seed)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
         drawn = torch.randperm(len(docs), generator=generator, dtype=torch.int64, device="cpu")
         order = drawn.tolist()
     parts = [np.asarray(docs[i]) for i in order if len(docs[i])]

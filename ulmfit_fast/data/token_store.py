@@ -249,7 +249,7 @@ class TokenStream:
         order: Any = slice(None)
         if seed is not None:
             # As concatenate_documents draws it.
-            generator = torch.Generator("cpu").manual_seed(seed)
+            generator = torch.Generator(device="cpu").manual_seed(seed)
             drawn = torch.randperm(
                 len(documents), generator=generator, dtype=torch.int64, device="cpu"
             )
