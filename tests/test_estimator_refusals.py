@@ -33,6 +33,21 @@ def new(**options) -> ULMFiT:
         ({"seed": -1}, ValueError, "seed is -1, expected a whole number from 0"),
         ({"seed": 1.5}, ValueError, "seed is 1.5, expected a whole number from 0"),
         ({"device": "gpu"}, ValueError, "device is 'gpu', expected cpu, or cuda where there is"),
+        *(
+            ({"device": device}, ValueError, "^device is .*, expected cpu, or cuda .{,60} here")
+            for device in (
+                "mps",
+                "meta",
+                "xla",
+                "hpu",
+                "mkldnn",
+                "cuda:99",
+                "",
+                True,
+                [1],
+                "\ud800",
+            )
+        ),
         ({"embedding": 3}, TypeError, "unexpected keyword argument 'embedding'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -57,6 +72,7 @@ def test_construction_refuses(options, error: type[Exception], message: str) -> 
         (lambda m: m.fit_classifier(TEXTS, ["a"]), ValueError, "1 labels for 40 texts, expected"),
         (lambda m: m.fit_classifier(TEXTS, ["a"] * 40), ValueError, "the one class .'a'., exp"),
         (lambda m: m.fit_classifier(TEXTS), ValueError, "no labels; pass labels, or the path"),
+        (lambda m: m.fit_classifier(TEXTS, ["\ud83d", "b"] * 20), ValueError, "half a character"),
         (lambda m: m.fit_classifier(TEXTS, "label"), TypeError, "labels is the string 'label'"),
         (lambda m: m.fit_classifier(TEXTS, ["a", None] * 20), TypeError, "labels.1. is None"),
         (lambda m: m.fit_classifier(TEXTS, np.full(40, 0.5)), TypeError, "labels.0. is 0.5 .float"),
@@ -65,7 +81,8 @@ def test_construction_refuses(options, error: type[Exception], message: str) -> 
     ids=[
         "fine-tune first", "perplexity first", "vocabulary first", "predict first", "save first",
         "empty corpus", "small corpus", "unknown setting", "bad rate", "too few labels",
-        "one class", "no labels", "string of labels", "missing label", "float label", "2-D labels",
+        "one class", "no labels", "half a label", "string of labels", "missing label",
+        "float label", "2-D labels",
     ],
 )  # fmt: skip
 def test_calls_that_are_refused(call, error: type[Exception], message: str) -> None:

@@ -57,8 +57,10 @@ def ablate(
     from ulmfit_fast.ablation.run import run_ablation
     from ulmfit_fast.ablation.tables import format_ablation, plot_ablation
     from ulmfit_fast.ablation.tasks import TASKS, own_task, read_task
+    from ulmfit_fast.estimator_checks import checked_device
 
     check_writable(out)
+    device = checked_device(device)
     settings = AblationSettings()
     settings = replace(
         settings,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal, ParamSpec
@@ -81,13 +85,42 @@ def say(line: str) -> None:
     typer.echo(line, err=True)
 
 
+# What a shell reports of a program that wrote into a closed pipe, 128 + SIGPIPE.
+_BROKEN_PIPE = 141
+
+
+@contextmanager
+def _utf8_output() -> Iterator[None]:
+    """Write to standard output what a file of --out holds, whatever the system's encoding is.
+
+    A terminal keeps its own, and shows what that lacks by its number.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    encoding, errors = stream.encoding, stream.errors
+    own = encoding if stream.isatty() else "utf-8"
+    # Half a character, too, is written by its number, which in JSON stands for it.
+    stream.reconfigure(encoding=own, errors="backslashreplace", newline="\n")
+    try:
+        yield
+    finally:
+        stream.reconfigure(encoding=encoding, errors=errors, newline=None)
+
+
 Parameters = ParamSpec("Parameters")
 
 
 def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Let bad input end in one line and exit code 2, an interruption in exit code 130."""
+    """Let bad input end in one line and exit code 2, an interruption in exit code 130.
+
+    A reader of the output that goes away, as `head` does when it has enough, ends it without a
+    word.
+    """
 
     @wraps(command)
+    @_utf8_output()
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
             command(*args, **kwargs)
@@ -97,13 +130,18 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             kept = str(stop) or "the model of the last finished epoch, if any, is in --out"
             say(f"interrupted; {kept}")
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # At its end Python would flush once more, and complain.
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            raise typer.Exit(_BROKEN_PIPE) from None
         except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
             say(f"error: {' '.join(str(error).split())}")
             raise typer.Exit(2) from None
         except (RuntimeError, MemoryError) as error:
             # PyTorch's messages can go on for pages; the first line says what there is to say.
             lines = str(error).strip().splitlines() or ["out of memory"]
-            say(f"error: {lines[0]}")
+            say(f"error: {lines[0]:.300}")
             raise typer.Exit(2) from None
 
     return run

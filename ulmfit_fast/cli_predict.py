@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 _FORMATS = ("csv", "jsonl")
-# What a shell reports of a program that wrote into a closed pipe, 128 + SIGPIPE.
-_BROKEN_PIPE = 141
 
 
 @app.command()
@@ -82,10 +79,6 @@ def predict(
     except KeyboardInterrupt:
         say("interrupted" if out is None else f"interrupted; {out} is not written")
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # As `head` does when it has enough. At its end Python would flush once more, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(_BROKEN_PIPE) from None
 
 
 def _check_out(out: Path) -> None:
@@ -105,9 +98,14 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
     from ulmfit_fast.serving.files import file_in_place
 
     if out is None:
+        if sys.stdout is None:
+            raise OSError("standard output is closed, expected a file or a pipe; pass --out")
         yield sys.stdout
         return
-    with file_in_place(out) as path, path.open("w", encoding="utf-8", newline="") as file:
+    with (
+        file_in_place(out) as path,
+        path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         yield file
 
 

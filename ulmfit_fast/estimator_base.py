@@ -18,7 +18,7 @@ from ulmfit_fast.data.corpus import read_texts
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.directories import local_directory
-from ulmfit_fast.estimator_checks import Label
+from ulmfit_fast.estimator_checks import Label, checked_device
 from ulmfit_fast.evaluation import predict_logits
 from ulmfit_fast.generation import generate
 from ulmfit_fast.history import History
@@ -220,6 +220,7 @@ class TextModel(Predictor):
             FileNotFoundError: if the directory or a file of it is missing.
             ValueError: if it is of a newer version, or damaged.
         """
+        device = checked_device(device)
         parts = load_model(directory)
         try:
             model = cls(**{**parts.settings, "device": device, "progress": progress})

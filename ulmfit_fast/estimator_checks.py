@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from ulmfit_fast.data.columns import Label, LabelKinds, is_missing, missing_label, shown
+from ulmfit_fast.data.rules import SURROGATE
 from ulmfit_fast.data.tables import column_values
 from ulmfit_fast.pipeline import TrainingSettings
+from ulmfit_fast.scoped import ignoring
 
 __all__ = [
     "Label",
@@ -30,18 +32,24 @@ def checked_seed(seed: int) -> int:
     return int(seed)
 
 
-def checked_device(device: str | None) -> str:
-    """Return a device that tensors can be made on, CUDA where there is any if None is given."""
+def checked_device(device: str | torch.device | int | None) -> str:
+    """Return a device that can hold numbers, CUDA where there is any if None is given."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        # A number is read back: of the device meta there is none. Some names come with a warning.
+        with ignoring(UserWarning):
+            made = torch.ones((), dtype=torch.float32, device=device)
+            made.item()
+    except Exception as error:
+        # PyTorch has a class of error for each kind of device, and pages of text for some.
+        count = torch.cuda.device_count()
+        reason = f" ({str(error).splitlines()[0]:.80})" if count else ""
         raise ValueError(
-            f"device is {device!r}, expected cpu, or cuda where there is a GPU ({reason})"
-        ) from error
-    return device
+            f"device is {device!r:.60}, expected cpu, or cuda where there is a GPU; PyTorch finds "
+            f"{count} of them here{reason}"
+        ) from None
+    return device if isinstance(device, str) else str(made.device)
 
 
 def plain_labels(labels: Any, column: str = "label") -> list[Label]:
@@ -78,6 +86,11 @@ def plain_labels(labels: Any, column: str = "label") -> list[Label]:
             raise TypeError(
                 f"labels[{position}] is {shown(value)} ({type(value).__name__}), expected a str, "
                 "an int or a bool; convert it"
+            )
+        if isinstance(value, str) and SURROGATE.search(value):
+            raise ValueError(
+                f"labels[{position}] is {value!r:.60}, half a character, expected whole ones; "
+                "write the label anew"
             )
         other = kinds.other(value, f"labels[{position}]")
         if other is not None:

@@ -21,6 +21,7 @@ from ulmfit_fast.ablation.rows import Row, RowFile
 from ulmfit_fast.ablation.tasks import Task
 from ulmfit_fast.demo.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.estimator import ULMFiT
+from ulmfit_fast.estimator_checks import checked_device
 
 __all__ = ["MAJORITY", "TFIDF", "run_ablation"]
 
@@ -62,7 +63,7 @@ def run_ablation(
         OSError: if the directory cannot be written.
     """
     settings = settings or AblationSettings()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = checked_device(device)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     needed = max(settings.epochs) + settings.validation

@@ -1,0 +1,135 @@
+"""What the commands write to consoles and pipes of any encoding, and say of missing devices."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from ulmfit_fast import ULMFiT
+from ulmfit_fast.cli import app
+
+# Of the second no encoding but UTF-8 and its kind has all.
+TEXTS, LABELS = ["größe 一 film", "a dull film"] * 10, ["gut \U0001f602", "schön"] * 10
+MODULE = [sys.executable, "-m", "ulmfit_fast"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("output")
+    model = ULMFiT(emb_size=8, hidden_size=10, num_layers=1, min_freq=1, progress=False)
+    model.pretrain(TEXTS, epochs=1, batch_size=4, bptt=6)
+    model.fit_classifier(TEXTS, LABELS, epochs=3, lr=0.05).save(directory / "m")
+    (directory / "new.txt").write_text("\n".join(TEXTS[:4]), encoding="utf-8")
+    (directory / "rows.csv").write_text("text,label\na film,a\na dull film,b\n")
+    return directory
+
+
+COMMANDS = {
+    "csv": "predict --model {0}/m --text {0}/new.txt --all",
+    "jsonl": "predict --model {0}/m --text {0}/new.txt --format jsonl --all",
+    "generate": "generate --model {0}/m --prompt größe一\U0001f602 --max-tokens 3 --count 2",
+}
+
+
+@pytest.mark.parametrize("charset", ["ascii", "cp1252", "utf-16", "cp037"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_pipe_gets_utf8(folder, charset, command):
+    arguments = COMMANDS[command].format(folder).split(" ")
+    expected = CliRunner(charset="utf-8").invoke(app, arguments)
+    found = CliRunner(charset=charset).invoke(app, arguments)
+    assert (found.exit_code, expected.exit_code, expected.stderr) == (0, 0, "")
+    assert found.stdout_bytes == expected.stdout_bytes
+    assert "\U0001f602" in found.stdout_bytes.decode("utf-8") and b"\r" not in found.stdout_bytes
+
+
+def test_a_pipe_gets_what_a_file_gets(folder):
+    for command in (COMMANDS["csv"], COMMANDS["jsonl"]):
+        arguments = command.format(folder).split(" ")
+        piped = CliRunner(charset="cp1252").invoke(app, arguments)
+        filed = CliRunner(charset="cp1252").invoke(app, [*arguments, "--out", f"{folder}/out"])
+        assert filed.exit_code == 0
+        assert (folder / "out").read_bytes() == piped.stdout_bytes
+
+
+def test_a_terminal_keeps_its_encoding_and_gets_every_line(folder):
+    master, slave = os.openpty()
+    done = subprocess.run(
+        [*MODULE, *COMMANDS["csv"].format(folder).split(" ")],
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        env={**ENVIRONMENT, "PYTHONIOENCODING": "cp1252"},
+        check=False,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 1 << 16)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = shown.decode("cp1252").splitlines()
+    assert len(lines) == 5 and "schön" in lines[0] and r"gut \U0001f602" in lines[0]
+
+
+def test_the_encoding_of_the_caller_comes_back(folder, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", errors="replace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    app(COMMANDS["csv"].format(folder).split(" "), standalone_mode=False)
+    assert (stream.encoding, stream.errors) == ("cp1252", "replace")
+    assert "schön".encode() in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize("command", ["info", "predict --model {0}/m --text {0}/new.txt"])
+def test_a_reader_that_leaves_ends_it_quietly(folder, command):
+    done = subprocess.Popen(
+        [*MODULE, *command.format(folder).split(" ")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    done.stdout.close()
+    assert done.stderr.read() == b""
+    done.stderr.close()
+    assert done.wait(60) == 141
+
+
+def test_a_closed_output_is_one_line(folder):
+    line = f'"{sys.executable}" -m ulmfit_fast {COMMANDS["csv"].format(folder)} >&-'
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard output is closed, expected a file or a pipe")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain --text {0}/new.txt --out {0}/n",
+        "fine-tune --model {0}/m --text {0}/new.txt --out {0}/n",
+        "fit-classifier --model {0}/m --text {0}/rows.csv --out {0}/n",
+        "predict --model {0}/m --text {0}/new.txt",
+        "find-lr --model {0}/m --text {0}/new.txt --out {0}/n.png",
+        "generate --model {0}/m",
+        "explain --model {0}/m --text {0}/new.txt --out {0}/n.html",
+        "ablate --task {0}/rows.csv --general {0}/new.txt --out {0}/n",
+    ],
+    ids=lambda command: command.split(" ")[0],
+)
+@pytest.mark.parametrize("device", ["mps", "meta"])
+def test_a_device_that_is_not_there_is_one_line(folder, command, device):
+    before = sorted(path.name for path in folder.iterdir())
+    arguments = [*command.format(folder).split(" "), "--device", device]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"error: device is '{device}', expected cpu, or cuda where ")
+    assert result.stderr.count("\n") == 1 and len(result.stderr) < 200
+    assert sorted(path.name for path in folder.iterdir()) == before
