@@ -213,12 +213,13 @@ def test_anything_but_a_model_is_left_alone(tmp_path: Path, kind: str) -> None:
     assert (target if kind == "file" else target / "notes.txt").read_text() == "mine"
 
 
-def test_the_working_directory_is_left_alone(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(FileExistsError, match="is the working directory, which cannot be replaced"):
-        save_model(".", parts())
-    assert os.listdir(tmp_path) == ["empty"] and os.listdir(tmp_path / "empty") == []
+def test_the_working_directory_stays_the_working_directory(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for seed in range(2):
+        save_model(".", parts(seed))
+        assert load_model(".").settings["seed"] == seed
+    assert os.listdir(tmp_path) == ["here"] and set(os.listdir(".")) == FILES
 
 
 def test_replacing_leaves_no_stale_files(directory: Path) -> None:
@@ -277,7 +278,7 @@ def test_failing_rename_brings_the_older_model_back(
     replace = os.replace
 
     def fail(source: Path, target: Path) -> None:
-        if Path(target) == directory and "-old" not in Path(source).name:
+        if Path(target) == directory / ".incoming":
             raise error
         replace(source, target)
 
@@ -285,7 +286,7 @@ def test_failing_rename_brings_the_older_model_back(
     with pytest.raises(type(error)):
         save_model(directory, parts(1))
     monkeypatch.undo()
-    assert os.listdir(directory.parent) == ["model"]
+    assert os.listdir(directory.parent) == ["model"] and set(os.listdir(directory)) == FILES
     assert alike(load_model(directory), parts())
 
 
@@ -294,14 +295,14 @@ def test_every_file_is_on_the_disk_before_it_is_in_place(tmp_path: Path, monkeyp
 
     def note(descriptor: int) -> None:
         synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
-        assert not (tmp_path / "model").exists()
+        assert synced[-1] == "model" or not FILES & set(os.listdir(tmp_path / "model"))
         fsync(descriptor)
 
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("the names of open files are not known here")
     monkeypatch.setattr(os, "fsync", note)
     save_model(tmp_path / "model", parts())
-    assert set(synced) == FILES
+    assert set(synced) == FILES | {".incoming-written", "model"}
 
 
 def test_nothing_is_unpickled() -> None:

@@ -203,7 +203,7 @@ def test_a_crash_between_the_files_of_a_model_leaves_a_model(tmp_path, monkeypat
     replace_, moved = os.replace, []
 
     def crash(source, target):
-        if Path(source).parent.name == ".incoming":
+        if Path(source).name == ".incoming-linked":
             moved.append(source)
             if len(moved) == 2:
                 raise Died
@@ -213,8 +213,14 @@ def test_a_crash_between_the_files_of_a_model_leaves_a_model(tmp_path, monkeypat
     with pytest.raises(Died):
         model.save(tmp_path)
     monkeypatch.undo()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     found = uf.ULMFiT.load(tmp_path, progress=False)
     assert torch.equal(found.language_model.decoder.bias, old + 1.0)
+    # The reader has moved nothing; the next writer does.
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with torch.no_grad():
+        model.language_model.decoder.bias.copy_(old + 1.0)
+    model.save(tmp_path)
     assert not list(tmp_path.glob(".incoming*"))
 
     def before(source, target):

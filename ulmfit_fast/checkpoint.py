@@ -7,8 +7,8 @@
 
 With `single_file` the weights of both stand in `model.safetensors`, as on the Hugging Face Hub.
 
-A directory is written beside its destination and put in place by renaming, so that a reader sees
-the old model or the new one, and an error in writing leaves the old one as it was.
+A directory changes by one step, see `directories`: a reader gets the old model whole or the new
+one, and an error in writing leaves the old one as it was.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.data.tokenizer import Tokenizer
-from ulmfit_fast.directories import CONFIG, open_to_umask, settle, write_directory, write_text
+from ulmfit_fast.directories import (
+    CONFIG,
+    ENSEMBLE_FORMAT,
+    MODEL_FORMAT,
+    read_version,
+    write_directory,
+)
+from ulmfit_fast.files import open_to_umask, user_path, write_text
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.seeds import own_generators
 
 __all__ = [
-    "ENSEMBLE_FORMAT",
     "FORMAT_VERSION",
     "ModelParts",
     "load_model",
@@ -37,8 +43,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-ENSEMBLE_FORMAT = "ulmfit_fast ensemble"
-_FORMAT = "ulmfit_fast model"
 _TOKENIZER, _WEIGHTS = "tokenizer.json", "model.safetensors"
 
 
@@ -67,13 +71,13 @@ def save_model(
     """Write a model directory, replacing one that is there.
 
     Args:
-        directory: where to; its parent is created when missing.
+        directory: where to; made when missing. What is in it beside a model stays.
         parts: what to write.
         single_file: put all weights into `model.safetensors`, the layout of the Hugging Face Hub.
 
     Raises:
-        FileExistsError: if the directory exists and is no model directory, or this process works
-            in it.
+        FileExistsError: if the directory exists and is no model directory, or another process
+            holds it.
         OSError: if it cannot be written; an older model there stays as it was.
     """
     write_directory(directory, lambda written: _write(written, parts, single_file))
@@ -81,7 +85,7 @@ def save_model(
 
 def _write(directory: Path, parts: ModelParts, single_file: bool) -> None:
     config: dict[str, Any] = {
-        "format": _FORMAT,
+        "format": MODEL_FORMAT,
         "format_version": FORMAT_VERSION,
         "model_type": "ulmfit",
         "single_file": single_file,
@@ -159,8 +163,11 @@ def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelP
         FileNotFoundError: if the directory or a file of it is missing.
         ValueError: if it is of a newer version, or a file of it is damaged.
     """
-    path = Path(directory)
-    config = read_config(path, _FORMAT)
+    return read_version(user_path(directory), lambda path: _load(path, device))
+
+
+def _load(path: Path, device: str) -> ModelParts:
+    config = read_config(path, MODEL_FORMAT)
     try:
         tokenizer = _read_tokenizer(path)
         language_model = classifier = None
@@ -220,7 +227,6 @@ def read_config(path: Path, expected: str) -> dict[str, Any]:
         FileNotFoundError: if there is no such directory or file.
         ValueError: if it is of another format, of a newer version or damaged.
     """
-    settle(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is no directory; give the directory of a saved model")
     text = _read(path, CONFIG)
@@ -231,7 +237,7 @@ def read_config(path: Path, expected: str) -> dict[str, Any]:
         raise ValueError(f"{path / CONFIG} is damaged: {error}; save the model again") from error
     found = config.get("format") if isinstance(config, dict) else None
     if found != expected:
-        readers = {_FORMAT: "ULMFiT", ENSEMBLE_FORMAT: "Ensemble"}
+        readers = {MODEL_FORMAT: "ULMFiT", ENSEMBLE_FORMAT: "Ensemble"}
         reader = readers.get(found) if isinstance(found, str) else None
         hint = f"; {reader}.load reads it" if reader else ""
         raise ValueError(f"{path / CONFIG} does not describe an {expected}{hint}")

@@ -95,7 +95,7 @@ def _check_out(out: Path) -> None:
 @contextmanager
 def _opened(out: Path | None) -> Iterator[TextIO]:
     """Give standard output, or a file that is there when all of it has been written."""
-    from ulmfit_fast.serving.files import file_in_place
+    from ulmfit_fast.files import file_in_place
 
     if out is None:
         if sys.stdout is None:

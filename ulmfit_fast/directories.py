@@ -1,74 +1,125 @@
-"""Directories that are there as a whole or not at all: written beside, then renamed into place."""
+"""Directories that change by one step: a reader sees the old content or the new, and only reads.
+
+What is written into a directory comes in as a directory of its own, `.incoming`, whose renaming is
+the moment from which it counts: from then on a reader reads there. The writer then gives its files
+their places beside it, and only after that removes it. So the files lie where everybody looks for
+them, a crash at any moment leaves the old content whole or the new, and what else is in the
+directory, such as a run or a user's notes, stays as it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
-import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, TypeVar
+
+from ulmfit_fast.files import sync_directory, user_path
+from ulmfit_fast.locks import LOCK, held
 
 __all__ = [
     "CHECKPOINTS",
     "CONFIG",
+    "ENSEMBLE_FORMAT",
     "FAILED_STEP",
     "METRICS",
+    "MODEL_FORMAT",
+    "STORE_FORMAT",
     "TENSORBOARD",
+    "check_target",
     "is_run_file",
     "local_directory",
-    "open_to_umask",
-    "remove_unfinished",
+    "owned_names",
+    "put_in_place",
+    "read_version",
     "settle",
-    "sync_directory",
     "write_directory",
-    "write_text",
 ]
 
-CONFIG = "config.json"
+_log = logging.getLogger("ulmfit_fast")
+
+CONFIG, _META = "config.json", "meta.json"
+MODEL_FORMAT, ENSEMBLE_FORMAT = "ulmfit_fast model", "ulmfit_fast ensemble"
+STORE_FORMAT = "ulmfit_fast token store"
 # What a run keeps beside the model that it makes.
 METRICS, CHECKPOINTS, FAILED_STEP = "metrics.jsonl", "checkpoints", "failed-step-"
 TENSORBOARD = "tensorboard"
-# A model that is complete and on its way into a directory that holds a run.
 _INCOMING = ".incoming"
+# On their way in or out: whoever holds the directory may remove what is called like this.
+_WRITTEN, _LINKED, _DONE = (f"{_INCOMING}-{name}" for name in ("written", "linked", "done"))
+_TOKENIZER = "tokenizer.json"
+_WEIGHTS = ("language_model.safetensors", "classifier.safetensors", "model.safetensors")
+_MEMBER = re.compile(r"model_\d+")
+_MODEL = frozenset({CONFIG, _TOKENIZER, *_WEIGHTS})
+_STORE = frozenset({_META, _TOKENIZER, "ids.bin", "offsets.npy"})
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
+# A reader that finds the directory changed begins again; none needs as long in earnest.
+_LONGEST_WAIT, _FEWEST_TRIES = 60.0, 20
+# Where Linux shows the files that are open, each to be opened once more.
+_DESCRIPTORS = "/proc/self/fd"
+
+Found = TypeVar("Found")
 
 
 def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Have a directory written beside its destination and rename it into place.
+    """Have a model directory written, and let it take the place of the one that is there.
 
     Args:
-        directory: where to; its parent is created when missing.
+        directory: where to; made when missing, with its parents.
         write: called with an empty directory to fill, `config.json` among its files.
 
     Raises:
-        FileExistsError: if the directory exists and is no model directory, or this process works
-            in it.
+        FileExistsError: if the directory holds something other than a model, or is held by another
+            process.
         OSError: if it cannot be written; an older model there stays as it was.
     """
     # Resolved, so that behind a link it is the model that is replaced.
-    target = Path(directory).resolve()
-    if target.is_dir() and any(is_run_file(path.name) for path in target.iterdir()):
-        _write_into(target, write)
+    target = user_path(directory).resolve()
+    check_target(target)
+    with held(target):
+        settle(target)
+        written = target / _WRITTEN
+        written.mkdir()
+        try:
+            write(written)
+            put_in_place(written, target)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
+
+
+def check_target(target: Path) -> None:
+    """Refuse a directory that holds something other than a model.
+
+    Args:
+        target: where a model is to be written.
+
+    Raises:
+        FileExistsError: if there is something else.
+    """
+    if not target.exists():
         return
-    if target.exists() and not _may_replace(target):
-        raise FileExistsError(
-            f"{target} exists and is no model directory (it has no {CONFIG}); "
-            "choose another directory or remove it"
-        )
-    if Path.cwd().is_relative_to(target):
-        raise FileExistsError(
-            f"{target} is the working directory, which cannot be replaced; "
-            "choose a directory in it or beside it"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        write(written)
-        _replace(written, target)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    why = "it is a file"
+    if target.is_dir():
+        names = os.listdir(target)
+        others = {name for name in names if not is_run_file(name)}
+        if not others or CONFIG in owned_names(target):
+            return
+        # A run may have begun in a directory with other things in it.
+        if CONFIG not in others and len(others) < len(names):
+            return
+        why = f"its {CONFIG} is of another kind" if CONFIG in others else f"it has no {CONFIG}"
+    raise FileExistsError(
+        f"{target} exists and is no model directory ({why}); choose another directory or remove it"
+    )
 
 
 def is_run_file(name: str) -> bool:
@@ -80,122 +131,242 @@ def is_run_file(name: str) -> bool:
     Args:
         name: of a file or directory.
     """
-    return name in (METRICS, CHECKPOINTS, TENSORBOARD) or name.startswith((FAILED_STEP, _INCOMING))
+    own = (METRICS, CHECKPOINTS, TENSORBOARD, LOCK, f".{METRICS}.tmp")
+    return name in own or name.startswith((FAILED_STEP, _INCOMING))
 
 
-def _write_into(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a model into the directory of its run, which stays.
-
-    The model comes in as a directory of its own, whose renaming is the moment from which it counts;
-    `settle` then moves its files out, now or after a crash.
-    """
-    if Path.cwd().is_relative_to(target):
-        raise FileExistsError(
-            f"{target} is the working directory, which cannot be written as a whole; "
-            "choose a directory in it or beside it"
-        )
-    settle(target)
-    written = Path(tempfile.mkdtemp(prefix=f"{_INCOMING}-", dir=target))
-    try:
-        write(written)
-        os.replace(written, target / _INCOMING)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
-    settle(target)
-
-
-def remove_unfinished(directory: Path) -> None:
-    """Remove models that were not complete when a crash came.
+def owned_names(directory: Path) -> frozenset[str]:
+    """Return the names that a model, ensemble or token store of this package has in a directory.
 
     Args:
-        directory: of a run, into which no other process writes.
+        directory: any; it is empty of them unless its description is one of this package's.
     """
-    for path in directory.glob(f"{_INCOMING}-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    config = _described(directory / CONFIG)
+    if config.get("format") == MODEL_FORMAT:
+        return _MODEL
+    if config.get("format") == ENSEMBLE_FORMAT:
+        models = config.get("models")
+        members = models if isinstance(models, list) else []
+        return frozenset({CONFIG, *(name for name in members if _is_member(name))})
+    return _STORE if _described(directory / _META).get("format") == STORE_FORMAT else frozenset()
+
+
+def _is_member(name: object) -> bool:
+    return isinstance(name, str) and _MEMBER.fullmatch(name) is not None
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def put_in_place(written: Path, target: Path) -> None:
+    """Let a finished directory count as the content of another one, in one step.
+
+    Args:
+        written: on the same file system; it is gone then.
+        target: a directory that this thread holds.
+
+    Raises:
+        FileExistsError: if a file of that name is there which is not of this package.
+        OSError: if it cannot be renamed; the older content stays.
+    """
+    for name in sorted(set(os.listdir(written)) - owned_names(target)):
+        if os.path.lexists(target / name):
+            raise FileExistsError(
+                f"{target / name} is of something else, which would be replaced; move it away, or "
+                "choose another directory"
+            )
+    sync_directory(written)
+    os.replace(written, target / _INCOMING)
+    try:
+        sync_directory(target)
+        settle(target)
+    except OSError as error:
+        # It counts already, and every reader finds it.
+        _log.warning(
+            "%s is written, but its files lie in %s still (%s); the next save moves them",
+            *(target, target / _INCOMING, error),
+        )
 
 
 def settle(directory: Path) -> None:
-    """Move in a model that was complete when a crash came.
+    """Give the files of what came in last their places, and remove what a crash left half done.
 
     Args:
-        directory: of a model.
+        directory: which this thread holds.
 
     Raises:
         OSError: if it cannot be written.
     """
     incoming = directory / _INCOMING
-    # A link would have files from elsewhere moved here.
-    if incoming.is_symlink() or not incoming.is_dir():
-        return
-    # The description last: until it is there, a reader finds the old one or comes here.
-    for path in sorted(incoming.iterdir(), key=lambda path: path.name == CONFIG):
-        os.replace(path, directory / path.name)
-    incoming.rmdir()
+    if _is_directory(incoming):
+        _adopt(incoming, directory)
+        sync_directory(directory)
+        os.replace(incoming, directory / _DONE)
+    elif incoming.is_symlink():
+        incoming.unlink()
+    for path in directory.glob(f"{_INCOMING}-*"):
+        _remove(path)
 
 
-def _may_replace(target: Path) -> bool:
-    return target.is_dir() and ((target / CONFIG).is_file() or not any(target.iterdir()))
+def _is_directory(path: Path) -> bool:
+    # What a link leads to is not what was written here.
+    return path.is_dir() and not path.is_symlink()
 
 
-def _replace(written: Path, target: Path) -> None:
-    """Rename a finished directory into place; the old one goes only when the new one stands."""
-    os.chmod(written, _allowed(written))
-    if not target.exists():
-        os.replace(written, target)
-        return
-    old = written.with_name(f"{written.name}-old")
+def _adopt(source: Path, target: Path) -> None:
+    """Give the files of a directory a second name in another one; remove what is not among them."""
+    if target.is_symlink():
+        target.unlink()
+    target.mkdir(exist_ok=True)
+    names = {name for name in os.listdir(source) if name in _MODEL | _STORE or _is_member(name)}
+    stale = owned_names(target) - names
+    # The description last: it says until then which of the old names are this package's.
+    for name in sorted(names, key=lambda name: (name in (CONFIG, _META), name)):
+        if name in (CONFIG, _META):
+            _drop(target, stale)
+        if (source / name).is_dir():
+            _adopt(source / name, target / name)
+        else:
+            _link(source / name, target / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    between = target.with_name(_LINKED)
+    _remove(between)
     try:
-        os.replace(target, old)
-        os.replace(written, target)
-    except BaseException:
-        # An interruption between the two, too, must leave a model where it was.
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        raise
-    finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        os.link(source, between)
+    except OSError:
+        # Not every file system knows them.
+        shutil.copy(source, between)
+        with between.open("r+b") as file:
+            os.fsync(file.fileno())
+    os.replace(between, target)
+    # To rename one name of a file to another of the same file does nothing.
+    between.unlink(missing_ok=True)
 
 
-def _allowed(beside: Path) -> int:
-    """Return the permissions that the umask leaves, found with a file.
-
-    To ask for the umask is to set it, and other threads make files at that instant, too.
-    """
-    name = beside.with_name(f".{os.getpid()}-{threading.get_ident()}.mode")
-    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o777)
-    try:
-        return os.fstat(handle).st_mode & 0o777
-    finally:
-        os.close(handle)
-        os.unlink(name)
+def _drop(directory: Path, names: frozenset[str]) -> None:
+    for name in names:
+        path = directory / name
+        if _is_directory(path):
+            _drop(path, owned_names(path))
+            # Unless something else is in it.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
 
 
-def open_to_umask(path: Path) -> None:
-    """Let all read a file that the umask lets in, where it was written for its owner alone."""
-    path.chmod(0o666 & _allowed(path))
+def _remove(path: Path) -> None:
+    if _is_directory(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def sync_directory(path: Path) -> None:
-    """See a directory's names on the disk, where the system can."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def read_version(directory: Path, read: Callable[[Path], Found]) -> Found:
+    """Read a directory that may be written meanwhile, all of it from one moment.
 
+    Nothing is written, moved or locked. What turns out to be replaced under the reading is read
+    again.
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 and see it on the disk.
+    Example:
+        >>> import tempfile
+        >>> read_version(Path(tempfile.mkdtemp()), lambda path: [p.name for p in path.iterdir()])
+        []
+
+    Args:
+        directory: of a model, ensemble or token store.
+        read: called with the directory in which the files are.
+
+    Returns:
+        What `read` returned.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if it is replaced over and over for a minute.
     """
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    begun, tries = time.monotonic(), 0
+    while time.monotonic() - begun < _LONGEST_WAIT or tries < _FEWEST_TRIES:
+        tries += 1
+        with ExitStack() as stack:
+            version = _Version(directory, stack)
+            if not version.is_current():
+                continue
+            # For what is replaced faster than it is read; errors have to name the files themselves.
+            held_open = tries % 2 == 0
+            try:
+                found = read(version.links() if held_open else version.path)
+            except Exception:
+                if not held_open and version.is_current():
+                    raise
+            else:
+                if held_open or version.is_current():
+                    return found
+    raise OSError(f"{directory} was replaced {tries} times while it was read; read it again later")
+
+
+class _Version:
+    """The files in a directory at one moment, open until the stack is closed.
+
+    Files are replaced, never changed; and an inode is not given to another file while it is open.
+    """
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self._stack = stack
+        self._incoming = directory / _INCOMING
+        self._came_in = _is_directory(self._incoming)
+        self.path = self._incoming if self._came_in else directory
+        self._open: dict[Path, int] = {}
+        self._files = self._identities(self.path, self._opened)
+
+    def is_current(self) -> bool:
+        """Tell whether all files are still those that have the names."""
+        # Between the two a writer is at work on the files beside what came in.
+        came_in = _is_directory(self._incoming)
+        return came_in == self._came_in and self._identities(self.path, os.stat) == self._files
+
+    def links(self) -> Path:
+        """Return a directory in which the files have their names, whatever becomes of the first."""
+        if not os.path.isdir(_DESCRIPTORS):
+            raise FileNotFoundError(f"this system has no {_DESCRIPTORS}")
+        temporary = tempfile.TemporaryDirectory(prefix="ulmfit-fast-")
+        place = Path(self._stack.enter_context(temporary))
+        for file, descriptor in self._open.items():
+            link = place / file.relative_to(self.path)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(f"{_DESCRIPTORS}/{descriptor}")
+        return place
+
+    def _identities(
+        self, path: Path, status: Callable[[Path], os.stat_result]
+    ) -> dict[Path, tuple[int, int]]:
+        """Return device and inode of a directory and of the files that are looked for in it."""
+        found = {}
+        for file in (path, *map(path.joinpath, _MODEL | _STORE)):
+            with contextlib.suppress(OSError):
+                of_file = status(file)
+                found[file] = (of_file.st_dev, of_file.st_ino)
+        with contextlib.suppress(OSError):
+            for name in filter(_is_member, os.listdir(path)):
+                found |= self._identities(path / name, status)
+        return found
+
+    def _opened(self, path: Path) -> os.stat_result:
+        # Windows would keep the writer from replacing what is open.
+        if os.name == "posix":
+            with contextlib.suppress(PermissionError):
+                # A pipe would have it wait.
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                self._stack.callback(os.close, descriptor)
+                self._open[path] = descriptor
+                return os.fstat(descriptor)
+        return os.stat(path)
 
 
 def local_directory(name: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -216,7 +387,7 @@ def local_directory(name: str | os.PathLike[str], *, revision: str | None = None
         ImportError: if `huggingface_hub` is needed and not installed.
         OSError: if the Hub cannot be reached or does not have it.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir():
         return path
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name):

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.checkpoint import ENSEMBLE_FORMAT, FORMAT_VERSION, read_config
+from ulmfit_fast.checkpoint import FORMAT_VERSION, read_config
 from ulmfit_fast.data.corpus import read_labelled, read_texts
-from ulmfit_fast.directories import CONFIG, write_directory, write_text
+from ulmfit_fast.directories import CONFIG, ENSEMBLE_FORMAT, read_version, write_directory
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_base import Texts
 from ulmfit_fast.estimator_checks import Label, plain_labels
+from ulmfit_fast.files import user_path, write_text
 from ulmfit_fast.serving.predictor import Predictor
 
 __all__ = ["Ensemble", "fit_ensemble"]
@@ -78,13 +79,13 @@ class Ensemble(Predictor):
         return mean
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write all models into one directory, put in place by renaming.
+        """Write all models into one directory, which changes by one step.
 
         Args:
             directory: where to; an older model there is replaced once the new one is complete.
 
         Raises:
-            FileExistsError: if the directory holds something else.
+            FileExistsError: if the directory holds something else, or another process holds it.
         """
         names = [f"model_{position}" for position in range(len(self.models))]
 
@@ -115,12 +116,19 @@ class Ensemble(Predictor):
             FileNotFoundError: if the directory or a file of it is missing.
             ValueError: if it is of a newer version, or damaged.
         """
-        path = Path(directory)
-        names = read_config(path, ENSEMBLE_FORMAT).get("models")
-        # Names alone: a path would lead out of the directory.
-        if not isinstance(names, list) or any(name != f"model_{n}" for n, name in enumerate(names)):
-            raise ValueError(f"{path / CONFIG} is damaged: models is {names!r:.60}; save it again")
-        return cls(ULMFiT.load(path / name, device=device, progress=progress) for name in names)
+
+
+        def read(path: Path) -> Ensemble:
+            names = read_config(path, ENSEMBLE_FORMAT).get("models")
+            # Names alone: a path would lead out of the directory.
+            sound = isinstance(names, list) and names == [f"model_{n}" for n in range(len(names))]
+            if not sound:
+                raise ValueError(
+                    f"{path / CONFIG} is damaged: models is {names!r:.60}; save it again"
+                )
+            return cls(ULMFiT.load(path / name, device=device, progress=progress) for name in names)
+
+        return read_version(user_path(directory), read)
 
 
 def fit_ensemble(

@@ -165,7 +165,7 @@ class TextModel(Predictor):
         return self.tokenizer
 
     def save(self, directory: Path) -> None:
-        """Write the model directory: JSON and safetensors, put in place by renaming.
+        """Write the model directory: JSON and safetensors; it changes by one step.
 
         Args:
             directory: where to; an older model there is replaced once the new one is complete.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.compat.plain_pickle import PICKLE_ERRORS, Refused, kind_of, lists_and_strings
-from ulmfit_fast.directories import open_to_umask
+from ulmfit_fast.files import open_to_umask, user_path
 from ulmfit_fast.scoped import ignoring
 
 __all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
@@ -80,7 +80,7 @@ def read_tensors(path: Source) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds anything but tensors and plain values, or is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.is_dir():
@@ -167,7 +167,7 @@ def read_words(path: Source) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds anything but a list of strings, or is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, expected a vocabulary; add its name")
     try:
@@ -220,7 +220,7 @@ def write_tensors_and_words(
         ValueError: if the name does not end in .pth, where fastai looks.
         OSError: if a file cannot be written; older ones stay as they were.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".pth":
         raise ValueError(f"{path} does not end in .pth, where fastai looks for weights; rename it")
     vocabulary = path.with_suffix(".pkl")

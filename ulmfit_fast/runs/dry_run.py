@@ -6,8 +6,9 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -121,6 +122,10 @@ class DryRun(Run):
 
     def check(self, stage: str) -> None:
         """Refuse nothing: nothing is written."""
+
+    def holding(self, *others: Path) -> AbstractContextManager[None]:
+        """Hold nothing."""
+        return nullcontext()
 
     @contextmanager
     def training(

@@ -10,15 +10,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, remove_unfinished, write_text
+from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
 from ulmfit_fast.distributed import agree, only_first, world
+from ulmfit_fast.files import user_path, write_text
+from ulmfit_fast.locks import held
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.checkpoints import Checkpoints
 from ulmfit_fast.runs.reports import Reports
@@ -30,11 +32,29 @@ if TYPE_CHECKING:
     from ulmfit_fast.data.tokenizer import Tokenizer
     from ulmfit_fast.loss_readings import Reading
 
-__all__ = ["Run"]
+__all__ = ["Run", "holding"]
 
 _log = logging.getLogger("ulmfit_fast")
 
 _DESCRIPTION, _TOKENIZER = "run.json", "tokenizer.json"
+
+
+@contextmanager
+def holding(*directories: Path) -> Iterator[None]:
+    """Keep others from writing into directories while the block runs, see `locks.held`.
+
+    Of several processes of one training the first one holds them for all.
+
+    Args:
+        directories: made when missing, and removed again if they are empty at the end.
+
+    Raises:
+        FileExistsError: if another process holds one; nothing has been touched then.
+    """
+    with ExitStack() as stack:
+        for directory in directories:
+            only_first(lambda directory=directory: stack.enter_context(held(directory)))
+        yield
 
 
 class Run:
@@ -58,6 +78,9 @@ class Run:
         >>> sorted(path.name for path in out.iterdir())
         ['checkpoints', 'metrics.jsonl']
 
+    While a stage trains it holds the directory: a second run into it, or a model saved there from
+    elsewhere, is refused.
+
     Args:
         directory: gains `metrics.jsonl`, and `checkpoints/` with a directory for each stage.
         checkpoint_steps: optimizer steps between checkpoints, or None.
@@ -69,10 +92,13 @@ class Run:
         report_steps: steps to a line of `metrics.jsonl`, which has their mean loss.
         tensorboard: write the numbers for TensorBoard as well, which has to be installed.
         resume: go on with the run in the directory; where there is none, begin.
+        overwrite: begin anew where there is a run of the stage that did not come to its end, which
+            is then lost.
 
     Raises:
         ModuleNotFoundError: if TensorBoard is asked for and not installed.
-        ValueError: if a number is below 1, or not positive.
+        ValueError: if a number is below 1, or not positive, or both resume and overwrite are asked
+            for.
     """
 
     def __init__(
@@ -85,7 +111,10 @@ class Run:
         report_steps: int = 1,
         tensorboard: bool = False,
         resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
+        if resume and overwrite:
+            raise ValueError("resume and overwrite are both asked for, expected one of them")
         for name, count in (("checkpoint_steps", checkpoint_steps), ("report_steps", report_steps)):
             whole = isinstance(count, int) and not isinstance(count, bool) and count >= 1
             if not whole and not (count is None and name == "checkpoint_steps"):
@@ -94,9 +123,10 @@ class Run:
             raise ValueError(
                 f"checkpoint_minutes is {checkpoint_minutes!r}, expected a positive number"
             )
-        self.directory = Path(directory)
+        self.directory = user_path(directory)
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.keep, self.report_steps, self.resume = keep, report_steps, resume
+        self.keep, self.report_steps = keep, report_steps
+        self.resume, self.overwrite = resume, overwrite
         Checkpoints(self.directory, keep)  # refuses a wrong number now
         self._reports = Reports(self.directory, report_steps, tensorboard=tensorboard)
         self._stop = StopRequest()
@@ -125,6 +155,17 @@ class Run:
         found = self._description(stage)
         return found is not None and bool(found.get("finished"))
 
+    def holds_other(self, stage: str) -> bool:
+        """Tell whether the directory has a model or the run of another stage, and none of this one.
+
+        Args:
+            stage: as for `finished`.
+        """
+        if self._description(stage) is not None:
+            return False
+        runs = (self.directory / CHECKPOINTS).glob(f"*/{_DESCRIPTION}")
+        return bool(owned_names(self.directory)) or any(runs)
+
     def check(self, stage: str) -> None:
         """Refuse, before any work, to run over a run that could be gone on with.
 
@@ -132,20 +173,30 @@ class Run:
             stage: as for `finished`.
 
         Raises:
-            FileExistsError: if there is one and `resume` is False.
+            FileExistsError: if there is one and neither `resume` nor `overwrite` is asked for, or
+                another process holds the directory.
             OSError: if the directory cannot be written.
         """
         if world().rank > 0:
             # The first process looks for all, and may be writing already.
             return
         if self.directory.is_dir():
-            tempfile.TemporaryFile(dir=self.directory).close()
+            with held(self.directory):
+                tempfile.TemporaryFile(dir=self.directory).close()
         begun = Checkpoints(self._of_stage(stage)).files()
-        if begun and not self.resume and not self.finished(stage):
+        if begun and not (self.resume or self.overwrite or self.finished(stage)):
             raise FileExistsError(
                 f"{self.directory} holds a {stage} run that did not come to its end; resume it "
-                f"(resume=True, --resume), or remove {self._of_stage(stage)}"
+                "(resume=True, --resume), or begin anew (overwrite=True, --overwrite)"
             )
+
+    def holding(self, *others: Path) -> AbstractContextManager[None]:
+        """Keep other processes from writing into the directory, see `holding`.
+
+        Args:
+            others: directories that the run writes into as well.
+        """
+        return holding(self.directory, *others)
 
     def tokenizer(self, stage: str) -> Tokenizer | None:
         """Return the tokenizer of the run that is resumed, or None.
@@ -176,10 +227,16 @@ class Run:
             The hidden state that goes into the next batch, or None.
 
         Raises:
-            FileExistsError: as `check`.
+            FileExistsError: as `check` and `holding`.
             ValueError: if the run in the directory differs in what decides its course.
             OSError: if there is no room for the checkpoints.
         """
+        with self.holding():
+            yield from self._training_held(stage, training, fingerprint, tokenizer)
+
+    def _training_held(
+        self, stage: str, training: Training, fingerprint: dict[str, Any], tokenizer: Tokenizer
+    ) -> Iterator[State | None]:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.check(stage)
         self.stage, self._training = stage, training
@@ -189,7 +246,7 @@ class Run:
         if self.resume:
             state = self._resumed(fingerprint)
         else:
-            # Of a run that came to its end; any other one has been refused.
+            # Of a run that came to its end, or is to be lost; any other one has been refused.
             only_first(self._checkpoints.remove)
         self._reports.begin(stage, training.history, training.cursor)
         only_first(lambda: self._prepare(fingerprint, tokenizer))
@@ -207,7 +264,7 @@ class Run:
 
     def _prepare(self, fingerprint: dict[str, Any], tokenizer: Tokenizer) -> None:
         self._checkpoints.clean()
-        remove_unfinished(self.directory)
+        settle(self.directory)
         self._reports.keep_past()
         self._check_room()
         self._describe(fingerprint, tokenizer, finished=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast.directories import open_to_umask, sync_directory
+from ulmfit_fast.files import open_to_umask, sync_directory
 
 __all__ = ["DamagedState", "read_state", "write_state"]
 

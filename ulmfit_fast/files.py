@@ -1,0 +1,100 @@
+"""Paths as users write them, and files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["file_in_place", "open_to_umask", "sync_directory", "user_path", "write_text"]
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user handed in, a leading `~` being the home directory.
+
+    >>> user_path("~/model") == Path.home() / "model", user_path("model")
+    (True, PosixPath('model'))
+
+    Args:
+        path: any path; `~name` stays as it is where there is no user of that name.
+    """
+    return Path(os.path.expanduser(path))
+
+
+@contextmanager
+def file_in_place(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary file to write, and rename it into place once that has succeeded.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with file_in_place(Path(folder, "new", "a.txt")) as file:
+    ...         _ = file.write_text("whole")
+    ...     Path(folder, "new", "a.txt").read_text()
+    'whole'
+
+    Args:
+        path: where to; its folder is made when missing. An older file stays as it was until then,
+            and behind a link it is the file that is replaced.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    target = user_path(path).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{target.name}-", suffix=target.suffix, dir=target.parent
+    )
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        open_to_umask(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_to_umask(path: Path) -> None:
+    """Let all read a file that the umask lets in, where it was written for its owner alone."""
+    path.chmod(0o666 & permissions(path))
+
+
+def permissions(beside: Path) -> int:
+    """Return the permissions that the umask leaves, found with a file.
+
+    To ask for the umask is to set it, and other threads make files at that instant, too.
+    """
+    name = beside.with_name(f".{os.getpid()}-{threading.get_ident()}.mode")
+    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o777)
+    try:
+        return os.fstat(handle).st_mode & 0o777
+    finally:
+        os.close(handle)
+        os.unlink(name)
+
+
+def sync_directory(path: Path) -> None:
+    """See a directory's names on the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 and see it on the disk.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
