@@ -33,7 +33,7 @@ help:
 	@echo "make sanitize      run some of them under compute-sanitizer"
 
 demo: $(READY)
-	$(PY) -m ulmfit_fast demo --out demo-out
+	$(PY) -m ulmfit_fast demo --out demo-out --overwrite
 
 # So many tests at a time where pytest-xdist is there: each keeps to one core, see tests/conftest.py.
 parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:benchmark')

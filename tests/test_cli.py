@@ -121,10 +121,17 @@ def test_columns_files_and_kinds_of_labels(folder: Path) -> None:
     assert len(succeed("predict", "--model", out, *csv_rows).stdout.splitlines()) == 41
 
 
-def test_a_model_is_replaced_and_may_be_its_own_source(folder: Path) -> None:
+def test_a_model_is_replaced_when_that_is_asked_for_and_never_its_own_source(
+    folder: Path,
+) -> None:
     old = contents(folder / "tuned")
-    text = ("--text", folder / "texts.txt", "--out", folder / "tuned")
-    succeed("fine-tune", "--model", folder / "tuned", *text, *SMALL, "--bptt", 10)
+    command = ("fine-tune", "--text", folder / "texts.txt", "--out", folder / "tuned", *SMALL)
+    result = run(*command, "--model", folder / "lm", "--bptt", 10)
+    assert result.exit_code == 2 and "--resume goes on with it, --overwrite" in result.stderr
+    result = run(*command, "--model", folder / "tuned", "--bptt", 10, "--overwrite")
+    assert result.exit_code == 2 and "tuned is read, and would be written over" in result.stderr
+    assert contents(folder / "tuned") == old
+    succeed(*command, "--model", folder / "lm", "--bptt", 9, "--overwrite")
     new = contents(folder / "tuned")
     assert old.keys() == new.keys() and old != new
 
@@ -133,7 +140,7 @@ def test_same_seed_same_model(folder: Path) -> None:
     command = ["pretrain", "--text", folder / "texts.txt", *SMALL, *SIZES, "--out", folder / "new"]
     succeed(*command)
     assert model_of(folder / "new") == model_of(folder / "lm")
-    succeed(*command, "--seed", 1)
+    succeed(*command, "--seed", 1, "--overwrite")
     assert model_of(folder / "new") != model_of(folder / "lm")
 
 
@@ -220,7 +227,7 @@ PREDICT = "predict --model {0}/classifier --text {0}/texts.txt"
         (f"{TUNE} --model {{0}}/newer", "has format version 2, this ulmfit_fast reads up to 1"),
         (f"{TUNE} --model {{0}}/damaged", "does not fit its config.json"),
         (f"{TUNE} --text {{0}}/rows.csv", "has no column 'text'"),
-        (f"{TUNE} --out .", "--out . is the working directory"),
+        (f"{TUNE} --out ..", "--out .. holds "),
         (f"{FIT} --text {{0}}/texts.txt", "texts.txt has no labels"),
         (f"{FIT} --label-column verdict", "has no column 'verdict'; its columns are 'text', 'lab"),
         (f"{FIT} --text-column label", "'label' is 1, expected a string"),

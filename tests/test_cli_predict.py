@@ -122,7 +122,9 @@ def test_a_file_appears_when_it_is_complete_and_behind_a_link(made, tmp_path, mo
         return real(self, row)
 
     monkeypatch.setattr(predictor.Predictor, "_prediction", watched)
-    written(made, "--out", link, "--chunk-size", 2)
+    result = run(*command(made, "--out", link))
+    assert result.exit_code == 2 and "is there already; --overwrite replaces it" in result.stderr
+    written(made, "--out", link, "--chunk-size", 2, "--overwrite")
     assert len(seen) == 40 and set(seen) == {"of old"}
     assert link.is_symlink() and len(target.read_text().splitlines()) == 41
     assert sorted(os.listdir(tmp_path)) == ["link.csv", "target.csv"]
@@ -150,7 +152,7 @@ def test_what_ends_half_way_leaves_the_older_file(
         return real(self, row)
 
     monkeypatch.setattr(predictor.Predictor, "_prediction", failing)
-    result = run(*command(made, "--out", out))
+    result = run(*command(made, "--out", out, "--overwrite"))
     assert (result.exit_code, result.stderr) == (code, message.format(out=out))
     assert out.read_text() == "of old" and os.listdir(tmp_path) == ["out.csv"]
 

@@ -36,11 +36,15 @@ def test_a_vocabulary_is_learnt_and_used(tmp_path: Path, corpus: Path) -> None:
     expected = Tokenizer.train(LINES, min_freq=1, max_vocab=15)
     store = TokenStore(out, expected)
     assert [i.tolist() for i in store] == [i.tolist() for i in expected.encode_batch(LINES)]
-    run("--text", corpus, "--out", out, "--min-freq", 1, "--max-vocab", 15)
-    message = run("--text", corpus, "--out", out, "--min-freq", 2, code=2)
+    again = ("--text", corpus, "--out", out)
+    message = run(*again, "--min-freq", 1, "--max-vocab", 15, code=2)
+    assert "already; --resume goes on with it, --overwrite replaces it" in message
+    run(*again, "--min-freq", 1, "--max-vocab", 15, "--resume")
+    message = run(*again, "--min-freq", 2, "--resume", code=2)
     assert "error: " in message and "another tokenizer" in message
-    run("--text", corpus, "--out", out, "--min-freq", 1, "--anew")
-    assert TokenStore(out).vocab_size > 15
+    for anew in ("--overwrite", "--anew"):
+        run(*again, "--min-freq", 1, anew)
+        assert TokenStore(out).vocab_size > 15
 
 
 def test_the_tokenizer_of_a_store_or_model(tmp_path: Path, corpus: Path) -> None:

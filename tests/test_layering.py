@@ -27,7 +27,7 @@ FLOORS = [
     {"operators"},
     {"functional", "fused", "fused_checks", "linear_cross_entropy"},
     {"nn"},
-    {"optim", "data", "progress", "directories", "distributed"},
+    {"optim", "data", "progress", "files", "locks", "directories", "outputs", "distributed"},
     {
         "lm_step",
         "captured_step",

@@ -20,7 +20,7 @@ from ulmfit_fast import (
     cli_text,
     cli_train,
 )
-from ulmfit_fast.cli_app import Seed, app, guarded, say, typer
+from ulmfit_fast.cli_app import Overwrite, Seed, app, check_again, guarded, names_in, say, typer
 from ulmfit_fast.distributed import launched
 from ulmfit_fast.runs import repeatable_products
 
@@ -36,6 +36,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for the report.")] = Path(
         "demo-out"
     ),
+    overwrite: Overwrite = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small run, within a minute.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -43,6 +44,12 @@ def demo(
     from ulmfit_fast.demo.experiment import run_demo
     from ulmfit_fast.report import format_table
 
+    there = names_in(out)
+    if not {"metrics.json", "report.html"}.issuperset(there):
+        raise FileExistsError(
+            f"--out {out} holds something other than a demo's report; choose a new directory"
+        )
+    check_again(out, there, overwrite=overwrite)
     metrics = run_demo(out, quick=quick, seed=seed, say=say)
     typer.echo(format_table(metrics))
     typer.echo(f"{out / 'report.html'} shows the curves; {out / 'metrics.json'} has the numbers.")

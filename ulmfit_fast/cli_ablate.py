@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ulmfit_fast.cli_app import Device, Seed, TextColumn, app, check_writable, guarded, say, typer
+from ulmfit_fast.cli_app import (
+    Device,
+    Overwrite,
+    Seed,
+    TextColumn,
+    app,
+    check_again,
+    check_apart_from,
+    check_writable,
+    guarded,
+    say,
+    typer,
+)
+from ulmfit_fast.files import file_in_place, user_path
+from ulmfit_fast.locks import held
 
 _FILES = ".txt (one text a line), .csv or .jsonl; repeatable."
 
@@ -21,6 +36,10 @@ def ablate(
     out: Annotated[
         Path, typer.Option("--out", help="Directory for rows, tables, plot and models.")
     ] = Path("ablation-out"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the task's rows and models in --out.")
+    ] = False,
+    overwrite: Overwrite = False,
     labels: Annotated[
         str, typer.Option("--labels", help="Numbers of labels, with commas between.")
     ] = "",
@@ -52,13 +71,17 @@ def ablate(
         int | None, typer.Option("--workers", help="Processes at a time; one a core if not given.")
     ] = None,
 ) -> None:
-    """Measure what each part of ULMFiT brings: rows, tables and a plot; a stopped run goes on."""
+    """Measure what each part of ULMFiT brings: rows, tables and a plot; --resume goes on."""
     from ulmfit_fast.ablation.plan import AblationSettings
     from ulmfit_fast.ablation.run import run_ablation
     from ulmfit_fast.ablation.tables import format_ablation, plot_ablation
     from ulmfit_fast.ablation.tasks import TASKS, own_task, read_task
     from ulmfit_fast.estimator_checks import checked_device
 
+    own = user_path(task)
+    name = task if task in TASKS else own.stem
+    check_apart_from(out, [own, *(general or ()), *(target or ())], is_text=True)
+    check_again(out, _files(out, name), overwrite=overwrite, resume=resume)
     check_writable(out)
     device = checked_device(device)
     settings = AblationSettings()
@@ -76,18 +99,30 @@ def ablate(
                 f"--general and --target are for a task of your own, {task} brings its texts"
             )
         read = read_task(task, seed=seed, test=test)
-    elif not Path(task).exists():
+    elif not own.exists():
         raise ValueError(f"--task is {task!r}, expected one of {', '.join(TASKS)} or a file")
     else:
         if not general:
             raise ValueError("a task of your own needs --general, text to pre-train on")
         options: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
-        read = own_task(task, general=general, target=target or (), test=test, seed=seed, **options)
-    rows = run_ablation(read, out, settings, seed=seed, device=device, workers=workers, say=say)
-    table = format_ablation(rows)
-    (out / f"ablation_{read.name}.md").write_text(table + "\n", encoding="utf-8")
-    plot_ablation(rows, out / f"ablation_{read.name}.png")
+        read = own_task(own, general=general, target=target or (), test=test, seed=seed, **options)
+    with held(out.resolve()):
+        if overwrite:
+            for path in _files(out, name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        rows = run_ablation(read, out, settings, seed=seed, device=device, workers=workers, say=say)
+        table = format_ablation(rows)
+        with file_in_place(out / f"ablation_{name}.md") as file:
+            file.write_text(table + "\n", encoding="utf-8")
+        plot_ablation(rows, out / f"ablation_{name}.png")
     typer.echo(table)
+
+
+def _files(out: Path, name: str) -> list[Path]:
+    """Return what there is in a directory of the ablation of a task."""
+    endings = ("csv", "json", "md", "png")
+    names = [*(f"ablation_{name}.{ending}" for ending in endings), f"models_{name}"]
+    return [out / own for own in names if (out / own).exists()]
 
 
 def _epochs(labels: str, default: dict[int, int]) -> dict[int, int]:

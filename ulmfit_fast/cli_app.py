@@ -6,7 +6,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -20,21 +20,30 @@ except ModuleNotFoundError as error:
         "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
     ) from error
 
-from ulmfit_fast.directories import is_run_file
+from ulmfit_fast.data.records import READABLE, kind_of
+from ulmfit_fast.directories import check_target, is_leftover
+from ulmfit_fast.files import user_path
+from ulmfit_fast.locks import held
+from ulmfit_fast.outputs import check_apart, inside
 
 __all__ = [
     "BatchSize",
     "Device",
     "Model",
     "Out",
+    "Overwrite",
     "Seed",
     "SkipBadRows",
     "TextColumn",
     "TextFiles",
     "app",
+    "check_again",
+    "check_apart_from",
     "check_out",
+    "check_out_file",
     "check_writable",
     "guarded",
+    "names_in",
     "on_error",
     "say",
     "typer",
@@ -69,6 +78,9 @@ TextFiles = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what the command wrote to --out before.")
+]
 Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
@@ -122,6 +134,11 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     @wraps(command)
     @_utf8_output()
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        for name, value in kwargs.items():
+            if isinstance(value, Path):
+                kwargs[name] = user_path(value)
+            elif isinstance(value, list):
+                kwargs[name] = [user_path(v) if isinstance(v, Path) else v for v in value]
         try:
             command(*args, **kwargs)
         except typer.Exit:
@@ -152,21 +169,105 @@ def on_error(skip_bad_rows: bool) -> Literal["raise", "skip"]:
     return "skip" if skip_bad_rows else "raise"
 
 
-def check_out(out: Path) -> None:
-    """Find out before any work whether a model directory can be written here."""
+def check_out(
+    out: Path, read: Sequence[Path | None] = (), *, overwrite: bool, resume: bool | None = None
+) -> None:
+    """Find out before any work whether a model directory can and may be written here.
+
+    Args:
+        out: where to.
+        read: what the command reads.
+        overwrite: a model or run that is there may be replaced.
+        resume: a run that is there is gone on with; None where a command cannot.
+    """
     target = out.resolve()
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
-    names = [path.name for path in target.iterdir()] if target.is_dir() else []
-    if "config.json" not in names and not all(map(is_run_file, names)):
+    paths = check_apart_from(out, read, is_text=True)
+    for path in paths:
+        if inside(path, out) is not None:
+            raise FileExistsError(
+                f"--out {out} holds {path}, which is read; choose a directory of its own"
+            )
+    try:
+        check_target(target)
+    except FileExistsError:
         raise FileExistsError(
             f"--out {out} holds something other than a model; choose a new directory"
-        )
-    if Path.cwd().is_relative_to(target):
+        ) from None
+    check_again(out, names_in(out), overwrite=overwrite, resume=resume)
+    check_writable(out)
+
+
+def check_out_file(out: Path, read: Sequence[Path | None], *, overwrite: bool) -> None:
+    """Find out before any work whether a file can and may be written here.
+
+    Args:
+        out: where to.
+        read: what the command reads.
+        overwrite: a file that is there may be replaced.
+    """
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
+    if out.exists() and not out.is_file():
         raise FileExistsError(
-            f"--out {out} is the working directory, which cannot be replaced; choose another one"
+            f"--out {out} is no regular file, which a new one could replace; choose another name, "
+            "or leave it out for standard output"
+        )
+    check_apart_from(out, read, is_text=kind_of(out) in READABLE)
+    if out.exists() and out.stat().st_size and not overwrite:
+        raise FileExistsError(
+            f"--out {out} is there already; --overwrite replaces it, or choose another name"
         )
     check_writable(out)
+
+
+def check_apart_from(out: Path, read: Sequence[Path | None], *, is_text: bool) -> list[Path]:
+    """Refuse to write over what is read, see `check_apart`; return what is read.
+
+    Args:
+        out: where to.
+        read: what the command reads.
+        is_text: whether a reader of texts takes what is written for one.
+    """
+    paths = [path for path in read if path is not None]
+    try:
+        check_apart(out, paths, is_text=is_text)
+    except FileExistsError as error:
+        raise FileExistsError(f"--out {error}") from None
+    return paths
+
+
+def check_again(
+    out: Path, there: Sequence[object], *, overwrite: bool, resume: bool | None = None
+) -> None:
+    """Refuse to begin where something of an earlier command is, unless that is asked for.
+
+    Args:
+        out: a directory, if there is anything.
+        there: what there is of an earlier command.
+        overwrite: it may be replaced.
+        resume: it is gone on with; None where a command cannot.
+    """
+    if overwrite and resume:
+        raise ValueError("--resume and --overwrite are both given, expected one of them")
+    if out.is_dir():
+        # Told first: what another process is at work on is neither to be resumed nor replaced.
+        with held(out.resolve()):
+            pass
+    if there and not overwrite and not resume:
+        mend = "" if resume is None else "--resume goes on with it, "
+        raise FileExistsError(
+            f"--out {out} holds {there[0]} already; {mend}--overwrite replaces it, or choose "
+            "another directory"
+        )
+
+
+def names_in(out: Path) -> list[str]:
+    """Return the names in a directory, but for those of a writer at work; none if there is none."""
+    if not out.is_dir():
+        return []
+    return sorted(name for name in os.listdir(out) if not is_leftover(name))
 
 
 def check_writable(out: Path) -> None:

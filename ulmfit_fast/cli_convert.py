@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ulmfit_fast.cli_app import app, check_out, check_writable, guarded, say, typer
+from ulmfit_fast.cli_app import Overwrite, app, check_out, check_out_file, guarded, say, typer
 
 if TYPE_CHECKING:
     from ulmfit_fast.checkpoint import ModelParts
@@ -60,21 +60,25 @@ def convert(
     ] = None,
     to: Annotated[
         Format | None,
-        typer.Option("--to", help="Write FILE.pth and FILE.pkl for fastai v2, replacing them."),
+        typer.Option("--to", help="Write FILE.pth and FILE.pkl for fastai v2."),
     ] = None,
     part: Annotated[
         Part | None,
         typer.Option("--part", help="What of --model is written; the language model otherwise."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Bring fastai's or awd-lstm-lm's weights into a model directory, or a model to fastai v2."""
     if weights is not None:
         _refuse_beside("--weights", model=model, to=to, part=part)
+        check_out(out, [weights, vocab], overwrite=overwrite)
         _from_fastai(weights, vocab, out, backwards=backwards)
     elif model is not None:
         _refuse_beside("--model", vocab=vocab, backwards=backwards or None)
         if to is None:
             raise ValueError("--to is missing, expected --to fastai beside --model")
+        for path in (out, out.with_suffix(".pkl")):
+            check_out_file(path, [model], overwrite=overwrite)
         _to_fastai(model, out, part or Part.language_model)
     else:
         raise ValueError("--weights and --model are both missing, expected one of them")
@@ -90,7 +94,6 @@ def _from_fastai(weights: Path, vocab: Path | None, out: Path, *, backwards: boo
     from ulmfit_fast.compat.fastai import read_fastai
     from ulmfit_fast.estimator import ULMFiT
 
-    check_out(out)
     language_model, tokenizer = read_fastai(weights, vocab or _vocabulary_beside(weights))
     config = language_model.config
     result = ULMFiT(
@@ -133,7 +136,6 @@ def _to_fastai(directory: Path, out: Path, part: Part) -> None:
     from ulmfit_fast.checkpoint import load_model
     from ulmfit_fast.compat.fastai import write_fastai
 
-    check_writable(out)
     parts = load_model(directory)
     source = _source(parts, directory, part)
     weights, words = write_fastai(

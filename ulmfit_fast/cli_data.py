@@ -10,12 +10,17 @@ from ulmfit_fast.cli_app import (
     SkipBadRows,
     TextColumn,
     app,
+    check_again,
+    check_apart_from,
     check_writable,
     guarded,
+    names_in,
     on_error,
     say,
     typer,
 )
+from ulmfit_fast.directories import read_version
+from ulmfit_fast.files import user_path
 
 if TYPE_CHECKING:
     from ulmfit_fast.data import Tokenizer
@@ -55,8 +60,11 @@ def tokenize(
     workers: Annotated[
         int | None, typer.Option("--workers", help="Processes; all CPUs when not given.")
     ] = None,
-    anew: Annotated[
-        bool, typer.Option("--anew", help="Replace what is there instead of going on with it.")
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Where --out is a store, see that it is of --text.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--anew", help="Replace what is there; begin anew.")
     ] = False,
     skip_bad_rows: SkipBadRows = False,
     text_column: TextColumn = "text",
@@ -64,6 +72,16 @@ def tokenize(
     """Turn a corpus, also one larger than memory, into ids; go on where it was broken off."""
     from ulmfit_fast.data import Tokenizer, TokenStore, read_texts
 
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
+    learnt = user_path(tokenizer) if tokenizer.endswith(".json") else None
+    check_apart_from(out, [*text, model, learnt], is_text=False)
+    there = names_in(out)
+    if there and not TokenStore.is_store(out):
+        raise FileExistsError(
+            f"--out {out} holds something other than a token store; choose a new directory"
+        )
+    check_again(out, there, overwrite=overwrite, resume=resume)
     check_writable(out)
     rows = on_error(skip_bad_rows)
     source = _source(text, layout, rows)
@@ -81,7 +99,7 @@ def tokenize(
             text_column=text_column,
             on_error=rows,
             workers=workers,
-            resume=not anew,
+            resume=not overwrite,
         )
     except KeyboardInterrupt:
         say("interrupted; what is done is kept: give the same command again to go on")
@@ -104,15 +122,19 @@ def _source(paths: list[Path], layout: str, rows: OnError) -> Any:
 def _tokenizer(model: Path | None, name: str) -> Tokenizer | None:
     """Return the tokenizer that is there already, or None if one is to be learnt."""
     if model is not None:
-        path = model / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"--model {model} has no tokenizer.json, expected a saved model or a store"
-            )
-        return _ours(path)
+        return read_version(model, _tokenizer_in)
     if not name.endswith(".json"):
         return None
-    return _ours(Path(name), or_theirs=True)
+    return _ours(user_path(name), or_theirs=True)
+
+
+def _tokenizer_in(model: Path) -> Tokenizer:
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--model {model} has no tokenizer.json, expected a saved model or a store"
+        )
+    return _ours(path)
 
 
 def _ours(path: Path, *, or_theirs: bool = False) -> Tokenizer:

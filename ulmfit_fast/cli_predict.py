@@ -15,10 +15,11 @@ from ulmfit_fast.cli_app import (
     BatchSize,
     Device,
     Model,
+    Overwrite,
     TextColumn,
     TextFiles,
     app,
-    check_writable,
+    check_out_file,
     guarded,
     say,
     typer,
@@ -41,6 +42,7 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", help="File; standard output when not given.")
     ] = None,
+    overwrite: Overwrite = False,
     format: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
     every_class: Annotated[
         bool, typer.Option("--all", help="Write the probability of each class as well.")
@@ -62,7 +64,7 @@ def predict(
     if format not in _FORMATS:
         raise ValueError(f"--format is {format!r}, expected {' or '.join(_FORMATS)}")
     if out is not None:
-        _check_out(out)
+        check_out_file(out, [model, *text], overwrite=overwrite)
     try:
         learner = ULMFiT.load(model, device=device)
         if int8:
@@ -79,17 +81,6 @@ def predict(
     except KeyboardInterrupt:
         say("interrupted" if out is None else f"interrupted; {out} is not written")
         raise typer.Exit(130) from None
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir():
-        raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
-    if out.exists() and not out.is_file():
-        raise FileExistsError(
-            f"--out {out} is no regular file, which a new one could replace; choose another name, "
-            "or leave it out for standard output"
-        )
-    check_writable(out)
 
 
 @contextmanager

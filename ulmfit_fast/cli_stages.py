@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ from ulmfit_fast.cli_app import (
     Device,
     Model,
     Out,
+    Overwrite,
     Seed,
     SkipBadRows,
     TextColumn,
@@ -23,7 +24,7 @@ from ulmfit_fast.cli_app import (
     say,
     typer,
 )
-from ulmfit_fast.distributed import world
+from ulmfit_fast.distributed import only_first, world
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.token_store import TokenStore
@@ -103,14 +104,24 @@ def _corpus(text: list[Path]) -> list[Path] | TokenStore:
     return TokenStore(stores[0])
 
 
-def _run(stage: str, out: Path, dry_run: bool, **options: Any) -> Run:
+def _run(stage: str, out: Path, read: Sequence[Path], dry_run: bool, **options: Any) -> Run:
     """Return the run in a directory, after a look at whether it may and can be there."""
     from ulmfit_fast.runs import DryRun, Run
 
-    check_out(out)
-    run = DryRun() if dry_run else Run(out, **options)
-    run.check(stage)
-    return run
+    run = Run(out, **options)
+
+    def look() -> None:
+        check_out(out, read, overwrite=run.overwrite, resume=run.resume)
+        if run.resume and run.holds_other(stage):
+            raise FileExistsError(
+                f"--out {out} holds a model or another run, and no {stage} run to go on with; "
+                "--overwrite replaces it, or choose another directory"
+            )
+        run.check(stage)
+
+    # Of several processes the first one looks, before it begins to write.
+    only_first(look)
+    return DryRun() if dry_run else run
 
 
 @contextmanager
@@ -161,6 +172,7 @@ def pretrain(
     report_steps: ReportSteps = 1,
     tensorboard: TensorBoard = False,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
@@ -173,6 +185,7 @@ def pretrain(
     run = _run(
         "pretrain",
         out,
+        text,
         dry_run,
         checkpoint_steps=checkpoint_steps,
         checkpoint_minutes=checkpoint_minutes,
@@ -180,6 +193,7 @@ def pretrain(
         report_steps=report_steps,
         tensorboard=tensorboard,
         resume=resume,
+        overwrite=overwrite,
     )
     sizes = _given(
         None,
@@ -231,6 +245,7 @@ def fine_tune(
     report_steps: ReportSteps = 1,
     tensorboard: TensorBoard = False,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
@@ -241,6 +256,7 @@ def fine_tune(
     run = _run(
         "fine_tune_lm",
         out,
+        [model, *text],
         dry_run,
         checkpoint_steps=checkpoint_steps,
         checkpoint_minutes=checkpoint_minutes,
@@ -248,6 +264,7 @@ def fine_tune(
         report_steps=report_steps,
         tensorboard=tensorboard,
         resume=resume,
+        overwrite=overwrite,
     )
     learner = _load(model, out, seed, device)
     given = _given(
@@ -280,6 +297,7 @@ def fit_classifier(
     report_steps: ReportSteps = 1,
     tensorboard: TensorBoard = False,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     dry_run: Dry = False,
     seed: Seed = 0,
     text_column: TextColumn = "text",
@@ -293,6 +311,7 @@ def fit_classifier(
     run = _run(
         "fit_classifier",
         out,
+        [model, *text],
         dry_run,
         checkpoint_steps=checkpoint_steps,
         checkpoint_minutes=checkpoint_minutes,
@@ -300,6 +319,7 @@ def fit_classifier(
         report_steps=report_steps,
         tensorboard=tensorboard,
         resume=resume,
+        overwrite=overwrite,
     )
     learner = _load(model, out, seed, device)
     given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, drop_mult=drop_mult)

@@ -9,10 +9,11 @@ from ulmfit_fast.cli_app import (
     BatchSize,
     Device,
     Model,
+    Overwrite,
     TextColumn,
     TextFiles,
     app,
-    check_writable,
+    check_out_file,
     guarded,
     say,
     typer,
@@ -66,6 +67,7 @@ def explain(
     model: Model,
     text: TextFiles,
     out: Annotated[Path, typer.Option("--out", help="HTML page that is written.")],
+    overwrite: Overwrite = False,
     label: Annotated[
         str | None,
         typer.Option("--label", help="Class to explain; the predicted one if not given."),
@@ -85,9 +87,7 @@ def explain(
     from ulmfit_fast.estimator import ULMFiT
     from ulmfit_fast.report import write_explanations
 
-    if out.is_dir():
-        raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
-    check_writable(out)
+    check_out_file(out, [model, *text], overwrite=overwrite)
     if limit < 1:
         raise ValueError(f"--limit is {limit}, expected at least 1")
     learner = ULMFiT.load(model, device=device)

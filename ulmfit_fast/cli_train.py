@@ -9,11 +9,12 @@ from ulmfit_fast.cli_app import (
     BatchSize,
     Device,
     Model,
+    Overwrite,
     Seed,
     TextColumn,
     TextFiles,
     app,
-    check_writable,
+    check_out_file,
     guarded,
     say,
     typer,
@@ -28,6 +29,7 @@ def find_lr_command(
     model: Model,
     text: TextFiles,
     out: Annotated[Path, typer.Option("--out", help="Picture of the curve, .png or .svg.")],
+    overwrite: Overwrite = False,
     label_column: Annotated[
         str | None,
         typer.Option(
@@ -57,9 +59,7 @@ def find_lr_command(
     from ulmfit_fast.pipeline import TrainingSettings, build_classifier
     from ulmfit_fast.seeds import own_generators
 
-    if out.is_dir():
-        raise IsADirectoryError(f"--out {out} is a directory, expected a file; add its name")
-    check_writable(out)
+    check_out_file(out, [model, *text], overwrite=overwrite)
     settings = TrainingSettings(
         batch_size=batch_size, bptt=bptt, gradual_unfreezing=gradual_unfreezing
     )
@@ -88,7 +88,6 @@ def find_lr_command(
         trained = trained.to(learner.device)
     documents = learner.tokenizer.encode_batch(corpus)
     result = find_lr(trained, documents, settings, labels=classes, steps=steps, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
     result.plot(out)
     for name in ("valley", "steep", "minimum"):
         typer.echo(f"{name} {getattr(result.suggestions, name):.2e}")

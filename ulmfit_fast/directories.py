@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ulmfit_fast.files import sync_directory, user_path
 from ulmfit_fast.locks import LOCK, held
@@ -36,6 +36,7 @@ __all__ = [
     "STORE_FORMAT",
     "TENSORBOARD",
     "check_target",
+    "is_leftover",
     "is_run_file",
     "local_directory",
     "owned_names",
@@ -135,32 +136,44 @@ def is_run_file(name: str) -> bool:
     return name in own or name.startswith((FAILED_STEP, _INCOMING))
 
 
+def is_leftover(name: str) -> bool:
+    """Tell whether a name in a directory is of a writer that is at work, or was when it crashed.
+
+    >>> is_leftover(".lock"), is_leftover("config.json")
+    (True, False)
+
+    Args:
+        name: of a file or directory.
+    """
+    return name == LOCK or name.startswith(f"{_INCOMING}-")
+
+
 def owned_names(directory: Path) -> frozenset[str]:
     """Return the names that a model, ensemble or token store of this package has in a directory.
 
     Args:
-        directory: any; it is empty of them unless its description is one of this package's.
+        directory: any; none unless the description in it is one of this package's, or is damaged
+            and stands among nothing but such names.
     """
-    config = _described(directory / CONFIG)
-    if config.get("format") == MODEL_FORMAT:
-        return _MODEL
-    if config.get("format") == ENSEMBLE_FORMAT:
-        models = config.get("models")
-        members = models if isinstance(models, list) else []
-        return frozenset({CONFIG, *(name for name in members if _is_member(name))})
-    return _STORE if _described(directory / _META).get("format") == STORE_FORMAT else frozenset()
+    for description, names in ((CONFIG, _MODEL), (_META, _STORE)):
+        try:
+            found = json.loads((directory / description).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            others = {name for name in os.listdir(directory) if not is_run_file(name)} - names
+            return frozenset() if others else names
+        kind = found.get("format") if isinstance(found, dict) else None
+        if kind in ((STORE_FORMAT,) if description == _META else (MODEL_FORMAT,)):
+            return names
+        if kind == ENSEMBLE_FORMAT:
+            members = found["models"] if isinstance(found.get("models"), list) else []
+            return frozenset({CONFIG, *filter(_is_member, members)})
+    return frozenset()
 
 
 def _is_member(name: object) -> bool:
     return isinstance(name, str) and _MEMBER.fullmatch(name) is not None
-
-
-def _described(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def put_in_place(written: Path, target: Path) -> None:

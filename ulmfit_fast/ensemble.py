@@ -117,16 +117,17 @@ class Ensemble(Predictor):
             ValueError: if it is of a newer version, or damaged.
         """
 
-
         def read(path: Path) -> Ensemble:
             names = read_config(path, ENSEMBLE_FORMAT).get("models")
             # Names alone: a path would lead out of the directory.
-            sound = isinstance(names, list) and names == [f"model_{n}" for n in range(len(names))]
-            if not sound:
+            wanted = [f"model_{n}" for n in range(len(names))] if isinstance(names, list) else None
+            if wanted is None or names != wanted:
                 raise ValueError(
                     f"{path / CONFIG} is damaged: models is {names!r:.60}; save it again"
                 )
-            return cls(ULMFiT.load(path / name, device=device, progress=progress) for name in names)
+            return cls(
+                ULMFiT.load(path / name, device=device, progress=progress) for name in wanted
+            )
 
         return read_version(user_path(directory), read)
 

@@ -15,7 +15,13 @@ from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.distributed import shared_text, world
 from ulmfit_fast.estimator_base import Path, TextModel, Texts, corpus_of
-from ulmfit_fast.estimator_checks import Label, checked_device, checked_seed, plain_labels
+from ulmfit_fast.estimator_checks import (
+    Label,
+    checked_device,
+    checked_seed,
+    holding_directories,
+    plain_labels,
+)
 from ulmfit_fast.estimator_settings import (
     check_model_settings,
     classifier_config,
@@ -134,6 +140,7 @@ class ULMFiT(TextModel):
         for config in (language_model_config, classifier_config):
             config(self.settings, self.settings["drop_mult"])
 
+    @holding_directories
     def pretrain(
         self,
         texts: Texts,
@@ -178,6 +185,7 @@ class ULMFiT(TextModel):
             self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
         return self
 
+    @holding_directories
     def fine_tune_lm(
         self,
         texts: Texts,
@@ -314,6 +322,7 @@ class ULMFiT(TextModel):
         if self.checkpoint_dir is not None and world().rank == 0:
             self.save(self.checkpoint_dir)
 
+    @holding_directories
     def fit_classifier(
         self,
         texts: Texts,

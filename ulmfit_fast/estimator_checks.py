@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -12,17 +13,49 @@ import torch
 from ulmfit_fast.data.columns import Label, LabelKinds, is_missing, missing_label, shown
 from ulmfit_fast.data.rules import SURROGATE
 from ulmfit_fast.data.tables import column_values
+from ulmfit_fast.directories import check_target
+from ulmfit_fast.files import user_path
+from ulmfit_fast.outputs import check_apart, paths_in
 from ulmfit_fast.pipeline import TrainingSettings
+from ulmfit_fast.runs.dry_run import DryRun
+from ulmfit_fast.runs.run import Run, holding
 from ulmfit_fast.scoped import ignoring
 
 __all__ = [
     "Label",
     "checked_device",
     "checked_seed",
+    "holding_directories",
     "plain_labels",
     "require_labels",
     "training_settings",
 ]
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Have a stage of `ULMFiT` hold the directories that it writes into, before it reads a text."""
+
+    @wraps(stage)
+    def held_stage(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        model: Any = args[0]
+        run, directories = kwargs.get("run"), []
+        if isinstance(run, Run):
+            directories.append(run.directory)
+        if model.checkpoint_dir is not None:
+            directories.append(user_path(model.checkpoint_dir).resolve())
+            check_target(directories[-1])
+        if isinstance(run, DryRun):
+            directories.clear()
+        read = paths_in(args[1] if len(args) > 1 else kwargs.get("texts"))
+        for directory in directories:
+            check_apart(directory, read, is_text=True)
+        with holding(*directories):
+            return stage(*args, **kwargs)
+
+    return held_stage
 
 
 def checked_seed(seed: int) -> int:

@@ -43,7 +43,7 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def held(directory: Path, lock: Path | None = None) -> Iterator[None]:
+def held(directory: Path, lock: Path | None = None, *, alone: bool = False) -> Iterator[None]:
     """Keep other processes, and other threads, from writing into a directory meanwhile.
 
     The thread that holds it may hold it once more. However the process ends, the lock ends with it;
@@ -61,6 +61,7 @@ def held(directory: Path, lock: Path | None = None) -> Iterator[None]:
     Args:
         directory: made when missing, and removed again if it is empty at the end.
         lock: the file to lock; None for `.lock` in the directory.
+        alone: refuse this thread as well, if it holds it already.
 
     Raises:
         FileExistsError: if another process or thread holds it; the message says which, and since
@@ -70,7 +71,7 @@ def held(directory: Path, lock: Path | None = None) -> Iterator[None]:
     lock = lock or directory / LOCK
     made = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     try:
-        own = _acquired(lock, directory)
+        own = _acquired(lock, directory, alone)
         try:
             yield
         finally:
@@ -81,7 +82,7 @@ def held(directory: Path, lock: Path | None = None) -> Iterator[None]:
                 path.rmdir()
 
 
-def _acquired(path: Path, directory: Path) -> _Lock:
+def _acquired(path: Path, directory: Path, alone: bool) -> _Lock:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -90,7 +91,7 @@ def _acquired(path: Path, directory: Path) -> _Lock:
             # The one that had made the directory has removed it just now.
             continue
         try:
-            own = _locked(path, descriptor, directory)
+            own = _locked(path, descriptor, directory, alone)
         except BaseException:
             os.close(descriptor)
             raise
@@ -99,13 +100,13 @@ def _acquired(path: Path, directory: Path) -> _Lock:
         os.close(descriptor)
 
 
-def _locked(path: Path, descriptor: int, directory: Path) -> _Lock | None:
+def _locked(path: Path, descriptor: int, directory: Path, alone: bool) -> _Lock | None:
     """Lock an open file; None if it is gone from its place and another one has to be opened."""
     status = os.fstat(descriptor)
     key = (status.st_dev, status.st_ino)
     with _guard:
         own = _held.get(key)
-        if own is not None and own.thread == threading.get_ident():
+        if own is not None and own.thread == threading.get_ident() and not alone:
             own.depth += 1
             os.close(descriptor)
             return own

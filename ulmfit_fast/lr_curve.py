@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ulmfit_fast.files import file_in_place, user_path
+
 __all__ = ["Curve", "LRFinderResult", "Suggestions", "suggest"]
 
 # How much of the smoothed loss is that of the step before.
@@ -66,7 +68,7 @@ class LRFinderResult:
             raise ImportError(
                 "the plot needs matplotlib: pip install 'ulmfit-fast[demo]'"
             ) from error
-        path = Path(path)
+        path = user_path(path)
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         kinds = figure.canvas.get_supported_filetypes()
         kind = path.suffix.lower().removeprefix(".")
@@ -85,12 +87,8 @@ class LRFinderResult:
         axes.set_xlabel("learning rate")
         axes.set_ylabel("loss, smoothed")
         axes.legend()
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            figure.savefig(temporary, format=kind)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with file_in_place(path) as file:
+            figure.savefig(file, format=kind)
         return path
 
 

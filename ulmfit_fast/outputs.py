@@ -47,7 +47,7 @@ def check_apart(out: Path, read: list[Path], *, is_text: bool) -> None:
         >>> check_apart(Path("answers.csv"), [Path("answers.txt")], is_text=True)
         >>> check_apart(Path("."), [Path("../.").resolve() / Path.cwd().name], is_text=True)
         Traceback (most recent call last):
-        FileExistsError: . is read, and would be written over; choose another place for what is written
+        FileExistsError: . is read, and would be written over; choose another place
 
     Args:
         out: the file or directory that is to be written.
@@ -59,10 +59,7 @@ def check_apart(out: Path, read: list[Path], *, is_text: bool) -> None:
     """
     for path in filter(_exists, read):
         if _same(out, path) or any(_same(out, file) for file in _files_in(path, out)):
-            raise FileExistsError(
-                f"{out} is read, and would be written over; choose another place for what is "
-                "written"
-            )
+            raise FileExistsError(f"{out} is read, and would be written over; choose another place")
         below = inside(out, path)
         if below is not None and _is_part(below, path, is_text):
             raise FileExistsError(
@@ -71,8 +68,7 @@ def check_apart(out: Path, read: list[Path], *, is_text: bool) -> None:
         above = inside(path, out)
         if above is not None and _is_own(above.parts[0], out):
             raise FileExistsError(
-                f"{path} is read, and {out} would be written over it; choose another place for "
-                "what is written"
+                f"{path} is read, and {out} would be written over it; choose another place"
             )
 
 
@@ -111,7 +107,7 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _files_in(folder: Path, out: Path) -> Iterator[Path]:
-    """Yield the files of text in a folder, if the output is there already and may be one of them."""
+    """Yield the files of text in a folder, where the output is a file, which may be one of them."""
     if out.is_file() and folder.is_dir():
         for directory, names, files in os.walk(folder):
             names[:] = [name for name in names if not name.startswith(".")]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import TypedDict
+
+from .files import file_in_place
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
@@ -274,11 +275,5 @@ def write_explanations(explanations: Sequence[Explanation], path: str | os.PathL
 
 
 def _write_page(page: str, path: str | os.PathLike[str]) -> None:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with file_in_place(path) as file:
+        file.write_text(page, encoding="utf-8")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
+
+from ulmfit_fast.files import file_in_place, user_path
 
 __all__ = ["Row", "RowFile"]
 
@@ -64,12 +65,13 @@ class RowFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.rows: list[Row] = []
         if self.path.exists():
             self.rows = read_rows(self.path)
             # A line that was cut off is measured again.
-            self._rewrite()
+            if not self.path.read_bytes().endswith(b"\n"):
+                self._rewrite()
 
     def __contains__(self, key: tuple[str, str, str, str, int, int]) -> bool:
         """Say whether a row with this key is there."""
@@ -92,12 +94,13 @@ class RowFile:
         self._rewrite()
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with (
+            file_in_place(self.path) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
             writer = csv.DictWriter(file, _NAMES, lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(asdict, self.rows))
-        os.replace(temporary, self.path)
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -109,7 +112,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     Raises:
         ValueError: if the file is something else.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = user_path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     reader = csv.DictReader(lines)

@@ -22,6 +22,8 @@ from ulmfit_fast.ablation.tasks import Task
 from ulmfit_fast.demo.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_checks import checked_device
+from ulmfit_fast.files import file_in_place, user_path
+from ulmfit_fast.locks import held
 
 __all__ = ["MAJORITY", "TFIDF", "run_ablation"]
 
@@ -59,13 +61,13 @@ def run_ablation(
         All rows.
 
     Raises:
+        FileExistsError: if another process writes into the directory.
         ValueError: if the directory holds a run of other settings, or the task has too few texts.
         OSError: if the directory cannot be written.
     """
     settings = settings or AblationSettings()
     device = checked_device(device)
-    directory = Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = user_path(out).resolve()
     needed = max(settings.epochs) + settings.validation
     if needed > len(task.train_texts):
         raise ValueError(
@@ -73,6 +75,19 @@ def run_ablation(
             f"need {needed} labelled texts, the task {task.name} has {len(task.train_texts)}; ask "
             "for fewer"
         )
+    with held(directory):
+        return _measured(task, directory, settings, seed, device, workers, say)
+
+
+def _measured(
+    task: Task,
+    directory: Path,
+    settings: AblationSettings,
+    seed: int,
+    device: str,
+    workers: int | None,
+    say: Callable[[str], None],
+) -> list[Row]:
     _check_settings(directory / f"ablation_{task.name}.json", task, settings, seed)
     rows = RowFile(directory / f"ablation_{task.name}.csv")
     run = _Run(task, directory / f"models_{task.name}", settings, seed, device)
@@ -107,9 +122,8 @@ def _check_settings(path: Path, task: Task, settings: AblationSettings, seed: in
                 f"now {own[differing[0]]!r:.80}); choose another directory"
             )
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with file_in_place(path) as file:
+        file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 
 
 def _pool(workers: int) -> AbstractContextManager[Executor | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from ulmfit_fast.ablation.plan import (
 )
 from ulmfit_fast.ablation.rows import Row
 from ulmfit_fast.ablation.run import BASELINE, CLASSIFIER, LANGUAGE_MODEL, MAJORITY, TFIDF
+from ulmfit_fast.files import file_in_place
 from ulmfit_fast.report import aligned_table
 
 if TYPE_CHECKING:
@@ -138,11 +138,9 @@ def plot_ablation(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     _draw_accuracies(left, rows)
     _draw_perplexities(right, rows)
     figure.suptitle(f"task: {rows[0].task}")
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    # Without its version and date the same rows give the same file.
-    figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    os.replace(temporary, target)
+    with file_in_place(path) as file:
+        # Without its version and date the same rows give the same file.
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
 def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:

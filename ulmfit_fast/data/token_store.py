@@ -23,6 +23,8 @@ from ulmfit_fast.data.token_store_files import (
     read_offsets,
 )
 from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.directories import owned_names, read_version
+from ulmfit_fast.files import user_path
 
 __all__ = ["StoredDocuments", "TokenStore", "TokenStream", "digest_of"]
 
@@ -32,6 +34,14 @@ AnyIds = npt.NDArray[np.integer[Any]]
 def digest_of(tokenizer: Tokenizer) -> str:
     """Return what tells one tokenizer from another."""
     return hashlib.sha256(tokenizer.to_json().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read_tokenizer(directory: Path) -> Tokenizer:
+    path = directory / TOKENIZER
+    try:
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
 
 
 class StoredDocuments(Sequence[AnyIds]):
@@ -125,22 +135,26 @@ class TokenStore(StoredDocuments):
     def __init__(
         self, directory: str | os.PathLike[str], tokenizer: Tokenizer | None = None
     ) -> None:
-        self.directory = Path(directory)
-        meta = read_meta(self.directory)
+        self.directory = user_path(directory)
+        read_version(self.directory, lambda path: self._open(path, tokenizer))
+
+    def _open(self, directory: Path, tokenizer: Tokenizer | None) -> None:
+        """Map the files of a directory, which stay mapped whatever is in their place later."""
+        meta = read_meta(directory)
         self._tokenizer_digest: str = meta["tokenizer"]
         self.texts_digest: str = meta["texts"]
         self.vocab_size: int = meta["vocab_size"]
         if tokenizer is not None:
             self.require(tokenizer)
         dtype, tokens = np.dtype(meta["dtype"]), meta["tokens"]
-        found = (self.directory / IDS).stat().st_size
+        found = (directory / IDS).stat().st_size
         if found != tokens * dtype.itemsize:
             raise ValueError(
-                f"{self.directory / IDS} has {found} bytes, expected {tokens * dtype.itemsize}; "
+                f"{directory / IDS} has {found} bytes, expected {tokens * dtype.itemsize}; "
                 "the store is damaged, build it anew"
             )
-        self.offsets = read_offsets(self.directory / OFFSETS, meta["documents"], tokens)
-        ids = np.memmap(self.directory / IDS, dtype=dtype, mode="r", shape=(tokens,))
+        self.offsets = read_offsets(directory / OFFSETS, meta["documents"], tokens)
+        ids = np.memmap(directory / IDS, dtype=dtype, mode="r", shape=(tokens,))
         super().__init__(ids, self.offsets[:-1], self.offsets[1:], self.vocab_size)
 
     @classmethod
@@ -199,7 +213,11 @@ class TokenStore(StoredDocuments):
     @staticmethod
     def is_store(directory: str | os.PathLike[str]) -> bool:
         """Say whether a directory holds a store, whole or damaged."""
-        return all((Path(directory) / name).is_file() for name in (IDS, META))
+
+        def found(path: Path) -> bool:
+            return META in owned_names(path) and (path / IDS).is_file()
+
+        return read_version(user_path(directory), found)
 
     def require(self, tokenizer: Tokenizer) -> None:
         """Make sure that the ids come from this tokenizer.
@@ -216,11 +234,7 @@ class TokenStore(StoredDocuments):
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that made the ids."""
-        path = self.directory / TOKENIZER
-        try:
-            found = Tokenizer.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
+        found = read_version(self.directory, _read_tokenizer)
         self.require(found)
         return found
 

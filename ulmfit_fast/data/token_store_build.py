@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -39,13 +38,16 @@ from ulmfit_fast.data.token_store_files import (
     VERSION,
 )
 from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.directories import put_in_place, settle
+from ulmfit_fast.files import user_path
+from ulmfit_fast.locks import held
 from ulmfit_fast.progress import progress_bar
 
 __all__ = ["StoreBuilder"]
 
 _log = logging.getLogger("ulmfit_fast")
 
-_LENGTHS, _STATE, _LOCK = "lengths.bin", "state.json", "lock"
+_LENGTHS, _STATE = "lengths.bin", "state.json"
 # Fewer blocks are encoded before a process has started.
 _BLOCKS_WORTH_WORKERS = 8
 # Blocks that wait for each worker, so that none is idle and memory stays bounded.
@@ -73,8 +75,10 @@ class StoreBuilder:
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}, expected at least 1, or None for all CPUs")
-        self._target = Path(directory).resolve()
+        self._target = user_path(directory).resolve()
         self._partial = self._target.with_name(f".{self._target.name}.partial")
+        # Beside both: the one becomes the other.
+        self._lock = self._target.with_name(f".{self._target.name}.lock")
         self._tokenizer = tokenizer
         self._digest = digest_of(tokenizer)
         self._workers = workers or _cpus()
@@ -84,19 +88,21 @@ class StoreBuilder:
     def build(self, source: Source, text_column: str, *, on_error: OnError, resume: bool) -> None:
         """Build the store, or find that it is complete."""
         target = self._target
-        if target.exists() and not (target / META).is_file():
+        if target.exists() and not TokenStore.is_store(target):
             if not target.is_dir() or any(target.iterdir()):
+                other = (target / META).exists()
+                why = f"its {META} is of another kind" if other else f"it has no {META}"
                 raise FileExistsError(
-                    f"{target} exists and is no token store (it has no {META}); choose another "
-                    "directory or remove it"
+                    f"{target} exists and is no token store ({why}); choose another directory or "
+                    "remove it"
                 )
         expected = _expected_blocks(source)
         texts = read_texts(source, text_column=text_column, on_error=on_error)
-        if resume and (target / META).is_file():
+        if resume and TokenStore.is_store(target):
             self._compare(TokenStore(target, self._tokenizer), texts)
             return
-        self._partial.mkdir(parents=True, exist_ok=True)
-        with _locked(self._partial):
+        with held(target, self._lock, alone=True):
+            self._partial.mkdir(exist_ok=True)
             if not resume:
                 _empty(self._partial)
             state = begun = self._begun()
@@ -245,14 +251,13 @@ class StoreBuilder:
             **state._asdict(),
         }
         _write_whole(partial / META, json.dumps(meta, indent=2))
-        for name in (_LENGTHS, _STATE, _LOCK):
+        for name in (_LENGTHS, _STATE):
             (partial / name).unlink(missing_ok=True)
-        old = self._target.with_name(f".{self._target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         if self._target.exists():
-            os.replace(self._target, old)
-        os.replace(partial, self._target)
-        shutil.rmtree(old, ignore_errors=True)
+            settle(self._target)
+            put_in_place(partial, self._target)
+        else:
+            os.replace(partial, self._target)
 
 
 def _cpus() -> int:
@@ -313,25 +318,4 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _empty(directory: Path) -> None:
     for path in directory.iterdir():
-        if path.name != _LOCK:
-            path.unlink()
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep other processes out; the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:
-        # Windows has no such locks.
-        yield
-        return
-    with (directory / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FileExistsError(
-                f"another process is building {directory.name.strip('.').removesuffix('.partial')}"
-                f" in {directory.parent}; wait for it, or choose another directory"
-            ) from error
-        yield
+        path.unlink()

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulmfit_fast.data.json_text import parse_json
+from ulmfit_fast.directories import STORE_FORMAT
 
 __all__ = [
     "DTYPES",
@@ -29,7 +30,7 @@ __all__ = [
     "read_offsets",
 ]
 
-FORMAT, VERSION = "ulmfit_fast token store", 1
+FORMAT, VERSION = STORE_FORMAT, 1
 IDS, OFFSETS, TOKENIZER, META = "ids.bin", "offsets.npy", "tokenizer.json", "meta.json"
 DTYPES = ("<u2", "<i4")
 # Looked through a piece at a time, so that as much is in memory.

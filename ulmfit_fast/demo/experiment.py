@@ -23,7 +23,9 @@ from ulmfit_fast.demo.docstrings import Document, read_docstrings
 from ulmfit_fast.demo.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.demo.task import LABELS, SwapTask, build_task, without_sentences
 from ulmfit_fast.estimator import ULMFiT
+from ulmfit_fast.files import file_in_place, user_path
 from ulmfit_fast.history import History
+from ulmfit_fast.locks import held
 from ulmfit_fast.report import (
     Accuracy,
     Example,
@@ -223,12 +225,24 @@ def run_demo(
 
     Raises:
         ModuleNotFoundError: if a package whose docstrings are read is not installed.
+        FileExistsError: if another process writes into the directory.
         OSError: if the files cannot be written; known before any training.
     """
-    directory = Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=directory).close()
+    directory = user_path(out).resolve()
     settings = settings or (QUICK if quick else FULL)
+    with held(directory):
+        tempfile.TemporaryFile(dir=directory).close()
+        return _measured(directory, settings, quick, seed, progress, say)
+
+
+def _measured(
+    directory: Path,
+    settings: DemoSettings,
+    quick: bool,
+    seed: int,
+    progress: bool,
+    say: Callable[[str], None],
+) -> Metrics:
     start = time.perf_counter()
     workers = min(_MOST_WORKERS, os.cpu_count() or 1)
     # Forking would copy the running threads' locks; a spawned worker starts clean.
@@ -242,15 +256,10 @@ def run_demo(
         run.timed("fit the classifiers", run.classify)
     run.seconds["total"] = round(time.perf_counter() - start, 1)
     metrics = _metrics(run, quick)
-    _write_json(directory / "metrics.json", metrics)
+    with file_in_place(directory / "metrics.json") as file:
+        file.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     write_report(metrics, directory / "report.html")
     return metrics
-
-
-def _write_json(path: Path, metrics: Metrics) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _metrics(run: _Run, quick: bool) -> Metrics:

@@ -6,9 +6,8 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,10 +121,6 @@ class DryRun(Run):
 
     def check(self, stage: str) -> None:
         """Refuse nothing: nothing is written."""
-
-    def holding(self, *others: Path) -> AbstractContextManager[None]:
-        """Hold nothing."""
-        return nullcontext()
 
     @contextmanager
     def training(

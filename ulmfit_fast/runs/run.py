@@ -10,7 +10,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def holding(*directories: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for directory in directories:
-            only_first(lambda directory=directory: stack.enter_context(held(directory)))
+            only_first(partial(stack.enter_context, held(directory)))
         yield
 
 
@@ -190,14 +191,6 @@ class Run:
                 "(resume=True, --resume), or begin anew (overwrite=True, --overwrite)"
             )
 
-    def holding(self, *others: Path) -> AbstractContextManager[None]:
-        """Keep other processes from writing into the directory, see `holding`.
-
-        Args:
-            others: directories that the run writes into as well.
-        """
-        return holding(self.directory, *others)
-
     def tokenizer(self, stage: str) -> Tokenizer | None:
         """Return the tokenizer of the run that is resumed, or None.
 
@@ -231,7 +224,7 @@ class Run:
             ValueError: if the run in the directory differs in what decides its course.
             OSError: if there is no room for the checkpoints.
         """
-        with self.holding():
+        with holding(self.directory):
             yield from self._training_held(stage, training, fingerprint, tokenizer)
 
     def _training_held(

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ulmfit_fast.files import file_in_place
 from ulmfit_fast.nn import LSTM, TextClassifier
 from ulmfit_fast.nn.pooling import ConcatPool
 from ulmfit_fast.serving.checks import HasClassifier, prediction_copy
-from ulmfit_fast.files import file_in_place
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
