@@ -183,18 +183,18 @@ def check_out(
     target = out.resolve()
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
-    paths = check_apart_from(out, read, is_text=True)
-    for path in paths:
-        if inside(path, out) is not None:
-            raise FileExistsError(
-                f"--out {out} holds {path}, which is read; choose a directory of its own"
-            )
     try:
         check_target(target)
     except FileExistsError:
         raise FileExistsError(
             f"--out {out} holds something other than a model; choose a new directory"
         ) from None
+    paths = check_apart_from(out, read, is_text=True)
+    for path in paths:
+        if inside(path, out) is not None:
+            raise FileExistsError(
+                f"--out {out} holds {path}, which is read; choose a directory of its own"
+            )
     check_again(out, names_in(out), overwrite=overwrite, resume=resume)
     check_writable(out)
 

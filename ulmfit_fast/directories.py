@@ -158,9 +158,9 @@ def owned_names(directory: Path) -> frozenset[str]:
     for description, names in ((CONFIG, _MODEL), (_META, _STORE)):
         try:
             found = json.loads((directory / description).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except OSError:
             continue
-        except (OSError, ValueError, RecursionError):
+        except (ValueError, RecursionError):
             others = {name for name in os.listdir(directory) if not is_run_file(name)} - names
             return frozenset() if others else names
         kind = found.get("format") if isinstance(found, dict) else None

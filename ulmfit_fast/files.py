@@ -21,7 +21,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Args:
         path: any path; `~name` stays as it is where there is no user of that name.
     """
-    return Path(os.path.expanduser(path))
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:
+        # No user is called so: a text, which may hold anything.
+        return Path(path)
 
 
 @contextmanager

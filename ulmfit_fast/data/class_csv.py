@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ulmfit_fast.data.bad_rows import BadRows, OnError
 from ulmfit_fast.data.lines import decoded_lines
 from ulmfit_fast.data.records import csv_rows
+from ulmfit_fast.files import user_path
 
 __all__ = [
     "Labelled",
@@ -65,7 +66,7 @@ def read_class_csv(
     Source:
         Zhang, Zhao & LeCun 2015 (arXiv:1509.01626), for the layout.
     """
-    found = existing_file(Path(path))
+    found = existing_file(path)
     names = _classes_beside(found) if classes is None else list(classes)
     return _class_rows(found, names, columns, mend, BadRows(on_error))
 
@@ -192,21 +193,22 @@ def _unescaped(text: str) -> str:
 
 
 def _split_file(directory: PathName, split: str) -> Path:
-    plain = Path(directory, f"{split}.csv")
-    zipped = Path(directory, f"{split}.csv.gz")
+    plain = user_path(directory) / f"{split}.csv"
+    zipped = plain.with_name(f"{split}.csv.gz")
     return zipped if zipped.exists() and not plain.exists() else plain
 
 
-def existing_file(path: Path) -> Path:
+def existing_file(name: PathName) -> Path:
     """Return a path that is a file.
 
     Args:
-        path: to look at.
+        name: to look at.
 
     Raises:
         FileNotFoundError: if there is nothing.
         ValueError: if it is a directory.
     """
+    path = user_path(name)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist, expected a file; check the path")
     if path.is_dir():

@@ -19,6 +19,7 @@ from ulmfit_fast.data.columns import (
 from ulmfit_fast.data.records import READABLE, kind_of, read_records, read_whole, unit_of
 from ulmfit_fast.data.tables import column_values, is_table, table_records
 from ulmfit_fast.data.texts import not_a_text
+from ulmfit_fast.files import user_path
 
 __all__ = ["Label", "Source", "read_labelled", "read_texts"]
 
@@ -186,7 +187,7 @@ def read_labelled(
     items: list[Any] = [source] if is_path else list(_items(source))
     for name in items:
         is_text = isinstance(name, str) and not name.lower().endswith(_ENDINGS)
-        if is_text and not _exists(Path(name)):
+        if is_text and not _exists(user_path(name)):
             raise ValueError(
                 f"got the string {name!r:.60} and no labels; pass labels, or the path of a .csv or "
                 ".jsonl file that holds them"
@@ -275,7 +276,7 @@ def _files_of(folder: Path) -> list[Path]:
 def _is_file(name: str) -> bool:
     # A text can be longer than a file name may be, or hold a NUL.
     try:
-        return os.path.isfile(name)
+        return user_path(name).is_file()
     except (OSError, ValueError):
         return False
 
@@ -284,7 +285,7 @@ def _checked_path(name: str | os.PathLike[str]) -> Path:
     if not isinstance(name, (str, os.PathLike)):
         mend = "; pass a single table, several joined into one" if is_table(name) else ""
         raise TypeError(f"{shown(name)} is a {type(name).__name__}, expected a path{mend}")
-    path = Path(name)
+    path = user_path(name)
     kind = kind_of(path)
     if isinstance(name, str) and kind not in READABLE and not _exists(path):
         raise ValueError(f"got the string {name!r:.60}; pass a list of texts or an existing path")

@@ -29,6 +29,7 @@ from ulmfit_fast.data.class_csv import (
 from ulmfit_fast.data.lines import decoded_lines
 from ulmfit_fast.data.records import kind_of, read_records, read_whole
 from ulmfit_fast.data.texts import CheckedTexts
+from ulmfit_fast.files import user_path
 
 __all__ = [
     "LAYOUTS",
@@ -71,7 +72,7 @@ def read_wikitext(
     """
     bad = BadRows(on_error)
     if isinstance(source, (str, os.PathLike)):
-        return _articles(_file_lines(existing_file(Path(source)), bad), str(source), bad)
+        return _articles(_file_lines(existing_file(source), bad), str(source), bad)
     return _articles(CheckedTexts(source), "the source", bad)
 
 
@@ -146,7 +147,7 @@ def read_imdb(
         Maas et al. 2011, Learning Word Vectors for Sentiment Analysis.
     """
     bad = BadRows(on_error)
-    folders = [Path(directory, split, name) for name in classes]
+    folders = [user_path(directory) / split / name for name in classes]
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(

@@ -13,6 +13,7 @@ import numpy as np
 from ulmfit_fast.data import huggingface
 from ulmfit_fast.data.rules import SURROGATE
 from ulmfit_fast.data.vocab import BOS, SPECIALS, UNK, Vocab
+from ulmfit_fast.files import user_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
@@ -41,7 +42,7 @@ def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
     hf = huggingface.library()
     source = getattr(source, "backend_tokenizer", source)
     if isinstance(source, (str, os.PathLike)):
-        name, text = str(source), _text_of(Path(source))
+        name, text = str(source), _text_of(user_path(source))
     elif hasattr(source, "to_str"):
         name, text = f"the {type(source).__name__}", source.to_str()
     else:

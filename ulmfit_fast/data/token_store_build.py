@@ -270,7 +270,7 @@ def _cpus() -> int:
 def _expected_blocks(source: Source) -> int:
     """Return how many blocks a corpus of files or listed texts has, about; 0 if none can tell."""
     if isinstance(source, (str, os.PathLike)):
-        source = [Path(source)]
+        source = [user_path(source)]
     if not isinstance(source, (list, tuple)):
         return 0
     size = 0
@@ -278,7 +278,7 @@ def _expected_blocks(source: Source) -> int:
         if isinstance(item, str):
             size += len(item)
         elif isinstance(item, os.PathLike):
-            path = Path(item)
+            path = user_path(item)
             files = path.rglob("*") if path.is_dir() else [path]
             size += sum(file.stat().st_size for file in files if file.is_file())
     return -(-size // BLOCK_CHARACTERS)
