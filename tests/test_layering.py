@@ -45,6 +45,8 @@ FLOORS = [
         "runs",
         "evaluation",
         "checkpoint",
+        "model_schema",
+        "model_weights",
         "report",
         "report_charts",
         "report_html",

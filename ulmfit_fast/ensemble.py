@@ -18,6 +18,7 @@ from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_base import Texts
 from ulmfit_fast.estimator_checks import Label, plain_labels
 from ulmfit_fast.files import user_path, write_text
+from ulmfit_fast.model_schema import shown
 from ulmfit_fast.serving.predictor import Predictor
 
 __all__ = ["Ensemble", "fit_ensemble"]
@@ -120,14 +121,17 @@ class Ensemble(Predictor):
         def read(path: Path) -> Ensemble:
             names = read_config(path, ENSEMBLE_FORMAT).get("models")
             # Names alone: a path would lead out of the directory.
-            wanted = [f"model_{n}" for n in range(len(names))] if isinstance(names, list) else None
-            if wanted is None or names != wanted:
+            wanted = [f"model_{n}" for n in range(len(names))] if isinstance(names, list) else []
+            if not wanted or names != wanted:
                 raise ValueError(
-                    f"{path / CONFIG} is damaged: models is {names!r:.60}; save it again"
+                    f"{path / CONFIG} is damaged: models is {shown(names)}, expected "
+                    "['model_0', ...]; save it again"
                 )
-            return cls(
-                ULMFiT.load(path / name, device=device, progress=progress) for name in wanted
-            )
+            models = [ULMFiT.load(path / name, device=device, progress=progress) for name in wanted]
+            try:
+                return cls(models)
+            except ValueError as error:
+                raise ValueError(f"{path} is damaged: {error}; save it again") from error
 
         return read_version(user_path(directory), read)
 

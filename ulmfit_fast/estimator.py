@@ -32,6 +32,7 @@ from ulmfit_fast.estimator_settings import (
     with_dropout,
 )
 from ulmfit_fast.history import History
+from ulmfit_fast.model_schema import Place, check_labels
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.presets import Preset
@@ -136,9 +137,6 @@ class ULMFiT(TextModel):
         self.classifier = None
         self.labels = []
         self.histories = {}
-        # Refuse wrong sizes and dropouts now, not after the texts have been read.
-        for config in (language_model_config, classifier_config):
-            config(self.settings, self.settings["drop_mult"])
 
     @holding_directories
     def pretrain(
@@ -388,6 +386,7 @@ class ULMFiT(TextModel):
         classes = sorted(set(own), key=lambda label: (str(type(label)), label))
         if len(classes) < 2:
             raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
+        check_labels(Place("the classes", "write it in another way"), classes)
         with own_generators(self.seed + 2, self.device):
             self._fit_classifier(corpus, own, classes, training, drop_mult, run)
         return self

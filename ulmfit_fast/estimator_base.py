@@ -22,6 +22,7 @@ from ulmfit_fast.estimator_checks import Label, checked_device
 from ulmfit_fast.evaluation import predict_logits
 from ulmfit_fast.generation import generate
 from ulmfit_fast.history import History
+from ulmfit_fast.model_schema import MODEL_SETTINGS
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.saliency import Explanation, Method, explain
 from ulmfit_fast.serving.int8 import is_quantized
@@ -222,9 +223,13 @@ class TextModel(Predictor):
         """
         device = checked_device(device)
         parts = load_model(directory)
+        # A name of another argument, such as checkpoint_dir, would be taken for one of ours.
+        unknown = sorted(set(parts.settings) - MODEL_SETTINGS)
         try:
+            if unknown:
+                raise ValueError(f"settings has the unknown field {unknown[0]!r:.60}")
             model = cls(**{**parts.settings, "device": device, "progress": progress})
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{directory} is damaged: {error}; save the model again") from error
         model.tokenizer, model.labels = parts.tokenizer, list(parts.labels)
         if parts.language_model is not None:

@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from ulmfit_fast.data.vocab import SPECIALS, check_vocabulary_limits
 from ulmfit_fast.estimator_checks import training_settings
+from ulmfit_fast.model_schema import Place, as_read, check_settings
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.presets import Preset, named
@@ -92,23 +94,33 @@ def model_settings(preset: Mapping[str, Any] | None, **given: Any) -> dict[str, 
     for name, value in given.items():
         if value is None:
             continue
-        is_table = isinstance(_MODEL[name], dict)
-        settings[name] = {**settings[name], **value} if is_table else value
+        if isinstance(_MODEL[name], dict):
+            settings[name] = {**settings[name], **{k: _plain(v) for k, v in value.items()}}
+        else:
+            settings[name] = _plain(value)
     return {name: dict(v) if isinstance(v, dict) else v for name, v in settings.items()}
 
 
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy as the one of Python that JSON holds."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check_model_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse values that the configurations of the networks do not check themselves.
+    """Refuse values that no model can have, or that could not be read again once it is saved.
 
     Raises:
-        TypeError: if `backwards` is no truth value.
-        ValueError: if a name, a choice or a limit does not fit.
+        TypeError: if a size is no whole number, or `backwards` no truth value.
+        ValueError: if a name, a choice, a size, a probability or a limit does not fit.
     """
     if settings["tokenizer"] not in ("word", "subword", "spacy", "huggingface"):
         raise ValueError(
             f'tokenizer is {settings["tokenizer"]!r}, expected "word", "subword", "spacy" or a '
             "Tokenizer"
         )
+    for name in ("max_vocab", "min_freq"):
+        if isinstance(settings[name], bool) or not isinstance(settings[name], int):
+            raise TypeError(f"{name} is {settings[name]!r:.60}, expected a whole number")
     check_vocabulary_limits(settings["max_vocab"], settings["min_freq"], name="max_vocab")
     if not isinstance(settings["backwards"], bool):
         raise TypeError(f"backwards is {settings['backwards']!r}, expected True or False")
@@ -118,6 +130,9 @@ def check_model_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{argument} has {unknown[0]!r}, expected names of {', '.join(_DROPOUTS)}"
             )
+    for config in (language_model_config, classifier_config):
+        config(settings, settings["drop_mult"])
+    check_settings(Place("the model", "pass another value"), as_read(settings))
 
 
 def stage_settings(

@@ -119,8 +119,8 @@ def explain(
 
     Raises:
         TypeError: if texts is one string, or one of the texts is no string.
-        ValueError: if there is no classifier, the label is not one of its classes or the method is
-            unknown.
+        ValueError: if there is no classifier, the label is not one of its classes, the method is
+            unknown or an answer is not finite.
     """
     classifier, tokenizer = model.classifier, model.tokenizer
     if classifier is None or tokenizer is None:
@@ -139,6 +139,11 @@ def explain(
             classifier, batch.tokens, batch.lengths, wanted, method=method
         )
         probabilities = logits.softmax(1)
+        if not (probabilities.isfinite().all() and scores.isfinite().all()):
+            raise ValueError(
+                "the classifier's answer or its gradient is not finite, expected numbers; train "
+                "the model again with a lower rate"
+            )
         for row, position in enumerate(batch.positions.tolist()):
             chosen = int(logits[row].argmax()) if wanted is None else wanted
             own = scores[: int(batch.lengths[row]), row].tolist()[::step]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, TypeVar
 
-__all__ = ["TrainingSettings", "at_stage"]
+__all__ = ["TrainingSettings", "at_stage", "check_fields"]
 
 _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd", "nt_asgd"),
@@ -156,11 +156,6 @@ class TrainingSettings:
     capture: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("betas", "moms", "lr_multipliers", "gradual_unfreezing", *_PER_STAGE):
-            value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                # A frozen dataclass is assigned through object while it is being made.
-                object.__setattr__(self, name, tuple(value))
         self._check_each()
         self._check_together()
 
@@ -170,6 +165,11 @@ class TrainingSettings:
         return self.gradual_unfreezing not in (0, ())
 
     def _check_each(self) -> None:
+        for name in ("betas", "moms", "lr_multipliers", "gradual_unfreezing", *_PER_STAGE):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                # A frozen dataclass is assigned through object while it is being made.
+                object.__setattr__(self, name, tuple(value))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise _wrong(self, name, f"one of {', '.join(choices)}")
@@ -178,7 +178,7 @@ class TrainingSettings:
                 raise _wrong(self, name, "True or False")
         for name in _WHOLE:
             if not _is_whole(getattr(self, name), 1):
-                raise _wrong(self, name, "a whole number, at least 1")
+                raise _wrong(self, name, "a whole number, at least 1 and below 2**63")
         for name in ("lr", "factor", "eps"):
             if not _is_number(getattr(self, name), above=0.0):
                 raise _wrong(self, name, "a positive number")
@@ -265,6 +265,23 @@ class TrainingSettings:
                 raise ValueError(f"capture is True, which needs {mend}")
 
 
+def check_fields(values: Mapping[str, Any]) -> None:
+    """Check values of `TrainingSettings` each by itself, as a preset holds a part of them.
+
+    >>> check_fields({"lr_decay": 0.5})  # which by itself needs an unfreezing plan beside it
+
+    Args:
+        values: by name; a name that is no field is passed over.
+
+    Raises:
+        ValueError: if a value does not fit.
+    """
+    settings = object.__new__(TrainingSettings)
+    for field in fields(TrainingSettings):
+        object.__setattr__(settings, field.name, values.get(field.name, field.default))
+    settings._check_each()
+
+
 def at_stage(value: Value | tuple[Value, ...], stage: int) -> Value:
     """Return a "per stage" field's value at a stage.
 
@@ -283,7 +300,8 @@ def _wrong(settings: TrainingSettings, name: str, expected: str) -> ValueError:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    # PyTorch takes no more than an int64 holds.
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
 def _is_number(
@@ -296,5 +314,8 @@ def _is_number(
     """Tell whether a value is a finite number within bounds."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return False
     return math.isfinite(number) and number > above and at_least <= number < below

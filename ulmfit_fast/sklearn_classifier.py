@@ -23,6 +23,7 @@ from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.data.texts import CheckedTexts
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_checks import require_labels
+from ulmfit_fast.model_schema import Place, check_labels
 from ulmfit_fast.presets import Preset
 
 __all__ = ["ULMFiTClassifier"]
@@ -136,6 +137,9 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"y holds the one class {classes.tolist()}, expected at least two classes"
             )
+        # What a saved model can hold; whole numbers may come as floats.
+        labels = [int(c) if isinstance(c, float) else c for c in classes.tolist()]
+        check_labels(Place("the classes of y", "write it in another way"), labels)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         model = self._starting_point(seed)
         options = {"epochs": self.lm_epochs, "lr": self.lm_lr, **(self.lm_options or {})}
@@ -145,7 +149,7 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             model.pretrain(texts, **options)
         model.fit_classifier(texts, encoded, **self._classifier_options())
         # Fitted on positions, for labels that JSON would not keep; these are the labels themselves.
-        model.labels = classes.tolist()
+        model.labels = labels
         self.model_, self.classes_ = model, classes
         return self
 

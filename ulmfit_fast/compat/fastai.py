@@ -19,6 +19,8 @@ from ulmfit_fast.compat.fastai_vocab import language_model, use_rows, vocabulary
 from ulmfit_fast.compat.files import read_tensors, read_words, write_tensors_and_words
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.data.vocab import Vocab
+from ulmfit_fast.model_schema import Place
+from ulmfit_fast.model_weights import check_finite
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
 __all__ = [
@@ -232,8 +234,8 @@ def read_fastai(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file holds anything but tensors, or words; if the words are not as many as
-            the rows of the embedding; and as for `from_fastai`.
+        ValueError: if a file holds anything but tensors, or words; if a weight is not finite; if
+            the words are not as many as the rows of the embedding; and as for `from_fastai`.
     """
     words = read_words(vocabulary)
     state_dict = read_tensors(weights)
@@ -241,6 +243,10 @@ def read_fastai(
         model = from_fastai(state_dict, **overrides)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(weights)}: {error}") from error
+    check_finite(
+        Place(os.fspath(weights), "give the weights of a model that did not diverge"),
+        names.unwrapped(state_dict),
+    )
     rows = model.config.vocab_size
     if len(words) != rows:
         raise ValueError(

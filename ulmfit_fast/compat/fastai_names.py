@@ -33,6 +33,7 @@ __all__ = [
     "infer_sizes",
     "language_model_tensors",
     "same_values",
+    "unwrapped",
 ]
 
 EMBEDDING, DECODER, BIAS = "encoder.encoder.weight", "decoder.weight", "decoder.bias"
@@ -107,7 +108,7 @@ def language_model_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: if names are unknown or missing, shapes do not fit each other, or two names of
             one tensor hold different values.
     """
-    encoder, rest = _parts(_unwrapped(state_dict))
+    encoder, rest = _parts(unwrapped(state_dict))
     if any(name.startswith("1.layers.") for name in rest):
         raise ValueError(
             "the state_dict is that of a classifier (it has 1.layers), expected a language model "
@@ -139,7 +140,7 @@ def classifier_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor]
         TypeError: as for `language_model_tensors`.
         ValueError: as for `language_model_tensors`.
     """
-    encoder, rest = _parts(_unwrapped(state_dict))
+    encoder, rest = _parts(unwrapped(state_dict))
     found, unknown = _encoder(encoder)
     places = tuple(1 if f"1.layers.{block}.1.weight" in rest else 2 for block in range(2))
     head = dict(fastai_head_names((places[0], places[1])))
@@ -152,8 +153,15 @@ def classifier_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor]
     return _checked(found, unknown, missing), (places[0], places[1])
 
 
-def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take a model's tensors out of {'model', 'opt'} and out of modules around the model."""
+def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take a model's tensors out of {'model', 'opt'} and out of modules around the model.
+
+    Args:
+        state_dict: as a file holds it.
+
+    Raises:
+        TypeError: if it holds anything but tensors by name.
+    """
     if isinstance(state_dict, Mapping) and isinstance(state_dict.get("model"), Mapping):
         state_dict = state_dict["model"]
     if not isinstance(state_dict, Mapping):
@@ -266,6 +274,8 @@ def _check_dtypes(tensors: Mapping[str, Tensor], called: Mapping[str, str]) -> N
     dtype = tensors[EMBEDDING].dtype
     for ours, tensor in tensors.items():
         if ours.endswith("num_batches_tracked"):
+            if tensor.dtype != torch.int64:
+                raise TypeError(f"{called[ours]} has dtype {tensor.dtype}, expected torch.int64")
             continue
         if tensor.dtype != dtype or not dtype.is_floating_point:
             raise TypeError(

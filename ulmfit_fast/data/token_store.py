@@ -22,7 +22,7 @@ from ulmfit_fast.data.token_store_files import (
     read_meta,
     read_offsets,
 )
-from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.data.tokenizer import Tokenizer, largest_json
 from ulmfit_fast.directories import owned_names, read_version
 from ulmfit_fast.files import user_path
 
@@ -34,14 +34,6 @@ AnyIds = npt.NDArray[np.integer[Any]]
 def digest_of(tokenizer: Tokenizer) -> str:
     """Return what tells one tokenizer from another."""
     return hashlib.sha256(tokenizer.to_json().encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _read_tokenizer(directory: Path) -> Tokenizer:
-    path = directory / TOKENIZER
-    try:
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
 
 
 class StoredDocuments(Sequence[AnyIds]):
@@ -234,9 +226,19 @@ class TokenStore(StoredDocuments):
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that made the ids."""
-        found = read_version(self.directory, _read_tokenizer)
+        found = read_version(self.directory, self._read_tokenizer)
         self.require(found)
         return found
+
+    def _read_tokenizer(self, directory: Path) -> Tokenizer:
+        path = directory / TOKENIZER
+        try:
+            if path.stat().st_size > largest_json(self.vocab_size):
+                raise ValueError(f"{self.vocab_size} words do not take so many bytes")
+            text = path.read_text(encoding="utf-8")
+            return Tokenizer.from_json(text, vocab_size=self.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the path."""

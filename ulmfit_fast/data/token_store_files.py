@@ -55,7 +55,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}); build the store anew") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ValueError(f"{path} is not that of a token store; choose another directory")
-    if meta.get("version") != VERSION:
+    if type(meta.get("version")) is not int or meta["version"] != VERSION:
         raise ValueError(
             f"{path} has version {meta.get('version')!r:.60}, expected {VERSION}; update "
             "ulmfit_fast"

@@ -20,12 +20,12 @@ from ulmfit_fast.data.huggingface_json import HuggingFaceEngine, adopted
 from ulmfit_fast.data.json_text import parse_json
 from ulmfit_fast.data.spacy_words import SpacyEngine, count_spacy_words
 from ulmfit_fast.data.texts import CheckedTexts, text_blocks
-from ulmfit_fast.data.vocab import SPECIALS, Vocab, check_vocabulary_limits
+from ulmfit_fast.data.vocab import SPECIALS, Vocab, check_vocabulary_limits, vocabulary_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
 
-__all__ = ["TRAINABLE_KINDS", "Kind", "Tokenizer"]
+__all__ = ["TRAINABLE_KINDS", "Kind", "Tokenizer", "largest_json"]
 
 Kind = Literal["word", "subword", "spacy", "huggingface"]
 TRAINABLE_KINDS = ("word", "subword", "spacy")
@@ -286,28 +286,42 @@ class Tokenizer:
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
+    def from_json(cls, text: str, *, vocab_size: int | None = None) -> Tokenizer:
         """Read what `to_json` wrote.
 
         >>> tokenizer = Tokenizer.from_vocab(Vocab(["cat"]))
         >>> Tokenizer.from_json(tokenizer.to_json()).vocab == tokenizer.vocab
         True
 
+        Args:
+            text: the JSON.
+            vocab_size: the number of words that it has to have, which is looked at before anything
+                is built; None takes any.
+
         Raises:
             ImportError: if the package of its kind is missing.
-            ValueError: if the text is something else, or of a newer version.
+            ValueError: if the text is something else, of a newer version, or has another number of
+                words.
         """
+        if vocab_size is not None:
+            _check_extent(text, vocab_size)
         content = parse_json(text, "the tokenizer")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(
                 f"the tokenizer starts with {text[:40]!r}, expected what Tokenizer.to_json writes"
             )
-        if content.get("version") != _VERSION:
+        if type(content.get("version")) is not int or content["version"] != _VERSION:
             raise ValueError(
                 f"the tokenizer has version {content.get('version')!r:.60}, expected {_VERSION}; "
                 "update ulmfit_fast"
             )
-        vocab = Vocab.from_json(json.dumps(content.get("words")))
+        words = content.get("words")
+        if vocab_size is not None and isinstance(words, list) and len(words) != vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(words)} words and its model {vocab_size}, expected those "
+                "of one model; save the model again"
+            )
+        vocab = vocabulary_of(words)
         kind = content.get("kind")
         if kind == "word" or kind == "spacy":
             return cls.from_vocab(vocab, kind)
@@ -334,6 +348,30 @@ class Tokenizer:
     def __repr__(self) -> str:
         """Show the kind and the size."""
         return f"Tokenizer(kind={self.kind!r}, vocabulary of {len(self.vocab)})"
+
+
+def largest_json(vocab_size: int) -> int:
+    """Return how many bytes the JSON of a tokenizer may have: 4 KiB a word, 64 MiB in any case.
+
+    >>> largest_json(1000)
+    71204864
+
+    Args:
+        vocab_size: the number of its words.
+    """
+    return 2**26 + 2**12 * vocab_size
+
+
+def _check_extent(text: str, vocab_size: int) -> None:
+    # Every value but the first of its list or object has a comma before it. That of a piece of
+    # Hugging Face's has some ten: of the word, its id, its merges, its entry among added tokens.
+    most = 20_000 + 64 * vocab_size
+    found = text.count(",")
+    if found > most:
+        raise ValueError(
+            f"the tokenizer has some {found:,} values and its model {vocab_size:,} words, expected "
+            f"at most {most:,} values; save the model again"
+        )
 
 
 def _are_scores(scores: object, count: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -25,6 +26,7 @@ __all__ = [
     "WREP",
     "Vocab",
     "transfer_rows",
+    "vocabulary_of",
 ]
 
 SPECIALS = ("xxunk", "xxpad", "xxbos", "xxeos", "xxfld", "xxrep", "xxwrep", "xxup", "xxmaj")
@@ -137,16 +139,7 @@ class Vocab:
         Raises:
             ValueError: if the text is no JSON list that starts with the nine specials.
         """
-        words = parse_json(text, "the vocabulary")
-        if not isinstance(words, list) or tuple(words[: len(SPECIALS)]) != SPECIALS:
-            raise ValueError(
-                f"the vocabulary starts with {text[:40]!r}, expected a JSON list that starts with "
-                f"{', '.join(SPECIALS)}; save it anew"
-            )
-        try:
-            return cls(words)
-        except TypeError as error:
-            raise ValueError(f"the vocabulary is damaged ({error}); save it anew") from error
+        return vocabulary_of(parse_json(text, "the vocabulary"))
 
     def __len__(self) -> int:
         """Return the number of words, specials included."""
@@ -168,6 +161,34 @@ class Vocab:
         """Show the size and the first words."""
         start = ", ".join(self._words[len(SPECIALS) : len(SPECIALS) + 3])
         return f"Vocab({len(self)} words: {start}, ...)"
+
+
+def vocabulary_of(words: object) -> Vocab:
+    """Return the vocabulary that a file's list of words is.
+
+    >>> len(vocabulary_of([*SPECIALS, "cat"]))
+    10
+
+    Args:
+        words: what the JSON holds.
+
+    Raises:
+        ValueError: if it is no list of distinct words that starts with the nine specials.
+    """
+    if not isinstance(words, list) or tuple(words[: len(SPECIALS)]) != SPECIALS:
+        start = reprlib.repr(words[:2] if isinstance(words, list) else words)
+        raise ValueError(
+            f"the vocabulary starts with {start}, expected a JSON list that starts with "
+            f"{', '.join(SPECIALS)}; save it anew"
+        )
+    try:
+        vocab = Vocab(words)
+    except TypeError as error:
+        raise ValueError(f"the vocabulary is damaged ({error}); save it anew") from error
+    if len(vocab) != len(words):
+        # The class moves specials to the front, and the words behind would have other ids.
+        raise ValueError("the vocabulary is damaged (a special occurs twice in it); save it anew")
+    return vocab
 
 
 def check_vocabulary_limits(max_size: int, min_freq: int, *, name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -136,10 +138,15 @@ class AWDLSTMConfig:
             A new configuration.
 
         Raises:
+            TypeError: if drop_mult is no number.
             ValueError: if drop_mult is negative or brings a value above 1.
         """
+        if isinstance(drop_mult, bool) or not isinstance(drop_mult, numbers.Real):
+            raise TypeError(f"drop_mult must be a number, got {drop_mult!r}")
         if not drop_mult >= 0.0:
             raise ValueError(f"drop_mult must be at least 0, got {drop_mult}")
+        if drop_mult > sys.float_info.max:
+            raise ValueError(f"drop_mult must be finite, got {drop_mult}")
         changes: dict[str, Any] = {name: getattr(self, name) * drop_mult for name in _ROW_P}
         for name in _GATE_P:
             p = getattr(self, name)

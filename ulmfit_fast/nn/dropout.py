@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 
 import torch
@@ -181,7 +182,10 @@ def check_probability(name: str, p: object) -> float:
     """
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"{name} must be a number in [0, 1], got {p!r}")
-    value = float(p)
+    try:
+        value = float(p)
+    except OverflowError:
+        value = math.inf
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be in [0, 1], got {p}: it is the probability of dropping")
     return value

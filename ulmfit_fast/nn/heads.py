@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ class TextClassifier(nn.Module):
         dtype: dtype of the head's parameters; None for PyTorch's default.
 
     Raises:
-        ValueError: if a size is below 1 or a probability outside [0, 1].
+        TypeError: if a size is no whole number.
+        ValueError: if a size is below 1 or past int64, or a probability outside [0, 1].
 
     Source:
         Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification" (2018),
@@ -85,8 +87,12 @@ class TextClassifier(nn.Module):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes = {"num_classes": num_classes, "hidden": hidden, "bptt": bptt, "max_len": max_len}
         for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, numbers.Integral):
+                raise TypeError(f"{name} must be a whole number, got {size!r}")
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+            if size >= 2**63:
+                raise ValueError(f"{name} must be below 2**63, got {size}")
         self.encoder = encoder
         self.num_classes = num_classes
         self.bptt = bptt

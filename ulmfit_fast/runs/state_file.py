@@ -97,7 +97,11 @@ def read_state(path: Path) -> Any:
         )
     if metadata.get("checksum") != str(_checksum(metadata.get("values", ""), tensors)):
         raise DamagedState(f"{path} is damaged: its checksum is not that of its content")
-    return _unpacked(json.loads(metadata["values"]), tensors)
+    try:
+        return _unpacked(json.loads(metadata["values"]), tensors)
+    # Whoever changes the content can also change the checksum.
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DamagedState(f"{path} is damaged: {error!r:.200}") from error
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

@@ -63,7 +63,8 @@ class Predictor:
             batch_size: texts at a time; the result does not depend on it.
 
         Raises:
-            ValueError: if no classifier has been fitted, or there are no texts.
+            ValueError: if no classifier has been fitted, there are no texts, or a probability is
+                not finite.
         """
         stream = self.predict_stream(texts, text_column=text_column, batch_size=batch_size)
         return [prediction.label for prediction in stream]
@@ -79,7 +80,8 @@ class Predictor:
             batch_size: texts at a time; the result does not depend on it.
 
         Raises:
-            ValueError: if no classifier has been fitted, or there are no texts.
+            ValueError: if no classifier has been fitted, there are no texts, or a probability is
+                not finite.
         """
         return np.concatenate(list(self._stream(texts, text_column, CHUNK_SIZE, batch_size)))
 
@@ -118,7 +120,7 @@ class Predictor:
 
         Raises:
             ValueError: if no classifier has been fitted, or a size is below 1; and, as the texts
-                are read, what `read_texts` raises.
+                are read, what `read_texts` raises, and if a probability is not finite.
         """
         chunks = self._stream(texts, text_column, chunk_size, batch_size)
         return (self._prediction(row) for chunk in chunks for row in chunk)
@@ -132,7 +134,23 @@ class Predictor:
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
         chunks = _chunks(read_texts(texts, text_column=text_column), chunk_size)
-        return (self._probabilities(chunk, batch_size) for chunk in chunks)
+        return self._checked(chunks, batch_size)
+
+    def _checked(self, chunks: Iterable[list[str]], batch_size: int) -> Iterator[Probabilities]:
+        """Yield the probabilities of each chunk; one that is no number is no answer."""
+        before = 0
+        for chunk in chunks:
+            found = self._probabilities(chunk, batch_size)
+            fine = np.isfinite(found).all(axis=1)
+            if not fine.all():
+                row = int(fine.argmin())
+                raise ValueError(
+                    f"the probabilities of text {before + row} are {found[row].tolist()!s:.60}, "
+                    "expected numbers: the weights, or products of them, are not finite; train the "
+                    "model again with a lower rate"
+                )
+            before += len(chunk)
+            yield found
 
     def _prediction(self, row: Probabilities) -> Prediction:
         best = int(row.argmax())
