@@ -226,7 +226,11 @@ def read_config(path: Path, expected: str) -> dict[str, Any]:
     if found != expected:
         readers = {MODEL_FORMAT: "ULMFiT", ENSEMBLE_FORMAT: "Ensemble"}
         reader = readers.get(found) if isinstance(found, str) else None
-        hint = f"; {reader}.load reads it" if reader else f" (format is {shown(found)})"
+        hint = (
+            f"; {reader}.load reads it"
+            if reader
+            else f": format is {shown(found)}; give that of a saved model"
+        )
         raise ValueError(f"{path / CONFIG} does not describe an {expected}{hint}")
     version = config.get("format_version")
     if type(version) is not int or version < 1:

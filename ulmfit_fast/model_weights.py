@@ -84,13 +84,14 @@ def check_room(path: Path, about: ModelDescription) -> None:
         emb, hidden, layers = config.emb_size, config.hidden_size, config.num_layers
         first, last = 4 * hidden * (emb + hidden), 4 * emb * (hidden + emb)
         several = first + 8 * hidden**2 * (layers - 2) + last
+        encoder = config.vocab_size * emb + (8 * emb**2 if layers == 1 else several)
         head = width * (3 * emb + len(about.labels))
-        least = config.vocab_size * emb + head + (8 * emb**2 if layers == 1 else several)
-        held = file.stat().st_size // dtype.itemsize
+        # A head may be in float32 beside an encoder in float64.
+        least = encoder * dtype.itemsize + head * min(dtype.itemsize, 4)
+        held = file.stat().st_size
         if least > held:
-            raise ValueError(
-                f"{file} does not fit its config.json: it has room for {held:,} weights, and at "
-                f"least {least:,} are described; save the model again"
+            raise Place(f"{file} does not fit its config.json").error(
+                f"it has {held:,} bytes, and at least {least:,} are described"
             )
 
 

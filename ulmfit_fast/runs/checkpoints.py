@@ -95,6 +95,9 @@ class Checkpoints:
         for path in reversed(files):
             try:
                 state: dict[str, Any] = read_state(path)
+                best = state.pop("best_step", None) if isinstance(state, dict) else state
+                if best is not None and type(best) is not int:
+                    raise DamagedState(f"{path} holds no checkpoint")
             except DamagedState as error:
                 damaged.append(str(error))
                 continue
@@ -104,7 +107,6 @@ class Checkpoints:
                     *(found, found.with_suffix(".damaged").name, path),
                 )
                 found.replace(found.with_suffix(".damaged"))
-            best = state.pop("best_step", None)
             self._best = None if best is None else self.path(best)
             return state
         if damaged:

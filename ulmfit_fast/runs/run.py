@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ulmfit_fast.data.json_text import parse_json
 from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
 from ulmfit_fast.distributed import agree, only_first, world
 from ulmfit_fast.files import user_path, write_text
@@ -138,7 +139,11 @@ class Run:
     def _description(self, stage: str) -> dict[str, Any] | None:
         path = self._of_stage(stage) / _DESCRIPTION
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"), _DESCRIPTION)
+            kinds = {"finished": bool, "torch": str, "fingerprint": dict}
+            for name, kind in kinds.items():
+                if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+                    raise ValueError(f"it has no {name}, or one of another kind")
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -202,7 +207,10 @@ class Run:
         path = self._of_stage(stage) / _TOKENIZER
         if not self.resume or not path.exists():
             return None
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        try:
+            return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; remove {path.parent} to start anew") from error
 
     @contextmanager
     def training(

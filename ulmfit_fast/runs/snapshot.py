@@ -119,6 +119,13 @@ def restore(training: Training, values: dict[str, Any]) -> State | None:
 
 
 def _load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, own in _weights(model).items():
+        # Copied into another dtype, it would be rounded without a word.
+        if name in weights and weights[name].dtype != own.dtype:
+            raise ValueError(
+                f"the checkpoint is of another model: {name} has {weights[name].dtype}, expected "
+                f"{own.dtype}"
+            )
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
