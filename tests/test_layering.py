@@ -23,6 +23,7 @@ FLOORS = [
         "eager_steps",
         "backend",
         "checks",
+        "lazy",
     },
     {"operators"},
     {"functional", "fused", "fused_checks", "linear_cross_entropy"},

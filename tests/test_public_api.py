@@ -19,8 +19,10 @@ NAMES = [
     "backend",
     "compat",
     "convert_lstm",
+    "data",
     "discriminative_groups",
     "dropout_masks",
+    "find_lr",
     "fit_ensemble",
     "functional",
     "nn",
@@ -28,6 +30,8 @@ NAMES = [
     "presets",
     "restore_lstm",
     "rng",
+    "runs",
+    "serving",
 ]
 
 
