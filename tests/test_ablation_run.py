@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ulmfit_fast import cli
@@ -291,3 +292,18 @@ def test_wrong_options_end_in_one_line(options, message, tmp_path, monkeypatch):
     result = command(*options)
     assert result.exit_code == 2 and result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_the_threads_of_the_caller_stay(task, tmp_path, monkeypatch):
+    """Also where the caller is itself a process that another one started."""
+    monkeypatch.setattr(ablation_run.multiprocessing, "parent_process", object)
+    run = ablation_run._Run(task, tmp_path, small(), 0, "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        run.pretrain(print)
+        run.fine_tune((ablation_run.PRETRAINED, 0))
+        run.classify([Job("pre-trained", "full", 8, 0)])
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)

@@ -289,6 +289,17 @@ def test_an_error_gives_the_generators_back():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_blocks_within_blocks_go_on_where_they_were():
+    with own_generators(1):
+        expected = torch.rand(2)
+    with own_generators(1):
+        found = [torch.rand(1)]
+        with own_generators(1):
+            torch.rand(7)
+        found.append(torch.rand(1))
+    assert torch.equal(torch.cat(found), expected)
+
+
 def test_a_generator_is_seeded_as_by_hand():
     torch.manual_seed(2**63 + 1)
     expected = torch.rand(3)
@@ -314,10 +325,19 @@ def with_field_limit(inside):
     records._next_row(csv.reader(lines()))
 
 
-@pytest.mark.parametrize("change", [with_filters, with_style, with_field_limit])
+def with_generators(inside):
+    with own_generators(5):
+        torch.rand(3)
+        inside()
+        with own_generators():
+            torch.rand(3)
+
+
+@pytest.mark.parametrize("change", [with_generators, with_filters, with_style, with_field_limit])
 def test_threads_that_overlap_put_back_what_the_process_had(change):
     def state():
-        return list(warnings.filters), csv.field_size_limit(), dict(matplotlib.rcParams)
+        limits = csv.field_size_limit(), torch.get_rng_state().tolist()
+        return list(warnings.filters), limits, dict(matplotlib.rcParams)
 
     before = state()
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))

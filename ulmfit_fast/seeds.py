@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,10 @@ from torch import Tensor
 from ulmfit_fast import scoped
 
 __all__ = ["draw_seed", "own_generators", "seeds_from"]
+
+# What the blocks of `own_generators` found, in the order in which they began.
+_OPEN: list[dict[torch.Generator, Tensor]] = []
+_LOCK = threading.Lock()
 
 
 def draw_seed(generator: torch.Generator | None = None) -> Tensor:
@@ -57,7 +62,8 @@ def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
 def own_generators(seed: int | None = None, device: torch.device | str = "cpu") -> Iterator[None]:
     """Let the block draw from PyTorch's generators, and leave them as they were before it.
 
-    Those are the CPU's and the device's: no other device's is touched, nor seeded.
+    They are the CPU's and the device's: no other device's is touched, nor seeded. Blocks of several
+    threads draw from the same ones; when all have ended, these are as before the first.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -71,15 +77,26 @@ def own_generators(seed: int | None = None, device: torch.device | str = "cpu") 
         device: what is computed on.
     """
     generators = [torch.default_generator, *_generators_of(torch.device(device))]
-    states = [generator.get_state() for generator in generators]
+    with _LOCK:
+        states = {generator: generator.get_state() for generator in generators}
+        _OPEN.append(states)
     try:
         if seed is not None:
             for generator in generators:
                 generator.manual_seed(seed)
         yield
     finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        with _LOCK:
+            place = next(i for i, own in enumerate(_OPEN) if own is states)
+            later = _OPEN[place + 1 :]
+            del _OPEN[place]
+            for generator, state in states.items():
+                # A block that began within this one, and goes on, found what this one had seeded.
+                still_open = next((own for own in later if generator in own), None)
+                if still_open is None:
+                    generator.set_state(state)
+                else:
+                    still_open[generator] = state
 
 
 def _generators_of(device: torch.device) -> list[torch.Generator]:

@@ -324,3 +324,16 @@ def test_a_subclass_of_fastais_layer_is_refused():
     model = torch.nn.Sequential(OwnDropout(torch.nn.LSTM(3, 4), 0.5))
     with pytest.raises(ValueError, match="0 is a OwnDropout, a subclass"):
         accelerate(model)
+
+
+def test_the_swap_draws_nothing_and_keeps_the_dtype():
+    model = fastai.AWD_LSTM(20, 6, 8, 2)
+    before = torch.get_rng_state()
+    for default in (torch.float64, torch.float32):
+        torch.set_default_dtype(default)
+        try:
+            restore(accelerate(model))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
