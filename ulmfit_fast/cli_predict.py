@@ -40,7 +40,7 @@ def predict(
     model: Model,
     text: TextFiles,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File; standard output when not given.")
+        Path | None, typer.Option("--out", help="File; standard output, in UTF-8, if not given.")
     ] = None,
     overwrite: Overwrite = False,
     format: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",

@@ -78,7 +78,8 @@ class ULMFiT(TextModel):
         backwards: read every text from its end, `xxbos` last; such a model has weights of its own
             and stands beside a forward one, see `ensemble.fit_ensemble`.
         device: "cpu", "cuda" or None for CUDA where there is any.
-        seed: fixes initial weights, masks and the order of the texts.
+        seed: fixes initial weights, masks and the order of the texts; PyTorch's own generators are
+            left as they were.
         checkpoint_dir: the model is saved here after every epoch, so that an interrupted stage
             leaves its last epoch behind; None saves nothing by itself.
         progress: show progress bars on a terminal.
