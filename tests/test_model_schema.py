@@ -265,8 +265,8 @@ def test_what_could_not_be_read_again_is_not_written(directory: Path) -> None:
         "decoder.bias has dtype F64, expected F32": lambda p: setattr(
             p.language_model.decoder.bias, "data", torch.zeros(11, dtype=torch.float64)
         ),
-        "it lacks 'head.0.weight', 'head.0.bias', 'head.2.weight' and 9 more": lambda p: (
-            setattr(p.classifier, "head", torch.nn.Identity())
+        "it lacks 'head.0.weight', 'head.0.bias', 'head.2.weight' and 9 more": lambda p: setattr(
+            p.classifier, "head", torch.nn.Identity()
         ),
     }
     for words, damage in broken.items():
