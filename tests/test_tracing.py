@@ -349,7 +349,11 @@ class Tagger(Output):
         return self.out(super().forward(x))
 
 
-@pytest.mark.parametrize("asked", [{nn.LSTM}, {uf.LSTM}, {nn.LSTM, nn.Linear}, None], ids=str)
+@pytest.mark.parametrize(
+    "asked",
+    [{nn.LSTM}, {uf.LSTM}, {nn.LSTM, nn.Linear}, None],
+    ids=["LSTM", "ours", "LSTM and Linear", "all"],
+)
 def test_quantize_dynamic_does_not_pass_by_in_silence(asked):
     module = Tagger(uf.LSTM(4, 3, weight_p=0.5)).eval()
     with pytest.raises(TypeError, match=r"ulmfit_fast\.restore_lstm\(model\) first"):
