@@ -131,14 +131,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_what_is_there_is_replaced(folder: Path) -> None:
+def test_what_is_there_is_replaced_when_that_is_asked_for(folder: Path) -> None:
     command = "--weights {0}/lm.pth --vocab {0}/itos.pkl --out {0}/model"
     succeed(command, folder)
     succeed("--model {0}/model --to fastai --out {0}/back.pth", folder)
     before = contents(folder)
+    for again in (command, "--model {0}/model --to fastai --out {0}/back.pth"):
+        result = run(again, folder)
+        assert result.exit_code == 2 and "--overwrite replaces it" in result.stderr
+    (folder / "back.pth").unlink()
+    result = run("--model {0}/model --to fastai --out {0}/back.pth", folder)
+    assert result.exit_code == 2 and "back.pkl is there already" in result.stderr
     torch.save(state_dict(hidden=20), folder / "lm.pth")
-    succeed(command, folder)
-    succeed("--model {0}/model --to fastai --out {0}/back.pth", folder)
+    succeed(f"{command} --overwrite", folder)
+    succeed("--model {0}/model --to fastai --out {0}/back.pth --overwrite", folder)
     after = contents(folder)
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}

@@ -57,7 +57,7 @@ def test_explain_writes_a_page(directory: Path, tmp_path: Path) -> None:
     assert "<b>" not in page and page.count("<article>") == 2
     result = run(
         "explain", "--model", directory, "--text", text, "--out", out, "--label", 1,
-        "--method", "intrinsic_attention",
+        "--method", "intrinsic_attention", "--overwrite",
     )  # fmt: skip
     assert result.exit_code == 0 and out.read_text().count("<strong>1</strong>") == 3
     assert out.read_text().count('class="word against"') == 1, "the legend's: there is no sign"

@@ -213,9 +213,9 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("labels", [[], ["--labels", "verdict"]], ids=["lm", "classifier"])
-def test_the_command_draws_and_prints(saved, labels):
+def test_the_command_draws_and_prints(saved, labels, tmp_path):
     assert cli_train.app is cli.app
-    out = saved / "plots" / "curve.png"
+    out = tmp_path / "plots" / "curve.png"
     command = ["find-lr", "--model", saved / "lm", "--text", saved / "rows.csv", "--out", out]
     options = ["--text-column", "body", "--batch-size", "4", "--bptt", "10", *labels]
     result = CliRunner().invoke(cli.app, [str(part) for part in [*command, *options]])

@@ -186,10 +186,12 @@ def _release(own: _Lock) -> None:
         del _held[key]
         # Removed while it is locked: whoever has opened it meanwhile sees that it is gone. Windows
         # does not remove what is open.
-        with contextlib.suppress(OSError):
-            if os.name == "posix" and _in_place(own.path, os.fstat(own.descriptor)):
-                own.path.unlink()
-        os.close(own.descriptor)
+        try:
+            with contextlib.suppress(OSError):
+                if os.name == "posix" and _in_place(own.path, os.fstat(own.descriptor)):
+                    own.path.unlink()
+        finally:
+            os.close(own.descriptor)
         if os.name != "posix":
             with contextlib.suppress(OSError):
                 own.path.unlink()
