@@ -304,8 +304,10 @@ def explain(
     request = getattr(module, "backend_request", None)
     if request is None:
         raise TypeError(f"module is a {type(module).__name__}, expected a uf.LSTM")
+    # What does not fit is a RuntimeError too, and no answer.
+    call = request(x, hx, lengths)
     try:
-        choice = choose(module.backend, **request(x, hx, lengths))
+        choice = choose(module.backend, **call)
     except RuntimeError as error:
         return f"cannot run: {error}"
     return f"{choice.name}: {choice.reason}"
