@@ -1,5 +1,6 @@
 """A reader beside a writer: the old content whole or the new, by reading alone."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -16,8 +17,9 @@ import ulmfit_fast as uf
 from ulmfit_fast import directories
 from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
 from ulmfit_fast.data import Tokenizer, TokenStore, Vocab
-from ulmfit_fast.directories import read_version
+from ulmfit_fast.directories import read_version, settle
 from ulmfit_fast.ensemble import Ensemble
+from ulmfit_fast.locks import held
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
 SIZES = {"emb_size": 4, "hidden_size": 6, "num_layers": 2}
@@ -194,6 +196,44 @@ def test_a_writer_that_dies_at_any_step_leaves_the_old_version_or_the_new(
         assert not [path.name for path in directory.rglob(".*")], at
         at += 7 if kind == "ensemble" else 1
     assert at > 10 and seen == sorted(seen) and set(seen) == {1, 2}
+
+
+def test_a_first_save_that_dies_at_any_step_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, loaded = 0, 0
+    while True:
+        directory = tmp_path / f"out{at}"
+        with monkeypatch.context() as patch:
+            steps = dying(at, patch)
+            patch.setattr(shutil, "rmtree", lambda *args, **options: None)
+            patch.setattr(os, "fsync", lambda descriptor: None)
+            with contextlib.suppress(Died):
+                save("model", directory, 1)
+        with contextlib.suppress(FileNotFoundError):
+            loaded += load("model", directory) == {1}
+        save("model", directory, 2)
+        assert load("model", directory) == {2} and len(os.listdir(directory)) == 4, at
+        if len(steps) < at:
+            break
+        at += 1
+    assert 0 < loaded < at
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_what_an_earlier_version_had_begun_to_move_out_is_lost_to_nobody(
+    tmp_path: Path, moved: int
+) -> None:
+    directory = tmp_path / "out"
+    save("model", directory, 1)
+    save("model", tmp_path / "new", 2)
+    (tmp_path / "new").rename(directory / ".incoming")
+    names = ["classifier.safetensors", "language_model.safetensors", "tokenizer.json"]
+    for name in names[:moved]:
+        (directory / ".incoming" / name).replace(directory / name)
+    with held(directory):
+        settle(directory)
+    assert load("model", directory) == {2} and len(os.listdir(directory)) == 4
 
 
 def test_an_error_of_the_new_version_is_told_as_it_is(tmp_path: Path) -> None:

@@ -110,12 +110,12 @@ def check_target(target: Path) -> None:
         return
     why = "it is a file"
     if target.is_dir():
-        names = os.listdir(target)
+        names = set(os.listdir(target))
         others = {name for name in names if not is_run_file(name)}
-        if not others or CONFIG in owned_names(target):
+        if not others or CONFIG in owned_names(target) or _is_directory(target / _INCOMING):
             return
         # A run may have begun in a directory with other things in it.
-        if CONFIG not in others and len(others) < len(names):
+        if not others & _MODEL and not all(map(is_leftover, names - others)):
             return
         why = f"its {CONFIG} is of another kind" if CONFIG in others else f"it has no {CONFIG}"
     raise FileExistsError(
@@ -170,6 +170,18 @@ def owned_names(directory: Path) -> frozenset[str]:
             members = found["models"] if isinstance(found.get("models"), list) else []
             return frozenset({CONFIG, *filter(_is_member, members)})
     return frozenset()
+
+
+def _said_names(directory: Path) -> frozenset[str]:
+    """Return the names that there are in a directory as its description has it."""
+    owned = owned_names(directory)
+    if owned != _MODEL:
+        return owned
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        of_parts = [name for name in _WEIGHTS[:2] if config.get(name.partition(".")[0]) is not None]
+        return frozenset({_TOKENIZER, *(_WEIGHTS[2:] if config.get("single_file") else of_parts)})
+    return owned
 
 
 def _is_member(name: object) -> bool:
@@ -237,7 +249,8 @@ def _adopt(source: Path, target: Path) -> None:
         target.unlink()
     target.mkdir(exist_ok=True)
     names = {name for name in os.listdir(source) if name in _MODEL | _STORE or _is_member(name)}
-    stale = owned_names(target) - names
+    # A version of this package before this one moved the files out, one after the other.
+    stale = owned_names(target) - names - _said_names(source)
     # The description last: it says until then which of the old names are this package's.
     for name in sorted(names, key=lambda name: (name in (CONFIG, _META), name)):
         if name in (CONFIG, _META):

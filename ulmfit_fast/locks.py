@@ -1,8 +1,8 @@
 """A directory that one process holds while it writes: a lock that dies with the process.
 
-The lock is the system's own on a file, `flock` (which Linux passes on to the server of an NFS mount)
-or the lock of a byte on Windows. A file system that has none is told of in a warning, and nothing
-keeps a second process out there.
+The lock is the system's own on a file: `flock`, which Linux passes on to the server of an NFS
+mount, or the lock of a byte on Windows. A file system that has none is told of in a warning, and
+nothing keeps a second process out there.
 """
 
 from __future__ import annotations
