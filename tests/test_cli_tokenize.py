@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ulmfit_fast import cli, cli_data
 from ulmfit_fast.data import Tokenizer, TokenStore
-from ulmfit_fast.data.token_store_build import StoreBuilder
+from ulmfit_fast.data.token_store_build import StoreBuilder, building
 
 assert cli_data.app is cli.app
 
@@ -83,6 +83,16 @@ def test_layouts_and_folders(tmp_path: Path) -> None:
     assert len(TokenStore(tmp_path / "files")) == 3
     message = run("--text", raw, "--layout", "html", "--out", tmp_path / "x", code=2)
     assert "--layout is 'html', expected plain, wikitext" in message
+
+
+def test_a_store_that_is_being_built_is_told_before_a_vocabulary_is_learnt(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "train", None)
+    with building(tmp_path / "store"):
+        message = run("--text", corpus, "--out", tmp_path / "store", code=2)
+    assert "store is held by process" in message and message.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt"]
 
 
 def test_an_interruption_says_how_to_go_on(

@@ -71,6 +71,7 @@ def tokenize(
 ) -> None:
     """Turn a corpus, also one larger than memory, into ids; go on where it was broken off."""
     from ulmfit_fast.data import Tokenizer, TokenStore, read_texts
+    from ulmfit_fast.data.token_store_build import building
 
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
@@ -83,6 +84,9 @@ def tokenize(
         )
     check_again(out, there, overwrite=overwrite, resume=resume)
     check_writable(out)
+    with building(out.resolve()):
+        # Told before a vocabulary is learnt.
+        pass
     rows = on_error(skip_bad_rows)
     source = _source(text, layout, rows)
     try:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,7 +43,7 @@ from ulmfit_fast.files import user_path
 from ulmfit_fast.locks import held
 from ulmfit_fast.progress import progress_bar
 
-__all__ = ["StoreBuilder"]
+__all__ = ["StoreBuilder", "building"]
 
 _log = logging.getLogger("ulmfit_fast")
 
@@ -52,6 +52,19 @@ _LENGTHS, _STATE = "lengths.bin", "state.json"
 _BLOCKS_WORTH_WORKERS = 8
 # Blocks that wait for each worker, so that none is idle and memory stays bounded.
 _BLOCKS_AHEAD = 2
+
+
+def building(target: Path) -> AbstractContextManager[None]:
+    """Keep others, and this thread itself, from building a store meanwhile.
+
+    Args:
+        target: where the store is to be, resolved. The lock lies beside it, as does what becomes
+            the store.
+
+    Raises:
+        FileExistsError: if it is being built already.
+    """
+    return held(target, target.with_name(f".{target.name}.lock"), alone=True)
 
 
 class _State(NamedTuple):
@@ -77,8 +90,6 @@ class StoreBuilder:
             raise ValueError(f"workers is {workers}, expected at least 1, or None for all CPUs")
         self._target = user_path(directory).resolve()
         self._partial = self._target.with_name(f".{self._target.name}.partial")
-        # Beside both: the one becomes the other.
-        self._lock = self._target.with_name(f".{self._target.name}.lock")
         self._tokenizer = tokenizer
         self._digest = digest_of(tokenizer)
         self._workers = workers or _cpus()
@@ -101,7 +112,7 @@ class StoreBuilder:
         if resume and TokenStore.is_store(target):
             self._compare(TokenStore(target, self._tokenizer), texts)
             return
-        with held(target, self._lock, alone=True):
+        with building(target):
             self._partial.mkdir(exist_ok=True)
             if not resume:
                 _empty(self._partial)
