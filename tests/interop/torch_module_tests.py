@@ -24,7 +24,7 @@ class LayerTests:
     def samples(self, info, requires_grad=False, projections=False, **options):
         """Yield module and arguments of each sample; those with projections, or all others."""
         samples = info.module_inputs_func(info, requires_grad=requires_grad, **options)
-        assert len(samples) == 32
+        assert samples
         for sample in samples:
             made = sample.constructor_input
             if bool(made.kwargs["proj_size"]) == projections:
@@ -54,7 +54,7 @@ class LayerTests:
 
     def check_errors(self, info, **options):
         samples = info.module_error_inputs_func(info, requires_grad=False, **options)
-        assert len(samples) >= 3
+        assert samples
         for sample in samples:
             made, given = sample.module_error_input.constructor_input, None
             if sample.error_on.name == "FORWARD_ERROR":
