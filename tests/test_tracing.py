@@ -17,7 +17,9 @@ from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-    # Of PyTorch's quantization and of its own traced code.
+    # PyTorch's own: its exporter's, its scripted graph modules', its quantization's.
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
 ]
@@ -95,7 +97,7 @@ def saved_and_loaded(module):
 
 
 def uses_own_operators(text):
-    return "ulmfit_fast::" in text or "ulmfit_fast." in text
+    return "ulmfit_fast::" in text or "ops.ulmfit_fast" in text
 
 
 # --- torch.jit.trace ---
@@ -111,7 +113,7 @@ def test_a_trace_passes_its_check_and_runs_at_other_sizes(options, grad):
         with torch.set_grad_enabled(grad):
             traced = torch.jit.trace(module, small[:take])
         assert "aten::lstm" in str(traced.inlined_graph)
-        assert "ulmfit_fast::" not in str(traced.inlined_graph)
+        assert not uses_own_operators(str(traced.inlined_graph))
         for clone in (traced, saved_and_loaded(traced), copy.deepcopy(traced)):
             assert_same(clone(*large[:take]), module(*large[:take]))
 
@@ -129,8 +131,10 @@ def test_a_trace_of_the_layer_itself_has_no_training_flag():
 def test_a_trace_of_the_function_passes_its_check():
     lstm = layer(num_layers=1, dropout=0.0)
 
+    weights = [weight.detach() for weight in lstm.all_weights[0]]
+
     def run(x):
-        return functional.lstm(x, None, *lstm.all_weights[0], training=False)[0]
+        return functional.lstm(x, None, *weights, training=False)[0]
 
     small, large = example(lstm, 5, 2, [])[0], example(lstm, 7, 3, [])[0]
     assert_same(torch.jit.trace(run, small)(large), run(large))
@@ -154,7 +158,7 @@ def test_packed_batches_are_traced_and_scripted(take):
     small, large = example(lstm, 5, 2, [3, 5]), example(lstm, 7, 3, [2, 7, 3])
     for module, pick in ((Packed(lstm), slice(None)), (PackedAlone(lstm), slice(None, None, 3))):
         taken = take(module.eval(), small[pick])
-        assert "ulmfit_fast::" not in str(taken.inlined_graph)
+        assert not uses_own_operators(str(taken.inlined_graph))
         assert_same(taken(*large[pick]), module(*large[pick]))
 
 
@@ -366,16 +370,16 @@ def test_quantize_dynamic_takes_the_restored_model():
     x = torch.randn(5, 2, 4)
     expected = module(x)
     small = quantize_dynamic(uf.restore_lstm(copy.deepcopy(module)), {nn.LSTM})
-    assert "Quantized" in type(small.lstm).__name__
+    assert "Quantized" in repr(small.lstm)
     # 8 bits over weights within 1/sqrt(3) and outputs within 1.
     torch.testing.assert_close(small(x), expected, rtol=0, atol=0.05)
 
 
 def test_quantization_of_what_is_beside_the_layer():
     module = Tagger(uf.LSTM(4, 3)).eval()
-    assert "Quantized" in type(quantize_dynamic(module, {nn.Linear}).out).__name__
+    assert "Quantized" in repr(quantize_dynamic(module, {nn.Linear}).out)
     module.lstm.qconfig = None
     small = quantize_dynamic(module, {nn.LSTM, nn.Linear})
-    assert type(small.lstm) is uf.LSTM and "Quantized" in type(small.out).__name__
+    assert type(small.lstm) is uf.LSTM and "Quantized" in repr(small.out)
     with pytest.raises(TypeError, match="set the layer's qconfig to None"):
         uf.LSTM(4, 3).qconfig = default_dynamic_qconfig

@@ -63,7 +63,7 @@ class AWDLSTM(nn.Module):
         self.hidden_dropout = LockedDropout(config.hidden_p)
 
     def forward(
-        self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+        self, tokens: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Encode one stretch of text.
 

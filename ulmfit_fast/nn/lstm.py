@@ -249,7 +249,6 @@ class LSTM(PlainForward):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
         lengths: Tensor | None = None,
         seed: Tensor | int | None = None,
         masks: Sequence[DropoutMasks] | None = None,
