@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import ulmfit_fast as uf
 from ulmfit_fast import functional
+from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel
 
 pytestmark = [
@@ -152,7 +153,9 @@ def test_a_trace_trains_where_nothing_is_dropped():
     assert_same(*gradients)
 
 
-@pytest.mark.parametrize("take", [torch.jit.trace, lambda m, _: torch.jit.script(m)])
+@pytest.mark.parametrize(
+    "take", [torch.jit.trace, lambda m, _: torch.jit.script(m)], ids=["trace", "script"]
+)
 def test_packed_batches_are_traced_and_scripted(take):
     lstm = layer(bidirectional=True)
     small, large = example(lstm, 5, 2, [3, 5]), example(lstm, 7, 3, [2, 7, 3])
@@ -339,6 +342,25 @@ def test_functional_transforms_take_an_evaluated_layer():
     assert_same(torch.func.vmap(lstm)(rows)[0], torch.stack([lstm(row)[0] for row in rows]))
     jacobian = torch.func.jacrev(lambda x: lstm(x)[0])(x)
     assert_same(jacobian, torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x))
+
+
+# --- a layer under other names ---
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        torch.jit.trace,
+        lambda module, _: torch.jit.script(module),
+        lambda module, _: torch.fx.symbolic_trace(module),
+        lambda module, args: torch.export.export(module, args).module(),
+    ],
+    ids=["trace", "script", "fx", "export"],
+)
+def test_the_layer_that_stands_in_for_fastais(take):
+    module = Output(WeightDropLSTM(4, 3, weight_p=0.5, dtype=torch.float64)).eval()
+    args = (torch.randn(2, 5, 4, dtype=torch.float64),)
+    assert_same(take(module, args)(*args), module(*args))
 
 
 # --- torch.ao.quantization ---

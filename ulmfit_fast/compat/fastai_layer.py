@@ -98,7 +98,6 @@ class WeightDropLSTM(LSTM):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
         lengths: Tensor | None = None,
         seed: Tensor | int | None = None,
         masks: Sequence[DropoutMasks] | None = None,
@@ -133,7 +132,10 @@ class WeightDropLSTM(LSTM):
 def _own_class(x: object) -> Any:
     """Return the class by which fastai says what a tensor stands for, or None."""
     kind = type(x)
-    return kind if isinstance(x, Tensor) and kind not in (Tensor, nn.Parameter) else None
+    if not isinstance(x, Tensor) or kind in (Tensor, nn.Parameter):
+        return None
+    # torch.export runs this on tensors of classes of its own.
+    return None if torch.compiler.is_exporting() else kind
 
 
 def _plain(x: Tensor) -> Tensor:
