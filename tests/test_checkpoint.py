@@ -176,7 +176,10 @@ def edit(directory: Path, **changes: object) -> None:
         ({"labels": None}, "config.json: labels is None, expected a list of labels"),
         ({"classifier": {"bptt": 4, "max_len": 6}}, "config.json: classifier.encoder is missing"),
         ({"language_model": {"vocab_size": 500, "width": 3}}, "has the unknown field 'width'"),
-        ({"labels": ["a", "b", "c"]}, r"shape \(2, 7\), and there are 3 labels, expected one"),
+        (
+            {"labels": ["a", "b", "c"]},
+            r"shape \(2, 7\), expected \(3, 7\), one row for each of the l",
+        ),
         ({"language_model": {"vocab_size": 499}}, "encoder.vocab_size is 500, expected 499"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

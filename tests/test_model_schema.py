@@ -209,6 +209,33 @@ def test_a_shared_tensor_may_stand_under_its_other_name_and_under_one_alone(
     refused(directory, f"it has '{other}', expected no such tensor")
 
 
+def test_a_file_that_quotes_escapes_to_a_terminal(directory: Path) -> None:
+    file = directory / "classifier.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["head.6.weight"]["dtype"] = "\x1b[2J\n"
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    refused(directory, r"\x1b[2J")
+    file.write_bytes(content)
+    tamper(file, lambda tensors: tensors.update({"\x1b[2J\n": torch.zeros(1)}))
+    refused(directory, r"it has '\x1b[2J\n', expected no such tensor")
+    shown = CliRunner().invoke(
+        app, ["predict", "--model", "\x1b[2J\n", "--text", str(directory / "config.json")]
+    )
+    assert shown.exit_code == 2 and shown.stderr.strip().isprintable()
+
+
+def test_layers_that_are_not_there_are_not_built(directory: Path, monkeypatch) -> None:
+    file = directory / "classifier.safetensors"
+    tamper(file, lambda tensors: tensors.update({"more": torch.zeros(10**6)}))
+    rewrite(directory, lambda c: c.update(language_model=None))
+    rewrite(directory, lambda c: c["classifier"]["encoder"].update(num_layers=7_000))
+    monkeypatch.setattr("ulmfit_fast.model_weights.AWDLSTM", None)
+    refused(directory, "it lacks 'encoder.rnns.2.weight_hh_l0', and 7000 layers are described")
+
+
 BAD_LABELS = {
     "twice": ["a", "a"],
     "written alike": [1, "1"],

@@ -236,7 +236,7 @@ def read_config(path: Path, expected: str) -> dict[str, Any]:
     if type(version) is not int or version < 1:
         raise ValueError(
             f"{path / CONFIG} is damaged: format_version is {shown(version)}, expected a whole "
-            f"number from 1 to {FORMAT_VERSION}; save the model again"
+            "number, at least 1; save the model again"
         )
     if version > FORMAT_VERSION:
         raise ValueError(

@@ -153,15 +153,23 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(_BROKEN_PIPE) from None
         except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-            say(f"error: {' '.join(str(error).split())}")
+            say(f"error: {_in_one_line(str(error))}")
             raise typer.Exit(2) from None
         except (RuntimeError, MemoryError) as error:
             # PyTorch's messages can go on for pages; the first line says what there is to say.
             lines = str(error).strip().splitlines() or ["out of memory"]
-            say(f"error: {lines[0]:.300}")
+            say(f"error: {_in_one_line(lines[0]):.300}")
             raise typer.Exit(2) from None
 
     return run
+
+
+def _in_one_line(text: str) -> str:
+    """Return an error's text without line ends, nor signs that a terminal obeys."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in " ".join(text.split())
+    )
 
 
 def on_error(skip_bad_rows: bool) -> Literal["raise", "skip"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,9 +130,11 @@ def read_weights(
         file = _file_of(path, "".join(names[:1]), about)
         place = Place(f"{file} does not fit its config.json")
         with _opened(file, place) as stored:
-            entries = {name: _entry(stored, name) for name in stored.keys()}
-            parts = {name: _described(place, name, about, entries) for name in names}
-            where = _compared(place, entries, list(parts.values()))
+            kept_names = set(stored.keys())
+            parts = {name: _described(place, name, about, kept_names) for name in names}
+            where = _located(place, kept_names, list(parts.values()))
+            entries = {name: _entry(stored, name) for name in kept_names}
+            _compare(place, entries, list(parts.values()), where)
             for name, part in parts.items():
                 tensors = {
                     # Not a view of the file, which others may change.
@@ -152,7 +154,8 @@ def _opened(file: Path, place: Place) -> Iterator[Any]:
         with safe_open(str(file), "pt") as stored:
             yield stored
     except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        # The library quotes the file.
+        reason = " ".join(str(error).split()).encode("unicode_escape").decode()
         raise place.error(f"{reason:.300}") from error
 
 
@@ -161,26 +164,19 @@ def _entry(stored: Any, name: str) -> _Entry:
     return _Entry(tensor.get_dtype(), tuple(tensor.get_shape()))
 
 
-def _described(
-    place: Place, name: str, about: ModelDescription, entries: Mapping[str, _Entry]
-) -> _Part:
-    """Return a model without memory, which has no more layers than there are tensors for."""
+def _described(place: Place, name: str, about: ModelDescription, stored: Collection[str]) -> _Part:
+    """Return a model without memory, once there are tensors for all of its layers."""
     prefix = f"{name}." if about.single_file else ""
     config = about.language_model if name == "language_model" else about.encoder
     assert config is not None
-    if 4 * config.num_layers > len(entries):
+    layers = (f"{prefix}encoder.rnns.{n}.weight_hh_l0" for n in range(config.num_layers))
+    lacking = next((key for key in layers if key not in stored), None)
+    if lacking is not None:
         raise place.error(
-            f"it has {len(entries)} tensors, and {config.num_layers} layers are described, of 4 "
-            "each"
+            f"it lacks {shown(lacking)}, and {config.num_layers} layers are described"
         )
     if name == "language_model":
         return _Part(_without_memory(config), about.language_model_dtype, prefix)
-    output = entries.get(f"{prefix}{_OUTPUT}")
-    if output is not None and output.shape[:1] != (len(about.labels),):
-        raise place.error(
-            f"{prefix}{_OUTPUT} has shape {shown(output.shape)}, and there are "
-            f"{len(about.labels)} labels, expected one for each row"
-        )
     model = _without_memory(config, len(about.labels), **about.head)
     return _Part(model, about.classifier_dtype, prefix)
 
@@ -194,43 +190,51 @@ def _without_memory(
     return TextClassifier(AWDLSTM(config, **made), num_classes, **head, **made)
 
 
-def _compared(
-    place: Place, entries: Mapping[str, _Entry], parts: list[_Part]
+def _located(
+    place: Place, stored: Collection[str], parts: list[_Part]
 ) -> dict[str, dict[str, str]]:
-    """Compare what is stored with what models need; return where each tensor of them stands."""
-    where: dict[str, dict[str, str]] = {part.prefix: {} for part in parts}
-    expected: dict[str, _Entry] = {}
-    for part in parts:
-        kept = part.model.state_dict()
-        for names in _names_of(part.model):
-            stored = next((n for n in names if f"{part.prefix}{n}" in entries), names[0])
-            where[part.prefix] |= dict.fromkeys(names, f"{part.prefix}{stored}")
-            tensor = kept[names[0]]
-            dtype = tensor.dtype
-            if tensor.is_floating_point():
-                dtype = _dtype_of(part, stored, entries)
-            expected[f"{part.prefix}{stored}"] = _Entry(_DTYPES[dtype], tuple(tensor.shape))
-    lacking = [name for name in expected if name not in entries]
+    """Return, by prefix, where each tensor of a model stands; a shared one has one of its names."""
+    where: dict[str, dict[str, str]] = {}
+    for prefix, model in ((part.prefix, part.model) for part in parts):
+        where[prefix] = {}
+        for names in _names_of(model):
+            name = next((name for name in names if f"{prefix}{name}" in stored), names[0])
+            where[prefix] |= dict.fromkeys(names, f"{prefix}{name}")
+    needed = {name: None for names in where.values() for name in names.values()}
+    lacking = [name for name in needed if name not in stored]
     if lacking:
         raise place.error(f"it lacks {_listed(lacking)}")
-    surplus = [name for name in entries if name not in expected]
+    surplus = sorted(name for name in stored if name not in needed)
     if surplus:
         raise place.error(f"it has {_listed(surplus)}, expected no such tensor")
-    for name, entry in entries.items():
-        wanted = expected[name]
-        if entry.shape != wanted.shape:
-            raise place.error(f"{name} has shape {shown(entry.shape)}, expected {wanted.shape}")
-        if entry.dtype != wanted.dtype:
-            raise place.error(f"{name} has dtype {entry.dtype}, expected {wanted.dtype}")
     return where
+
+
+def _compare(
+    place: Place,
+    entries: Mapping[str, _Entry],
+    parts: list[_Part],
+    where: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Refuse tensors of another shape or dtype than the models have."""
+    for part in parts:
+        for own, tensor in part.model.state_dict().items():
+            name = where[part.prefix][own]
+            entry, shape = entries[name], tuple(tensor.shape)
+            if entry.shape != shape:
+                labels = ", one row for each of the labels" if own == _OUTPUT else ""
+                raise place.error(
+                    f"{name} has shape {shown(entry.shape)}, expected {shape}{labels}"
+                )
+            dtype = _dtype_of(part, own, entries) if tensor.is_floating_point() else tensor.dtype
+            if entry.dtype != _DTYPES[dtype]:
+                raise place.error(f"{name} has dtype {entry.dtype}, expected {_DTYPES[dtype]}")
 
 
 def _dtype_of(part: _Part, name: str, entries: Mapping[str, _Entry]) -> torch.dtype:
     # Fitting puts a head in float32 on the encoder of a language model in another dtype.
-    output = entries.get(f"{part.prefix}{_OUTPUT}")
-    if name.startswith("head.") and output is not None and output.dtype == "F32":
-        return torch.float32
-    return part.dtype
+    is_float32 = name.startswith("head.") and entries[f"{part.prefix}{_OUTPUT}"].dtype == "F32"
+    return torch.float32 if is_float32 else part.dtype
 
 
 def _listed(names: list[str]) -> str:
@@ -300,5 +304,6 @@ def check_model(name: str, model: LanguageModel | TextClassifier, num_labels: in
         key: _Entry(_DTYPES.get(value.dtype, str(value.dtype)), tuple(value.shape))
         for key, value in tensors.items()
     }
-    _compared(place, entries, [_Part(twin, dtype, "")])
+    part = _Part(twin, dtype, "")
+    _compare(place, entries, [part], _located(place, entries, [part]))
     check_finite(place, tensors)

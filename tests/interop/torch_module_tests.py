@@ -249,9 +249,8 @@ def main():
         )
         for name in BACKENDS
     ]
-    for info, name in zip(infos, BACKENDS, strict=True):
-        # Its backward is an operator without a batching rule.
-        info.batched_grad = name != "eager"
+    for info in infos:
+        info.batched_grad = True
 
     def test_of(check, infos, dtypes):
         @common_modules.modules(infos, allowed_dtypes=dtypes)

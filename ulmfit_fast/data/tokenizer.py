@@ -308,7 +308,8 @@ class Tokenizer:
         content = parse_json(text, "the tokenizer")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(
-                f"the tokenizer starts with {text[:40]!r}, expected what Tokenizer.to_json writes"
+                f"the tokenizer starts with {text[:40]!r}, expected what Tokenizer.to_json writes; "
+                "save it anew"
             )
         if type(content.get("version")) is not int or content["version"] != _VERSION:
             raise ValueError(
@@ -329,8 +330,8 @@ class Tokenizer:
             engine = HuggingFaceEngine.from_content(content.get("huggingface"))
             if engine.vocab != vocab:
                 raise ValueError(
-                    f"the tokenizer is damaged: its words are {vocab!r} and {engine.vocab!r}, "
-                    "expected them to be the same; save it anew"
+                    f"the tokenizer is damaged: it has {len(vocab)} words, and its model for "
+                    f"Hugging Face {len(engine.vocab)} or others, expected the same; save it anew"
                 )
             return cls("huggingface", engine)
         scores: Any = content.get("scores")

@@ -183,7 +183,7 @@ def vocabulary_of(words: object) -> Vocab:
         )
     try:
         vocab = Vocab(words)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the vocabulary is damaged ({error}); save it anew") from error
     if len(vocab) != len(words):
         # The class moves specials to the front, and the words behind would have other ids.
