@@ -568,6 +568,17 @@ def test_weights_of_fastai_are_finite(tmp_path: Path, name: str, change, words: 
         read_fastai(tmp_path / "lm.pth", tmp_path / "itos.json")
 
 
+def test_a_vocabulary_of_fastai_out_of_proportion_is_not_read(tmp_path: Path, monkeypatch) -> None:
+    torch.save(to_fastai(parts().language_model), tmp_path / "lm.pth")
+    with (tmp_path / "itos.json").open("wb") as file:
+        file.truncate(2**27)
+    monkeypatch.setattr("ulmfit_fast.compat.fastai.read_words", None)
+    with pytest.raises(
+        ValueError, match=r"itos\.json has 134,217,728 bytes, expected at most 67,1"
+    ):
+        read_fastai(tmp_path / "lm.pth", tmp_path / "itos.json")
+
+
 @pytest.mark.parametrize(
     "sizes", [{"max_len": 10**30}, {"bptt": 7.5}, {"hidden": True}, {"hidden": "4"}], ids=str
 )

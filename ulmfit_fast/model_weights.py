@@ -136,13 +136,13 @@ def read_weights(
             entries = {name: _entry(stored, name) for name in kept_names}
             _compare(place, entries, list(parts.values()), where)
             for name, part in parts.items():
-                tensors = {
-                    # Not a view of the file, which others may change.
-                    own: stored.get_tensor(kept).clone()
-                    for own, kept in where[part.prefix].items()
+                own = where[part.prefix]
+                # Not views of the file, which others may change.
+                read = {
+                    kept: stored.get_tensor(kept).clone() for kept in dict.fromkeys(own.values())
                 }
-                check_finite(Place(file), tensors, prefix=part.prefix)
-                found[name] = _filled(part.model, tensors)
+                check_finite(Place(file), read)
+                found[name] = _filled(part.model, {key: read[kept] for key, kept in own.items()})
     return found["language_model"], found["classifier"]
 
 
@@ -251,13 +251,12 @@ def _filled(
     return model.eval()
 
 
-def check_finite(place: Place, tensors: Mapping[str, Tensor], *, prefix: str = "") -> None:
+def check_finite(place: Place, tensors: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinities, and statistics of BatchNorm that cannot be; one pass each.
 
     Args:
         place: what holds the tensors, for the error.
         tensors: by name, of floating dtypes or int64.
-        prefix: in front of the names, for the error.
 
     Raises:
         ValueError: naming the tensor, the value and where it stands.
@@ -269,10 +268,10 @@ def check_finite(place: Place, tensors: Mapping[str, Tensor], *, prefix: str = "
         if not (math.isfinite(low) and math.isfinite(high)):
             first = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
             raise place.error(
-                f"{prefix}{name}{list(first)} is {float(tensor[first])}, expected finite numbers"
+                f"{name}{list(first)} is {float(tensor[first])}, expected finite numbers"
             )
         if low < 0 and name.endswith(("running_var", "num_batches_tracked")):
-            raise place.error(f"{prefix}{name} has {low:g}, expected no number below 0")
+            raise place.error(f"{name} has {low:g}, expected no number below 0")
 
 
 def check_model(name: str, model: LanguageModel | TextClassifier, num_labels: int) -> None:

@@ -17,7 +17,7 @@ from ulmfit_fast.compat import fastai_names as names
 from ulmfit_fast.compat.fastai_learner import accelerate, restore
 from ulmfit_fast.compat.fastai_vocab import language_model, use_rows, vocabulary_from_fastai
 from ulmfit_fast.compat.files import read_tensors, read_words, write_tensors_and_words
-from ulmfit_fast.data.tokenizer import Tokenizer
+from ulmfit_fast.data.tokenizer import Tokenizer, largest_json
 from ulmfit_fast.data.vocab import Vocab
 from ulmfit_fast.model_schema import Place
 from ulmfit_fast.model_weights import check_finite
@@ -237,7 +237,6 @@ def read_fastai(
         ValueError: if a file holds anything but tensors, or words; if a weight is not finite; if
             the words are not as many as the rows of the embedding; and as for `from_fastai`.
     """
-    words = read_words(vocabulary)
     state_dict = read_tensors(weights)
     try:
         model = from_fastai(state_dict, **overrides)
@@ -248,6 +247,14 @@ def read_fastai(
         names.unwrapped(state_dict),
     )
     rows = model.config.vocab_size
+    path = Path(vocabulary)
+    if path.is_file() and path.stat().st_size > largest_json(rows):
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, expected at most {largest_json(rows):,} "
+            f"for the {rows:,} rows of {os.fspath(weights)}; give the vocabulary that was saved "
+            "with the weights"
+        )
+    words = read_words(vocabulary)
     if len(words) != rows:
         raise ValueError(
             f"{os.fspath(vocabulary)} has {len(words)} words and {os.fspath(weights)} {rows} rows, "
