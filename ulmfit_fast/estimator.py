@@ -362,8 +362,9 @@ class ULMFiT(TextModel):
 
         Raises:
             TypeError: if a label is neither a str nor an int nor a bool.
-            ValueError: if labels do not match the texts, one of them is missing, there are fewer
-                than two classes, or a setting does not fit.
+            ValueError: if labels do not match the texts, one of them is missing or has a control
+                character such as a line end, there are fewer than two classes, or a setting does
+                not fit.
         """
         settings["gradual_unfreezing"] = gradual_unfreezing
         training, drop_mult = stage_settings(

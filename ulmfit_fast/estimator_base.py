@@ -172,7 +172,8 @@ class TextModel(Predictor):
             directory: where to; an older model there is replaced once the new one is complete.
 
         Raises:
-            ValueError: if there is nothing to save yet.
+            ValueError: if there is nothing to save yet, or it could not be read again: a weight
+                that is not finite, a tensor or label that does not fit.
             FileExistsError: if the directory holds something else.
         """
         save_model(directory, self._parts())
@@ -187,7 +188,8 @@ class TextModel(Predictor):
             directory: where to; an older model there is replaced once the new one is complete.
 
         Raises:
-            ValueError: if there is nothing to save yet.
+            ValueError: if there is nothing to save yet, or it could not be read again: a weight
+                that is not finite, a tensor or label that does not fit.
             FileExistsError: if the directory holds something else.
         """
         save_model(directory, self._parts(), single_file=True)
