@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from ulmfit_fast.data.batches import LMBatches, concatenate_documents
 from ulmfit_fast.data.classifier_batches import ClassifierBatch, ClassifierBatches
-from ulmfit_fast.data.corpus import read_labelled, read_texts
+from ulmfit_fast.data.corpus import read_labelled, read_texts, read_weighted
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.data.vocab import SPECIALS, Vocab, transfer_rows
@@ -21,6 +21,7 @@ __all__ = [
     "concatenate_documents",
     "read_labelled",
     "read_texts",
+    "read_weighted",
     "transfer_rows",
 ]
 
