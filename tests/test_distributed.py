@@ -15,6 +15,7 @@ from two_processes import (
     PLAIN,
     TOKENIZER,
     UNFREEZING,
+    WEIGHTS,
     classifier_steps,
     fit,
     in_two,
@@ -91,9 +92,14 @@ def test_two_processes_resume_exactly(tmp_path):
         assert torch.equal(whole["generator"], again["generator"])
 
 
-def test_a_classifiers_gradients_and_statistics_are_those_of_the_joined_batch(tmp_path):
-    first, second = two("classifier", tmp_path)
-    whole = classifier_steps()
+@pytest.mark.parametrize(
+    ("what", "weights"), [("classifier", None), ("weighted_classifier", WEIGHTS[:5])]
+)
+def test_a_classifiers_gradients_and_statistics_are_those_of_the_joined_batch(
+    tmp_path, what, weights
+):
+    first, second = two(what, tmp_path)
+    whole = classifier_steps(weights)
     exact = {"rtol": 0, "atol": 1e-12}
     for n in range(4):
         for found in (first, second):
@@ -108,9 +114,11 @@ def test_a_classifiers_gradients_and_statistics_are_those_of_the_joined_batch(tm
         torch.testing.assert_close(first["state"][name], value, **exact)
 
 
-def test_a_classifier_is_fitted_as_in_one_process_on_the_joined_batches(tmp_path):
-    first, second = two("fit", tmp_path)
-    whole = fit(tmp_path / "one", settings=replace(FITTING, batch_size=8), config=PLAIN)
+@pytest.mark.parametrize(("what", "weights"), [("fit", None), ("weighted_fit", WEIGHTS)])
+def test_a_classifier_is_fitted_as_in_one_process_on_the_joined_batches(tmp_path, what, weights):
+    first, second = two(what, tmp_path)
+    joined = replace(FITTING, batch_size=8)
+    whole = fit(tmp_path / "one", settings=joined, config=PLAIN, weights=weights)
     assert len(whole["losses"]) == 4 * 4
     assert first["losses"] == second["losses"] == pytest.approx(whole["losses"], abs=1e-9)
     assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
@@ -147,6 +155,7 @@ def test_the_command_line_under_torchrun(tmp_path):
     table.write_text("\n".join(["text,label", *rows]))
     command = ["-m", "ulmfit_fast", "fit-classifier", "--model", tmp_path / "lm", "--text", table]
     command += ["--out", tmp_path / "classifier", "--epochs", 2, "--batch-size", 8]
+    command += ["--class-weight", "dull=2"]
     ended = in_two(*command)
     for code, _, error in ended:
         assert code == 0, error[-3000:]

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn import config_context
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import balanced_accuracy_score, make_scorer, recall_score
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
@@ -25,9 +27,9 @@ SIZES = {"emb_size": 8, "hidden_size": 10, "num_layers": 2, "min_freq": 1}
 LEARNS = {"epochs": 12, "lr": 0.03, "batch_size": 16, "drop_mult": 0.1, "gradual_unfreezing": 0}
 
 # Those that look at parameters alone. The others feed columns of numbers (check_fit2d_1sample,
-# check_estimators_dtypes, check_classifiers_train and so on), ask for weights of samples, sparse
-# matrices or features by name, and a text has none of these; what they ask of X, y and the order
-# of the samples is asked below with texts.
+# check_estimators_dtypes, check_classifiers_train, those of sample_weight and so on), ask for
+# sparse matrices or features by name, and a text has none of these; what they ask of X, y, the
+# order of the samples and their weights is asked below with texts.
 APPLICABLE = (
     "check_no_attributes_set_in_init",
     "check_parameters_default_constructible",
@@ -248,6 +250,108 @@ def test_options_reach_their_stage() -> None:
     assert len(model.model_.histories["fit_classifier"].losses) == 5 * 9
 
 
+class NotAnArray:
+    """Numbers that NumPy can be made of, and no more."""
+
+    def __init__(self, values) -> None:
+        self.values = np.array(values)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def scores(model: ULMFiTClassifier) -> np.ndarray:
+    return model.predict_proba(TEXTS)
+
+
+SHORT = {"epochs": 2, "lr": 0.03, "batch_size": 8}
+DRAWN = np.random.default_rng(0).integers(1, 4, 60).astype(float)
+
+
+def test_weights_of_samples_of_any_kind_and_left_as_they_were() -> None:
+    expected = scores(new(**SHORT).fit(TEXTS, LABELS, DRAWN))
+    series = pd.Series(DRAWN, index=range(60, 0, -1))
+    for weights in (DRAWN.tolist(), series, NotAnArray(DRAWN), DRAWN.astype(np.float32) * 2):
+        assert np.array_equal(scores(new(**SHORT).fit(TEXTS, LABELS, weights)), expected)
+    before = DRAWN.copy()
+    new(**SHORT, class_weight="balanced").fit(TEXTS, LABELS, sample_weight=DRAWN)
+    assert np.array_equal(DRAWN, before)
+    plain = scores(new(**SHORT).fit(TEXTS, LABELS))
+    assert not np.allclose(expected, plain, atol=1e-4)
+    assert np.array_equal(scores(new(**SHORT).fit(TEXTS, LABELS, np.ones(60))), plain)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced", {"good": 3}], ids=str)
+def test_weights_of_0_and_1_are_the_samples_that_are_there(class_weight) -> None:
+    """What scikit-learn's check_sample_weight_equivalence asks, with texts."""
+    there = np.random.default_rng(1).random(60) < 0.6
+    texts, labels = ([x for x, own in zip(xs, there, strict=True) if own] for xs in (TEXTS, LABELS))
+    options = {**SHORT, "class_weight": class_weight}
+    removed = new(**options).fit(texts, labels, DRAWN[there])
+    assert np.array_equal(scores(new(**options).fit(TEXTS, LABELS, DRAWN * there)), scores(removed))
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_weight"),
+    [
+        ([7, -2], {7: 3}),
+        ([7, -2], {"7": 3}),
+        ([True, False], {True: 3}),
+        ([1.0, 0.0], {1: 3}),
+        (["b", "a"], {np.str_("b"): 3}),
+        (["b", "a"], {"a": 1, "b": 3, "c": 9}),
+    ],
+    ids=repr,
+)
+def test_weights_of_classes_are_those_of_their_samples(labels, class_weight) -> None:
+    y = np.array(labels * 30)
+    found = new(**SHORT, class_weight=class_weight).fit(TEXTS, y)
+    by_sample = new(**SHORT).fit(TEXTS, y, sample_weight=np.where(y == labels[0], 3.0, 1.0))
+    assert np.array_equal(scores(found), scores(by_sample))
+    assert found.class_weight is class_weight and clone(found).class_weight == class_weight
+
+
+def test_a_search_over_weights_of_classes() -> None:
+    texts = ["a good film", "a good story", "a bad film", "a bad story", "a bad song"] * 24
+    # Of the good ones the fewer are called rare: without weights none is found.
+    labels = ["rare" if "good" in text and n % 3 == 0 else "common" for n, text in enumerate(texts)]
+    search = GridSearchCV(
+        new(epochs=8),
+        {"class_weight": [None, "balanced", {"rare": 8.0, "common": 1.0}]},
+        scoring=make_scorer(recall_score, pos_label="rare"),
+        cv=2,
+    ).fit(texts, labels)
+    assert search.cv_results_["mean_test_score"][0] < 0.2 and search.best_score_ > 0.8
+    assert search.best_params_["class_weight"] is not None
+    assert balanced_accuracy_score(labels, search.predict(texts)) > 0.7
+
+
+def test_weights_of_samples_through_a_pipeline_and_a_search() -> None:
+    expected = scores(new(**SHORT).fit(TEXTS, LABELS, DRAWN))
+    same = FunctionTransformer(lambda texts: texts)
+    pipeline = Pipeline([("same", same), ("clf", new(**SHORT))])
+    pipeline.fit(TEXTS, LABELS, clf__sample_weight=DRAWN)
+    assert np.array_equal(scores(pipeline), expected)
+    search = GridSearchCV(new(**SHORT), {"class_weight": [None, "balanced"]}, cv=2)
+    search.fit(TEXTS, LABELS, sample_weight=DRAWN)
+    with config_context(enable_metadata_routing=True):
+        own = new(**SHORT).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        routed = Pipeline([("same", same), ("clf", own)])
+        routed.fit(TEXTS, LABELS, sample_weight=DRAWN)
+        again = GridSearchCV(own, {"class_weight": [None, "balanced"]}, cv=2)
+        again.fit(TEXTS, LABELS, sample_weight=DRAWN)
+    assert np.array_equal(scores(routed), expected)
+    best = clone(search.best_estimator_).fit(TEXTS, LABELS, DRAWN)
+    assert np.array_equal(scores(search), scores(best))
+    assert np.array_equal(scores(again), scores(search))
+
+
+def test_wrong_weights_are_refused_before_the_language_model_is_trained(monkeypatch) -> None:
+    monkeypatch.setattr(ULMFiT, "pretrain", None)
+    with pytest.raises(ValueError, match="which is no class of the texts"):
+        new(fine_tune_lm=True, class_weight={"more": 2}).fit(TEXTS, LABELS)
+
+
 @pytest.mark.parametrize(
     ("fit", "error", "message"),
     [
@@ -269,13 +373,28 @@ def test_options_reach_their_stage() -> None:
         (lambda: new(language_model="nowhere", model_options=None).fit(TEXTS, LABELS),
          FileNotFoundError, "nowhere is no directory"),
         (lambda: new(lr=-1.0).fit(TEXTS, LABELS), ValueError, "lr is -1.0"),
+        (lambda: new(class_weight={"godo": 2}).fit(TEXTS, LABELS), ValueError,
+         "class_weight has 'godo', which is no class of the texts; their classes are .'bad', 'g"),
+        (lambda: new(class_weight="auto").fit(TEXTS, LABELS), ValueError,
+         "class_weight is 'auto' .str., expected .balanced. or a mapping"),
+        (lambda: new().fit(TEXTS, LABELS, [1.0] * 59), ValueError,
+         "there are 59 values of sample_weight for 60 texts"),
+        (lambda: new().fit(TEXTS, LABELS, np.ones((60, 2))), ValueError,
+         r"sample_weight has shape \(60, 2\)"),
+        (lambda: new().fit(TEXTS, LABELS, [-1.0] * 60), ValueError,
+         r"sample_weight\[0\] is -1.0, expected"),
+        (lambda: new(classifier_options={"class_weight": "balanced"}).fit(TEXTS, LABELS),
+         ValueError, "classifier_options has 'class_weight', expected none; pass class_weight="),
+        (lambda: new(classifier_options={"weight_column": "w"}).fit(TEXTS, LABELS), ValueError,
+         "classifier_options has 'weight_column', expected none; pass sample_weight to fit"),
         (lambda: new().predict(TEXTS), NotFittedError, "is not fitted yet"),
         (lambda: new().score(TEXTS, LABELS), NotFittedError, "is not fitted yet"),
     ],
     ids=[
         "one class", "lengths", "empty", "string", "numbers", "missing", "two columns",
         "continuous", "two-dimensional y", "no model", "both options", "untrained", "no directory",
-        "bad rate", "predict first", "score first",
+        "bad rate", "unknown class", "unknown word", "few weights", "two columns of weights",
+        "negative weight", "option", "column", "predict first", "score first",
     ],
 )  # fmt: skip
 def test_refuses(fit, error: type[Exception], message: str) -> None:

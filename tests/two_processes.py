@@ -40,6 +40,8 @@ UNFREEZING = TrainingSettings(
     batch_size=2, bptt=5, lr=0.02, epochs=5, gradual_unfreezing=1, valid_share=0.3, patience=2
 )
 FITTING = TrainingSettings(batch_size=4, bptt=5, lr=0.02, epochs=4, gradual_unfreezing=1)
+# Of the five texts of a batch that two processes share, one has the texts that count least.
+WEIGHTS = torch.tensor([0.25, 3.0, 0.0, 1.0, 0.5]).double().repeat(6)
 TOKENIZER = Tokenizer.train(["a fine film"] * 3, min_freq=1)
 
 
@@ -140,10 +142,10 @@ def without_dropout_in_the_head(model):
     return model
 
 
-def classifier_steps(config=PLAIN):
+def classifier_steps(weights=None):
     """Take steps on uneven batches, one of them too small for two, with AR, TAR and clipping."""
     torch.manual_seed(0)
-    model = build_classifier(None, replace(config, output_p=0.0), 3, TrainingSettings(bptt=4))
+    model = build_classifier(None, PLAIN, 3, TrainingSettings(bptt=4))
     model.max_len = 6
     without_dropout_in_the_head(model).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -157,8 +159,9 @@ def classifier_steps(config=PLAIN):
         labels = torch.arange(len(own)) % 3
         (batch,) = ClassifierBatches(own, labels, batch_size=8)
         loss = classifier_step(
-            model, batch, optimizer, alpha=2.0, beta=1.0, clip=0.5, shared=shared_classifier(model)
-        )
+            model, batch, optimizer, alpha=2.0, beta=1.0, clip=0.5, weights=weights,
+            shared=shared_classifier(model),
+        )  # fmt: skip
         found["losses"].append(list(loss))
         found["grads"].append([None if p.grad is None else p.grad.clone()
                                for p in model.parameters()])  # fmt: skip
@@ -167,7 +170,7 @@ def classifier_steps(config=PLAIN):
     return found
 
 
-def fit(directory, at=None, settings=FITTING, config=CONFIG, **options):
+def fit(directory, at=None, settings=FITTING, config=CONFIG, weights=None, **options):
     torch.manual_seed(1)
     model = build_classifier(None, config, 2, settings)
     if config is PLAIN:
@@ -176,7 +179,9 @@ def fit(directory, at=None, settings=FITTING, config=CONFIG, **options):
         MortalRun(directory, at, checkpoint_steps=2, **options), "fit_classifier", TOKENIZER
     )
     labels = torch.arange(30) % 2
-    history = fit_classifier(model, documents(30), labels, settings, seed=3, run=run)
+    history = fit_classifier(
+        model, documents(30), labels, settings, weights=weights, seed=3, run=run
+    )
     return {
         "losses": history.losses.tolist(),
         "weights": list(model.state_dict().values()),
@@ -245,6 +250,8 @@ WHAT = {
     "resumed": partial(killed_and_resumed, train, (3, 6, 13)),
     "train": lambda directory: train(directory / "two"),
     "classifier": lambda directory: classifier_steps(),
+    "weighted_classifier": lambda directory: classifier_steps(WEIGHTS[:5]),
+    "weighted_fit": lambda directory: fit(directory / "two", config=PLAIN, weights=WEIGHTS),
     "fit": lambda directory: fit(directory / "two", config=PLAIN),
     "fit_and_resume": partial(killed_and_resumed, fit, (1, 4, 9)),
     "full_disk": full_disk,
