@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -437,6 +438,22 @@ def test_weights_are_read_from_a_column(tmp_path) -> None:
         for name in ("losses", "lrs"):
             own, other = (m.histories["fit_classifier"] for m in (model, expected))
             assert getattr(own, name) == getattr(other, name)
+
+
+def test_classes_with_names_and_numbers_of_any_kind(tmp_path) -> None:
+    names = {"info": {"features": {"label": {"names": ["good", "bad", "odd"]}}}}
+    columns = {"text": TEXTS, "label": [n % 3 for n in range(24)]}
+    weights = [Decimal(n + 1) / 4 for n in range(24)]
+    table = pa.table({**columns, "weight": weights})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    expected = TEXTS, NAMES, [float(weight) for weight in weights]
+    assert read_weighted(tmp_path / "rows.parquet") == expected
+    frame = pd.DataFrame({**columns, "weight": np.arange(24, dtype=np.float32)})
+    assert read_weighted(frame) == (TEXTS, columns["label"], [float(n) for n in range(24)])
+    # One column may be both: the more stars, the more it counts.
+    texts, stars, found = read_weighted(frame, weight_column="label")
+    assert texts == TEXTS and stars == found == columns["label"]
 
 
 @pytest.mark.parametrize("value", [None, "", "much", -1.0, float("nan"), [1.0]], ids=repr)
