@@ -290,7 +290,12 @@ ONES = [1.0] * 24
         (refused(sample_weight="weight"), TypeError,
          "sample_weight is 'weight' (str), expected a number for each text; name a column of the"),
         (refused(sample_weight=2.0), TypeError, "sample_weight is 2.0 (float)"),
-        (refused(sample_weight={"good": 2}), TypeError, "sample_weight is {'good': 2} (dict)"),
+        (refused(sample_weight={"good": [2.0] * 24}), ValueError,
+         "the dict has no column 'weight'; its columns are 'good'; pass the name of one"),
+        (refused(sample_weight=pd.DataFrame([[1.0, 2.0]] * 24, columns=["weight", "weight"])),
+         ValueError, "the DataFrame has the column 'weight' 2 times; its columns are 'weight', "),
+        (refused(sample_weight=pd.DataFrame({"weight": [*ONES[1:], None]})), TypeError,
+         "sample_weight[23] is <NA> (NAType), expected a number"),
         (refused(sample_weight=np.ones((24, 1))), ValueError,
          "sample_weight has shape (24, 1), expected (24,), a number for each text; pass one"),
         (refused(sample_weight=torch.ones(1, 24)), ValueError, "sample_weight has shape (1, 24)"),
@@ -471,6 +476,84 @@ def test_a_row_without_a_weight_is_named_or_left_out(tmp_path, caplog, value) ->
         assert f"1 row skipped: {tmp_path / name}, line {line}: 'weight'" in caplog.text
         assert len(texts) == len(weights) == 23
         assert weights == [float(row["weight"]) for row in rows if row is not rows[4]]
+
+
+def test_a_missing_weight_or_label_of_a_table_is_named_with_its_row(caplog) -> None:
+    for column, reason in (
+        ("weight", "expected a finite number, at least 0; mend or drop the row"),
+        ("label", "expected a label; fill it in or drop the row"),
+    ):
+        rows = [{**row, column: None} if row is ROWS[4] else row for row in ROWS]
+        sources = {
+            "the DataFrame, row 4": pd.DataFrame(rows),
+            "the Table, row 4": pa.Table.from_pylist(rows),
+            "the dict, row 4": {name: [row[name] for row in rows] for name in ROWS[0]},
+            "record 4": rows,
+        }
+        for place, source in sources.items():
+            message = rf"^{place}: '{column}' is (None|nan|<NA>), {reason}$"
+            with pytest.raises(ValueError, match=message):
+                ULMFiT(**SMALL).fit_classifier(source, **QUICK, weight_column="weight")
+            caplog.clear()
+            texts, labels, weights = read_weighted(source, on_error="skip")
+            assert f"1 row skipped: {place}: '{column}'" in caplog.text
+            assert texts == [*TEXTS[:4], *TEXTS[5:]] and labels == [*NAMES[:4], *NAMES[5:]]
+            assert weights == [row["weight"] for row in rows if row is not rows[4]]
+
+
+def test_a_column_of_weights_is_there_exactly_once(tmp_path) -> None:
+    lines = [
+        "text,label,weight,weight",
+        *(f"{t},{n},1,2" for t, n in zip(TEXTS, NAMES, strict=True)),
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    row = '{"text": "a", "label": "b", "weight": 1, "weight": 2}'
+    (tmp_path / "rows.jsonl").write_text(row)
+    rows = pd.DataFrame([["a", "b", 1.0, 2.0]], columns=["text", "label", "weight", "weight"])
+    table = pa.table([["a"], ["b"], [1.0], [2.0]], names=list(rows.columns))
+    for source in (tmp_path / "rows.csv", tmp_path / "rows.jsonl", rows, table):
+        with pytest.raises(ValueError, match="has the column 'weight' 2 times; its columns are"):
+            read_weighted(source)
+
+
+def test_records_and_booleans_have_weights(tmp_path) -> None:
+    weights = [row["weight"] for row in ROWS]
+    truth = [name == "good" for name in NAMES]
+    rows = [{**row, "label": label} for row, label in zip(ROWS, truth, strict=True)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for source in (rows, pd.DataFrame(rows), pa.Table.from_pylist(rows), tmp_path / "rows.jsonl"):
+        texts, labels, found = read_weighted(source)
+        assert (texts, labels, found) == (TEXTS, truth, weights)
+        assert all(type(label) is bool for label in labels)
+    model = ULMFiT(**SMALL).fit_classifier(
+        rows, **QUICK, weight_column="weight", class_weight={True: 2}
+    )
+    same = ULMFiT(**SMALL).fit_classifier(
+        TEXTS, np.array(truth), **QUICK, sample_weight=weights, class_weight={"True": 2}
+    )
+    assert model.labels == same.labels == [False, True]
+    assert np.array_equal(model.predict_proba(TEXTS), same.predict_proba(TEXTS))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        lambda columns: columns,
+        pd.DataFrame,
+        pa.table,
+        lambda columns: pd.DataFrame(columns).to_records(index=False),
+    ],
+    ids=["dict", "pandas", "Arrow", "NumPy"],
+)
+def test_labels_and_weights_come_in_tables(table) -> None:
+    weights = [row["weight"] for row in ROWS]
+    expected = ULMFiT(**SMALL).fit_classifier(TEXTS, NAMES, **QUICK, sample_weight=weights)
+    for name, own in (("weight", {}), ("mass", {"weight_column": "mass"})):
+        given = table({"label": NAMES, name: weights})
+        model = ULMFiT(**SMALL).fit_classifier(TEXTS, given, **QUICK, sample_weight=given, **own)
+        assert np.array_equal(model.predict_proba(TEXTS), expected.predict_proba(TEXTS))
+    with pytest.raises(ValueError, match="has no column 'weight'; its columns are 'label', 'mass'"):
+        ULMFiT(**SMALL).fit_classifier(TEXTS, given, **QUICK, sample_weight=given)
 
 
 def test_columns_of_weights_that_are_not_there(tmp_path) -> None:

@@ -24,5 +24,10 @@ def test_a_column_of_weights(source) -> None:
         ULMFiT(**sizes).fit_classifier(source, epochs=1, batch_size=4, **own)
         for own in ({"weight_column": "weight"}, {"sample_weight": source["weight"]})
     ]
+    models.append(
+        ULMFiT(**sizes).fit_classifier(
+            source, source, epochs=1, batch_size=4, sample_weight=source, weight_column="weight"
+        )
+    )
     losses = [model.histories["fit_classifier"].losses for model in models]
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
