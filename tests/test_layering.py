@@ -57,7 +57,7 @@ FLOORS = [
     {"lm_stage"},
     {"pipeline", "lr_finder", "lr_curve", "generation", "saliency", "serving"},
     {"presets"},
-    {"estimator", "estimator_base", "estimator_checks", "estimator_settings"},
+    {"estimator", "estimator_base", "estimator_checks", "estimator_settings", "estimator_weights"},
     {"ensemble", "sklearn_classifier"},
     {"compat"},
     {"demo", "ablation"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from ulmfit_fast.outputs import check_apart, inside
 
 __all__ = [
     "BatchSize",
+    "ClassWeight",
     "Device",
     "Model",
     "Out",
@@ -36,12 +38,14 @@ __all__ = [
     "SkipBadRows",
     "TextColumn",
     "TextFiles",
+    "WeightColumn",
     "app",
     "check_again",
     "check_apart_from",
     "check_out",
     "check_out_file",
     "check_writable",
+    "class_weight_of",
     "guarded",
     "names_in",
     "on_error",
@@ -88,6 +92,17 @@ TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv a
 SkipBadRows = Annotated[
     bool,
     typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; tell in the end."),
+]
+ClassWeight = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class-weight",
+        help="balanced, LABEL=WEIGHT (repeatable), or a JSON object of label and weight.",
+    ),
+]
+WeightColumn = Annotated[
+    str | None,
+    typer.Option("--weight-column", help="Column of the weights of texts; none when not given."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
 
@@ -175,6 +190,42 @@ def _in_one_line(text: str) -> str:
 def on_error(skip_bad_rows: bool) -> Literal["raise", "skip"]:
     """Return what `read_texts` is told."""
     return "skip" if skip_bad_rows else "raise"
+
+
+def class_weight_of(given: list[str] | None) -> Literal["balanced"] | dict[str, float] | None:
+    """Return what `--class-weight` says; labels are strings, as they are written.
+
+    >>> class_weight_of(["bad=2", "good=0.5"]), class_weight_of(['{"1": 3}'])
+    ({'bad': 2.0, 'good': 0.5}, {'1': 3})
+
+    Raises:
+        ValueError: if it is none of the forms, or names a label twice.
+    """
+    if not given:
+        return None
+    if given == ["balanced"]:
+        return "balanced"
+    pairs: list[tuple[str, float]] = []
+    for text in given:
+        label, equals, weight = text.rpartition("=")
+        try:
+            if text.lstrip().startswith("{") and text.rstrip().endswith("}"):
+                pairs += json.loads(text, object_pairs_hook=list)
+            elif equals and label:
+                pairs.append((label, float(weight)))
+            else:
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"--class-weight is {text!r:.60}, expected balanced alone, LABEL=WEIGHT, or a JSON "
+                'object such as {"good": 1, "bad": 2.5}'
+            ) from None
+    weights = dict(pairs)
+    if len(weights) < len(pairs):
+        labels = [label for label, _ in pairs]
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"--class-weight has {twice!r:.60} twice; leave one out")
+    return weights
 
 
 def check_out(

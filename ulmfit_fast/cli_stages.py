@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ulmfit_fast.cli_app import (
+    ClassWeight,
     Device,
     Model,
     Out,
@@ -17,8 +18,10 @@ from ulmfit_fast.cli_app import (
     SkipBadRows,
     TextColumn,
     TextFiles,
+    WeightColumn,
     app,
     check_out,
+    class_weight_of,
     guarded,
     on_error,
     say,
@@ -290,6 +293,7 @@ def fit_classifier(
     lr: MaybeRate = None,
     batch_size: MaybeBatchSize = None,
     drop_mult: DropMult = None,
+    class_weight: ClassWeight = None,
     settings: Settings = None,
     checkpoint_steps: CheckpointSteps = None,
     checkpoint_minutes: CheckpointMinutes = 10.0,
@@ -305,9 +309,11 @@ def fit_classifier(
     label_column: Annotated[
         str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
     ] = "label",
+    weight_column: WeightColumn = None,
     device: Device = None,
 ) -> None:
     """Fit a classifier on a language model's encoder (stage 3)."""
+    weights = class_weight_of(class_weight)
     run = _run(
         "fit_classifier",
         out,
@@ -322,7 +328,15 @@ def fit_classifier(
         overwrite=overwrite,
     )
     learner = _load(model, out, seed, device)
-    given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, drop_mult=drop_mult)
+    given = _given(
+        settings,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        drop_mult=drop_mult,
+        class_weight=weights,
+        weight_column=weight_column,
+    )
     with _reported(learner, "fit_classifier", out, run):
         learner.fit_classifier(
             text,

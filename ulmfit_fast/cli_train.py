@@ -7,14 +7,17 @@ from typing import Annotated
 
 from ulmfit_fast.cli_app import (
     BatchSize,
+    ClassWeight,
     Device,
     Model,
     Overwrite,
     Seed,
     TextColumn,
     TextFiles,
+    WeightColumn,
     app,
     check_out_file,
+    class_weight_of,
     guarded,
     say,
     typer,
@@ -36,6 +39,8 @@ def find_lr_command(
             "--label-column", "--labels", help="Column of labels: the rate of a new classifier."
         ),
     ] = None,
+    class_weight: ClassWeight = None,
+    weight_column: WeightColumn = None,
     batch_size: BatchSize = 64,
     bptt: Annotated[int, typer.Option("--bptt", help="Tokens of a step.")] = 70,
     gradual_unfreezing: Annotated[
@@ -52,13 +57,17 @@ def find_lr_command(
     """
     import torch
 
-    from ulmfit_fast.data.corpus import read_labelled, read_texts
+    from ulmfit_fast.data.corpus import read_texts
     from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.estimator_weights import labelled_texts, weighed
     from ulmfit_fast.lr_finder import find_lr
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
     from ulmfit_fast.pipeline import TrainingSettings, build_classifier
     from ulmfit_fast.seeds import own_generators
 
+    class_weights = class_weight_of(class_weight)
+    if label_column is None and not (class_weights is None and weight_column is None):
+        raise ValueError("there are weights of a classifier's texts; name its --label-column")
     check_out_file(out, [model, *text], overwrite=overwrite)
     settings = TrainingSettings(
         batch_size=batch_size, bptt=bptt, gradual_unfreezing=gradual_unfreezing
@@ -67,12 +76,15 @@ def find_lr_command(
     if learner.tokenizer is None or learner.language_model is None:
         raise ValueError(f"the model in {model} has no language model, expected one; pre-train it")
     trained: LanguageModel | TextClassifier = learner.language_model
-    classes = None
+    classes, weights = None, None
     if label_column is None:
         corpus = list(read_texts(text, text_column=text_column))
     else:
-        corpus, labels = read_labelled(text, text_column=text_column, label_column=label_column)
-        names = sorted(set(labels))
+        read = labelled_texts(
+            text, None, None, weight_column, text_column=text_column, label_column=label_column
+        )
+        names = sorted(set(read[1]))
+        corpus, labels, weights = weighed(read[0], read[1], class_weights, read[2])
         indices = [names.index(label) for label in labels]
         classes = torch.tensor(indices, dtype=torch.int64, device="cpu")
         own = learner.language_model.config
@@ -87,7 +99,9 @@ def find_lr_command(
             trained = build_classifier(learner.language_model, config, len(names), settings)
         trained = trained.to(learner.device)
     documents = learner.tokenizer.encode_batch(corpus)
-    result = find_lr(trained, documents, settings, labels=classes, steps=steps, seed=seed)
+    result = find_lr(
+        trained, documents, settings, labels=classes, weights=weights, steps=steps, seed=seed
+    )
     result.plot(out)
     for name in ("valley", "steep", "minimum"):
         typer.echo(f"{name} {getattr(result.suggestions, name):.2e}")

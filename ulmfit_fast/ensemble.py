@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ulmfit_fast.checkpoint import FORMAT_VERSION, read_config
-from ulmfit_fast.data.corpus import read_labelled, read_texts
+from ulmfit_fast.data.corpus import read_texts
 from ulmfit_fast.directories import CONFIG, ENSEMBLE_FORMAT, read_version, write_directory
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_base import Texts
-from ulmfit_fast.estimator_checks import Label, plain_labels
+from ulmfit_fast.estimator_checks import Label
+from ulmfit_fast.estimator_weights import labelled_texts, text_weights
 from ulmfit_fast.files import user_path, write_text
 from ulmfit_fast.model_schema import shown
 from ulmfit_fast.serving.predictor import Predictor
@@ -172,7 +173,8 @@ def fit_ensemble(
             forwards and one backwards; they stay as they are.
         pretrain: arguments of `ULMFiT.pretrain`.
         fine_tune_lm: arguments of `ULMFiT.fine_tune_lm`.
-        fit_classifier: arguments of `ULMFiT.fit_classifier`.
+        fit_classifier: arguments of `ULMFiT.fit_classifier`, class_weight, sample_weight and
+            weight_column among them.
         text_column: column of .csv and .jsonl files.
         label_column: column of .csv and .jsonl files.
         options: arguments of `ULMFiT`, such as preset, seed and device.
@@ -195,12 +197,15 @@ def fit_ensemble(
         raise ValueError(
             "there is no language model to fine-tune; pass pretrain_texts or language_models"
         )
-    if labels is None:
-        corpus, found = read_labelled(texts, text_column=text_column, label_column=label_column)
-        own: list[Label] = list(found)
-    else:
-        corpus = list(read_texts(texts, text_column=text_column))
-        own = plain_labels(labels, label_column)
+    last = dict(fit_classifier or {})
+    class_weight, *weights = (
+        last.pop(name, None) for name in ("class_weight", "sample_weight", "weight_column")
+    )
+    corpus, own, sample_weight = labelled_texts(
+        texts, labels, *weights, text_column=text_column, label_column=label_column
+    )
+    # Once for both models, and refused before the first is trained.
+    last["sample_weight"] = text_weights(own, class_weight, sample_weight)
     general = [] if pretrain_texts is None else list(_read(pretrain_texts, text_column))
     target = corpus if fine_tune_texts is None else list(_read(fine_tune_texts, text_column))
     for model in models:
@@ -208,7 +213,7 @@ def fit_ensemble(
             model.pretrain(general, **(pretrain or {}))
         if model.language_model is not None:
             model.fine_tune_lm(target, **(fine_tune_lm or {}))
-        model.fit_classifier(corpus, own, **(fit_classifier or {}))
+        model.fit_classifier(corpus, own, **last)
     return Ensemble(models)
 
 

@@ -10,7 +10,6 @@ import torch
 
 from ulmfit_fast import pipeline
 from ulmfit_fast.data.bad_rows import OnError
-from ulmfit_fast.data.corpus import read_labelled, read_texts
 from ulmfit_fast.data.token_store import TokenStore
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.distributed import shared_text, world
@@ -20,7 +19,6 @@ from ulmfit_fast.estimator_checks import (
     checked_device,
     checked_seed,
     holding_directories,
-    plain_labels,
 )
 from ulmfit_fast.estimator_settings import (
     check_model_settings,
@@ -31,6 +29,7 @@ from ulmfit_fast.estimator_settings import (
     stage_settings,
     with_dropout,
 )
+from ulmfit_fast.estimator_weights import ClassWeight, labelled_texts, weighed
 from ulmfit_fast.history import History
 from ulmfit_fast.model_schema import Place, check_labels
 from ulmfit_fast.nn import LanguageModel
@@ -331,8 +330,11 @@ class ULMFiT(TextModel):
         lr: float | None = None,
         gradual_unfreezing: int | Sequence[int] | None = None,
         drop_mult: float | None = None,
+        class_weight: ClassWeight | None = None,
+        sample_weight: Iterable[float] | None = None,
         text_column: str = "text",
         label_column: str = "label",
+        weight_column: str | None = None,
         on_error: OnError = "raise",
         run: Run | None = None,
         **settings: Any,
@@ -340,6 +342,13 @@ class ULMFiT(TextModel):
         """Fit a classifier on the encoder of the language model (stage 3).
 
         Without a language model the encoder starts from scratch.
+
+        With weights the loss is sum(w_i * l_i) / sum(w_i) over the texts, w_i being the product of
+        the weights of text i and its class: only proportions matter, a weight of 2 is as good as
+        the text twice, and a text of weight 0 is left out. A batch has its share of that sum, so
+        that one without the rare class counts less than one with it, see
+        `classifier_step.classifier_step`; the losses of the history are the weighted ones. Neither
+        the vocabulary and the language model, nor AR, TAR and BatchNorm know of weights.
 
         Args:
             texts: the labelled texts.
@@ -351,8 +360,16 @@ class ULMFiT(TextModel):
             gradual_unfreezing: open one more layer group every so many epochs; 0 trains all, also
                 where the preset has stages. None for the preset's, or 1.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
+            class_weight: "balanced", which lets all classes count alike, with the weights
+                `n_samples / (n_classes * np.bincount(y))` and texts counted with their own weights;
+                a mapping from label, or how it is written, to weight, 1 for a class that it leaves
+                out; or None.
+            sample_weight: a number for each text, in a list, an array, a table with a column
+                "weight" (or `weight_column`) or the like; or None.
             text_column: column of .csv and .jsonl files.
             label_column: column of .csv and .jsonl files.
+            weight_column: column of the weights of texts, where labels are read from a column, or
+                of a table in sample_weight; or None.
             on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
@@ -361,10 +378,14 @@ class ULMFiT(TextModel):
             The object itself.
 
         Raises:
-            TypeError: if a label is neither a str nor an int nor a bool.
-            ValueError: if labels do not match the texts, one of them is missing or has a control
-                character such as a line end, there are fewer than two classes, or a setting does
-                not fit.
+            TypeError: if a label is neither a str nor an int nor a bool, or a weight no number.
+            ValueError: if labels or weights do not match the texts, one of them is missing, a label
+                has a control character such as a line end, there are fewer than two classes, or
+                with a weight above 0, a weight is not finite or below 0, class_weight has an
+                unknown class, or a setting does not fit.
+
+        Source:
+            scikit-learn 1.9, `utils.class_weight.compute_class_weight`, for class_weight.
         """
         settings["gradual_unfreezing"] = gradual_unfreezing
         training, drop_mult = stage_settings(
@@ -373,30 +394,29 @@ class ULMFiT(TextModel):
         classifier_config(self.settings, drop_mult)  # refused before the texts are read
         if run is not None:
             run.check("fit_classifier")
-        if labels is None:
-            corpus, found = read_labelled(
-                texts, text_column=text_column, label_column=label_column, on_error=on_error
-            )
-            own: list[Label] = list(found)
-        else:
-            read = read_texts(texts, text_column=text_column, on_error=on_error)
-            corpus, own = list(read), plain_labels(labels, label_column)
-        if len(corpus) != len(own):
-            raise ValueError(
-                f"there are {len(own)} labels for {len(corpus)} texts, expected one for each text"
-            )
+        corpus, own, sample_weight = labelled_texts(
+            texts,
+            labels,
+            sample_weight,
+            weight_column,
+            text_column=text_column,
+            label_column=label_column,
+            on_error=on_error,
+        )
         classes = sorted(set(own), key=lambda label: (str(type(label)), label))
         if len(classes) < 2:
             raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
         check_labels(Place("the classes", "write it in another way"), classes)
+        corpus, own, weights = weighed(corpus, own, class_weight, sample_weight)
         with own_generators(self.seed + 2, self.device):
-            self._fit_classifier(corpus, own, classes, training, drop_mult, run)
+            self._fit_classifier(corpus, own, weights, classes, training, drop_mult, run)
         return self
 
     def _fit_classifier(
         self,
         corpus: list[str],
         own: list[Label],
+        weights: torch.Tensor | None,
         classes: list[Label],
         training: TrainingSettings,
         drop_mult: float,
@@ -418,6 +438,7 @@ class ULMFiT(TextModel):
             self._encoded(tokenizer, corpus),
             torch.tensor([classes.index(label) for label in own], dtype=torch.int64, device="cpu"),
             training,
+            weights=weights,
             seed=self.seed,
             progress=self.progress,
             # Making the model ready to predict after every epoch costs a pass over the texts.

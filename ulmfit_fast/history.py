@@ -149,7 +149,8 @@ class History:
     groups takes 48 MB. `tolist` makes lists of them.
 
     Attributes:
-        losses: cross entropy of each step, in nats, with label smoothing where that is on.
+        losses: cross entropy of each step, in nats, with label smoothing and weights of texts
+            where there are any.
         regularisers: AR + TAR of each step.
         lrs: learning rate of each layer group at each step, as the step was taken with it.
         epochs: result of each epoch.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ulmfit_fast.classifier_step import classifier_step, shared_classifier
+from ulmfit_fast.classifier_step import classifier_step, relative_weights, shared_classifier
 from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.lm_stage import Documents, training_stream
 from ulmfit_fast.lm_step import LanguageModelStep
@@ -32,6 +32,7 @@ def find_lr(
     settings: TrainingSettings,
     *,
     labels: Tensor | None = None,
+    weights: Tensor | None = None,
     start_lr: float = 1e-7,
     end_lr: float = 10.0,
     steps: int = 100,
@@ -60,6 +61,7 @@ def find_lr(
         documents: token ids of each document, int32; read again from the start where they are few.
         settings: how the training is meant to be; its rate, schedule and epochs do not count.
         labels: `(N,)` int64, for a classifier.
+        weights: `(N,)`, of a classifier's texts, as for `pipeline.fit_classifier`; or None.
         start_lr: smallest learning rate.
         end_lr: largest learning rate.
         steps: at most so many.
@@ -87,12 +89,16 @@ def find_lr(
         raise ValueError(f"the model is a {type(model).__name__}, expected {expected}")
     if len(documents) == 0:
         raise ValueError("there are 0 documents, expected at least one; pass more text")
+    if weights is not None and not is_classifier:
+        raise ValueError("the model is a LanguageModel, expected weights=None")
+    weights = relative_weights(weights, len(documents))
     device = next(model.parameters()).device
     with own_generators(seed, device):
         rates = [start_lr * (end_lr / start_lr) ** (i / (steps - 1)) for i in range(steps)]
         with progress_bar("learning rate", steps, enabled=progress) as advance:
             curve = Curve(stop_factor)
-            for lr, loss in _search(copy.deepcopy(model), documents, labels, settings, rates, seed):
+            copied = copy.deepcopy(model)
+            for lr, loss in _search(copied, documents, labels, weights, settings, rates, seed):
                 advance(f"lr {lr:.1e}, loss {loss:.3f}")
                 if not curve.add(lr, loss):
                     break
@@ -103,6 +109,7 @@ def _search(
     model: LanguageModel | TextClassifier,
     documents: Documents,
     labels: Tensor | None,
+    weights: Tensor | None,
     settings: TrainingSettings,
     rates: Sequence[float],
     seed: int,
@@ -116,7 +123,9 @@ def _search(
         if isinstance(model, LanguageModel):
             losses = _language_model_losses(model, documents, own, plan.optimizer, seed)
         else:
-            losses = _classifier_losses(model, documents, labels, own, plan.optimizer, seed)
+            losses = _classifier_losses(
+                model, documents, labels, weights, own, plan.optimizer, seed
+            )
         model.train()
         for rate in rates:
             for group, share in zip(plan.optimizer.param_groups, shares, strict=True):
@@ -160,6 +169,7 @@ def _classifier_losses(
     model: TextClassifier,
     documents: Documents,
     labels: Tensor | None,
+    weights: Tensor | None,
     settings: TrainingSettings,
     optimizer: Optimizer,
     seed: int,
@@ -186,6 +196,7 @@ def _classifier_losses(
                 beta=settings.beta,
                 clip=settings.clip,
                 label_smoothing=settings.label_smoothing,
+                weights=weights,
                 precision=precision,
                 shared=shared,
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast import distributed
+from ulmfit_fast.classifier_step import relative_weights
 from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.data.vocab import Vocab, transfer_rows
 from ulmfit_fast.evaluation import recalibrate_batch_norm
@@ -104,6 +105,7 @@ def fit_classifier(
     labels: Tensor,
     settings: TrainingSettings,
     *,
+    weights: Tensor | None = None,
     seed: int = 0,
     progress: bool = True,
     after_epoch: EpochHook | None = None,
@@ -118,6 +120,8 @@ def fit_classifier(
         documents: token ids of each text, int32.
         labels: `(N,)` int64.
         settings: how to train.
+        weights: `(N,)`, how much the loss of each text counts, see `classifier_step`; only their
+            proportions matter. None weighs all alike.
         seed: of the order of the texts.
         progress: show the bar.
         after_epoch: called with the number of finished epochs and the history so far, when the
@@ -128,10 +132,12 @@ def fit_classifier(
         The losses and learning rates of every step, and where each layer group was opened.
 
     Raises:
-        ValueError: if a setting is for language models alone, or the run to go on with is another
+        ValueError: if a setting is for language models alone, a weight is not finite or below 0,
+            there are not as many as texts or all of them are 0, or the run to go on with is another
             one.
     """
     _check_classifier_settings(settings)
+    weights = relative_weights(weights, len(documents))
     device = next(model.parameters()).device
     precision = Precision.of(settings.precision, device)
     history, cursor = History(), Cursor()
@@ -147,7 +153,7 @@ def fit_classifier(
     plan = TrainingPlan(model, settings, [len(batches)] * settings.epochs)
     training = Training(model, plan, history, cursor, precision.scaler)
     shown = False
-    surviving_run = surviving(run, training, settings, documents, seed)
+    surviving_run = surviving(run, training, settings, documents, seed, weights)
     with distributed.own_masks(device), plan.unfreezing_groups(), surviving_run:
         for epoch in range(cursor.epoch, settings.epochs):
             batches.set_epoch(epoch)
@@ -162,6 +168,7 @@ def fit_classifier(
                 beta=settings.beta,
                 clip=settings.clip,
                 label_smoothing=settings.label_smoothing,
+                weights=weights,
                 precision=precision,
                 history=history,
                 cursor=cursor,

@@ -23,6 +23,7 @@ from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.data.texts import CheckedTexts
 from ulmfit_fast.estimator import ULMFiT
 from ulmfit_fast.estimator_checks import require_labels
+from ulmfit_fast.estimator_weights import ClassWeight, text_weights
 from ulmfit_fast.model_schema import Place, check_labels
 from ulmfit_fast.presets import Preset
 
@@ -57,6 +58,9 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: texts at a time; None as for `ULMFiT.fit_classifier`.
         drop_mult: the classifier's factor on every dropout; None as for `ULMFiT.fit_classifier`.
         gradual_unfreezing: None as for `ULMFiT.fit_classifier`.
+        class_weight: "balanced", a mapping from label to weight, or None, as for
+            `ULMFiT.fit_classifier`. A mapping with a weight for each class of `fit` may have more:
+            a fold of a cross-validation can lack a rare class.
         lm_epochs: passes of the language model; None as for `ULMFiT.fine_tune_lm`.
         lm_lr: its largest learning rate; None as for `ULMFiT.fine_tune_lm`.
         classifier_options: further arguments of `ULMFiT.fit_classifier`.
@@ -86,6 +90,7 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: int | None = None,
         drop_mult: float | None = None,
         gradual_unfreezing: int | None = None,
+        class_weight: ClassWeight | None = None,
         lm_epochs: int | None = None,
         lm_lr: float | None = None,
         classifier_options: Mapping[str, Any] | None = None,
@@ -103,6 +108,7 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.drop_mult = drop_mult
         self.gradual_unfreezing = gradual_unfreezing
+        self.class_weight = class_weight
         self.lm_epochs = lm_epochs
         self.lm_lr = lm_lr
         self.classifier_options = classifier_options
@@ -113,20 +119,26 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.progress = progress
 
-    def fit(self, X: Iterable[str], y: Any) -> ULMFiTClassifier:
+    def fit(
+        self, X: Iterable[str], y: Any, sample_weight: Iterable[float] | None = None
+    ) -> ULMFiTClassifier:
         """Fit on texts and their labels.
 
         Args:
             X: texts, `(N,)`.
             y: labels, `(N,)`: str, int or what else scikit-learn takes for classes.
+            sample_weight: `(N,)`, how much the classifier's loss on each text counts, at least 0;
+                a factor of class_weight, and for "balanced" texts are counted with it. The
+                language model is trained on all texts alike. None weighs them alike.
 
         Returns:
             The estimator itself.
 
         Raises:
-            TypeError: if X does not hold strings.
+            TypeError: if X does not hold strings, or a weight is no number.
             ValueError: if X and y differ in length, a label is missing, X is a table without
-                exactly one column "text", there is one class only, or an option does not fit.
+                exactly one column "text", there is one class only, or a weight or an option does
+                not fit.
         """
         texts = _texts(X)
         y = _labels(y)
@@ -140,6 +152,12 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # What a saved model can hold; whole numbers may come as floats.
         labels = [int(c) if isinstance(c, float) else c for c in classes.tolist()]
         check_labels(Place("the classes of y", "write it in another way"), labels)
+        for name in ("class_weight", "sample_weight", "weight_column"):
+            if name in (self.classifier_options or {}):
+                own = "class_weight=" if name == "class_weight" else "sample_weight to fit"
+                raise ValueError(f"classifier_options has {name!r}, expected none; pass {own}")
+        # Before the language model is trained.
+        weights = text_weights(y.tolist(), self.class_weight, sample_weight, spare=True)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         model = self._starting_point(seed)
         options = {"epochs": self.lm_epochs, "lr": self.lm_lr, **(self.lm_options or {})}
@@ -147,7 +165,8 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             model.fine_tune_lm(texts, **options)
         elif self.fine_tune_lm:
             model.pretrain(texts, **options)
-        model.fit_classifier(texts, encoded, **self._classifier_options())
+        options = self._classifier_options()
+        model.fit_classifier(texts, encoded, sample_weight=weights, **options)
         # Fitted on positions, for labels that JSON would not keep; these are the labels themselves.
         model.labels = labels
         self.model_, self.classes_ = model, classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -127,6 +128,7 @@ def train_classifier_epoch(
     beta: float = 0.0,
     clip: float | None = None,
     label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
     precision: Precision = _FULL,
     history: History | None = None,
     cursor: Cursor | None = None,
@@ -146,6 +148,7 @@ def train_classifier_epoch(
         beta: weight of the temporal regulariser TAR.
         clip: largest gradient norm, or None.
         label_smoothing: share of the target spread over all classes.
+        weights: `(N,)`, of all texts, in the order of the index, see `classifier_step`; or None.
         precision: autocast and the scaling of gradients.
         history: gains a record of each step and of the epoch.
         cursor: where in the epoch to begin, and where it is from then on; None for its start.
@@ -154,7 +157,7 @@ def train_classifier_epoch(
         progress: show the bar.
 
     Returns:
-        The mean cross entropy, the texts seen and the time taken.
+        The mean cross entropy, weighted where there are weights, the texts seen and the time taken.
 
     Raises:
         FloatingPointError: if the loss is not finite; the parameters are those before the step.
@@ -174,6 +177,7 @@ def train_classifier_epoch(
                 beta=beta,
                 clip=clip,
                 label_smoothing=label_smoothing,
+                weights=weights,
                 precision=precision,
                 step=len(history.losses),
                 shared=shared,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ __all__ = [
     "is_missing",
     "missing_label",
     "shown",
+    "weight_of",
 ]
 
 Label = str | int
@@ -76,7 +79,7 @@ def _folded(name: Any) -> str:
 def checked_record(
     where: str, columns: Sequence[str], record: Mapping[Any, Any]
 ) -> tuple[Any, ...]:
-    """Return the text of a record with keys, and perhaps its label; see `checked_values`.
+    """Return the wanted values of a record with keys; see `checked_values`.
 
     Raises:
         ValueError: if a key is missing.
@@ -88,20 +91,20 @@ def checked_record(
 
 
 def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return a text and perhaps a label as plain str, int and bool.
+    """Return a text and perhaps a label as plain str, int and bool, a weight after them as it is.
 
     Raises:
         ValueError: for a text that is no string, or a label that is none of the three.
     """
-    if type(values[0]) is str and all(type(value) in (str, int, bool) for value in values[1:]):
+    if type(values[0]) is str and all(type(value) in (str, int, bool) for value in values[1:2]):
         return tuple(values)
     if not isinstance(values[0], str):
         raise ValueError(
             f"{where}: {columns[0]!r} is {shown(values[0])}, expected a string; mend or drop the "
             "row"
         )
-    checked: list[str | int] = [str(values[0])]
-    for column, value in zip(columns[1:], values[1:], strict=True):
+    checked: list[Any] = [str(values[0])]
+    for column, value in zip(columns[1:2], values[1:2], strict=True):
         if isinstance(value, np.generic):
             value = value.item()
         if is_missing(value):
@@ -112,7 +115,21 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
                 "mend or drop the row"
             )
         checked.append(value)
-    return tuple(checked)
+    return (*checked, *values[2:])
+
+
+def weight_of(value: Any) -> float | None:
+    """Return a weight as a float, also where it is none that can be used; None for no number.
+
+    >>> weight_of(np.float32(0.5)), weight_of(True), weight_of("0.5")
+    (0.5, 1.0, None)
+    """
+    if not isinstance(value, (Real, Decimal, np.bool_)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf
 
 
 def is_missing(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,13 +16,14 @@ from ulmfit_fast.data.columns import (
     is_missing,
     missing_label,
     shown,
+    weight_of,
 )
 from ulmfit_fast.data.records import READABLE, kind_of, read_records, read_whole, unit_of
 from ulmfit_fast.data.tables import column_values, is_table, table_records
 from ulmfit_fast.data.texts import not_a_text
 from ulmfit_fast.files import user_path
 
-__all__ = ["Label", "Source", "read_labelled", "read_texts"]
+__all__ = ["Label", "Source", "read_labelled", "read_texts", "read_weighted"]
 
 # A table is not named here: it has columns, and comes from a package that need not be installed.
 Source = str | os.PathLike[str] | Iterable[Any]
@@ -176,13 +178,49 @@ def read_labelled(
             or is of another kind, or there is no text at all; or if a label occurs in two kinds,
             as a string and as an integer.
     """
+    texts, labels, _ = _read(source, (text_column, label_column), on_error)
+    return texts, labels
+
+
+def read_weighted(
+    source: Source,
+    text_column: str = "text",
+    label_column: str = "label",
+    weight_column: str = "weight",
+    *,
+    on_error: OnError = "raise",
+) -> tuple[list[str], list[Label], list[float]]:
+    """Read texts, their labels and their weights from .csv, .jsonl or .parquet files or a table.
+
+    Args:
+        source: as for `read_labelled`, but for folders of .txt files, which have no weights.
+        text_column: column or key of the text.
+        label_column: column or key of the label.
+        weight_column: column or key of the weight: a finite number, at least 0, which in a file
+            may be written as a string.
+        on_error: as for `read_labelled`; a row without a weight cannot be read either.
+
+    Returns:
+        The texts, the labels and the weights, in the order of the files and the rows in them.
+
+    Raises:
+        FileNotFoundError: as `read_labelled`.
+        ImportError: as `read_labelled`.
+        TypeError: as `read_labelled`.
+        ValueError: as `read_labelled`, or if a weight is something else.
+    """
+    return _read(source, (text_column, label_column, weight_column), on_error)
+
+
+def _read(
+    source: Source, columns: tuple[str, ...], on_error: OnError
+) -> tuple[list[str], list[Label], list[float]]:
     bad = BadRows(on_error)
-    columns = (text_column, label_column)
     if is_table(source):
         name = f"the {type(source).__name__}"
         records = table_records(source, columns, bad)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
-        return _collected(places, label_column, source, bad)
+        return _collected(places, columns, source, bad)
     is_path = isinstance(source, (str, os.PathLike))
     items: list[Any] = [source] if is_path else list(_items(source))
     for name in items:
@@ -193,21 +231,26 @@ def read_labelled(
                 ".jsonl file that holds them"
             )
     items = [item if isinstance(item, Mapping) else _checked_path(item) for item in items]
-    return _collected(_labelled_records(items, columns, bad), label_column, items, bad)
+    return _collected(_labelled_records(items, columns, bad), columns, items, bad)
 
 
 def _labelled_records(
-    items: list[Path | Mapping[Any, Any]], columns: tuple[str, str], bad: BadRows
+    items: list[Path | Mapping[Any, Any]], columns: tuple[str, ...], bad: BadRows
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yield where a text stands, the text and its label."""
+    """Yield where a text stands, the text, its label and perhaps its weight."""
     for position, path in enumerate(items):
         if isinstance(path, Mapping):
             yield from _record(f"record {position}", columns, path, bad)
             continue
         for file in _files_of(path) if path.is_dir() else [path]:
             if kind_of(file) != ".txt":
-                for number, pair in read_records(file, columns, bad):
-                    yield f"{file}, {unit_of(file)} {number}", (pair[0], pair[1])
+                for number, values in read_records(file, columns, bad):
+                    yield f"{file}, {unit_of(file)} {number}", values
+            elif len(columns) > 2:
+                raise ValueError(
+                    f"{file} has no column {columns[2]!r} of weights; pass a .csv, .jsonl or "
+                    ".parquet file that has one"
+                )
             elif not path.is_dir():
                 raise ValueError(
                     f"{path} has no labels, expected a .csv or .jsonl file with labels"
@@ -224,14 +267,24 @@ def _labelled_records(
 
 
 def _collected(
-    records: Iterable[tuple[str, tuple[Any, ...]]], label_column: str, source: object, bad: BadRows
-) -> tuple[list[str], list[Label]]:
+    records: Iterable[tuple[str, tuple[Any, ...]]],
+    columns: tuple[str, ...],
+    source: object,
+    bad: BadRows,
+) -> tuple[list[str], list[Label], list[float]]:
+    label_column = columns[1]
     texts: list[str] = []
     labels: list[Label] = []
+    weights: list[float] = []
     kinds = LabelKinds()
-    for place, (text, label) in records:
+    for place, (text, label, *rest) in records:
         if is_missing(label):
             bad.meet(missing_label(f"{place}: {label_column!r}", label))
+            continue
+        try:
+            own = [_weight(place, columns[2], value) for value in rest]
+        except ValueError as error:
+            bad.meet(error)
             continue
         other = kinds.other(label, place)
         if other is not None:
@@ -242,12 +295,27 @@ def _collected(
             )
         texts.append(text)
         labels.append(label)
+        weights += own
     bad.tell()
     if not texts:
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one labelled text"
         )
-    return texts, labels
+    return texts, labels, weights
+
+
+def _weight(place: str, column: str, value: Any) -> float:
+    try:
+        # All that a .csv file holds are strings.
+        weight = weight_of(float(value) if isinstance(value, str) else value)
+    except ValueError:
+        weight = None
+    if weight is None or not 0.0 <= weight < math.inf:
+        raise ValueError(
+            f"{place}: {column!r} is {shown(value)}, expected a finite number, at least 0; mend or "
+            "drop the row"
+        )
+    return weight
 
 
 def _described(source: object) -> str:

@@ -244,7 +244,7 @@ def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ..
     values = checked_record(where, columns, record)
     if "\\u" not in line:
         return values
-    if any(isinstance(label, str) and SURROGATE.search(label) for label in values[1:]):
+    if any(isinstance(label, str) and SURROGATE.search(label) for label in values[1:2]):
         raise ValueError(
             f"{where}: {columns[1]!r} is {values[1]!r:.60}, half a character, expected whole ones; "
             "write the label anew"

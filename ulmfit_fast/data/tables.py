@@ -58,7 +58,7 @@ def table_records(
 
     Args:
         source: what `is_table` accepts.
-        columns: the column of the text, and that of the label if it is wanted.
+        columns: the column of the text, and those of the label and the weight if they are wanted.
         bad: takes the rows whose text is not a string, or whose label is none.
 
     Raises:
@@ -67,7 +67,7 @@ def table_records(
         ValueError: if a column is missing, or there more than once.
     """
     batches, features = _opened(source, columns)
-    names = _class_names(features, columns[-1]) if len(columns) > 1 else None
+    names = _class_names(features, columns[1]) if len(columns) > 1 else None
     return _rows(_name(source), columns, batches, names, bad)
 
 
@@ -166,7 +166,7 @@ def parquet_records(
 
     Args:
         path: an existing file.
-        columns: the column of the text, and that of the label if it is wanted.
+        columns: the column of the text, and those of the label and the weight if they are wanted.
         bad: takes the rows that cannot be read, as for `table_records`, a row group that is
             damaged, and a file that is no whole one.
 
@@ -283,7 +283,8 @@ def _rows(
         try:
             checked = checked_values(place, columns, values)
             if names is not None and isinstance(checked[1], int):
-                checked = (checked[0], _class_name(place, columns[1], checked[1], names))
+                name = _class_name(place, columns[1], checked[1], names)
+                checked = (checked[0], name, *checked[2:])
         except ValueError as error:
             bad.meet(error)
         else:

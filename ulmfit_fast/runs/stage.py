@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ulmfit_fast.data.tokenizer import Tokenizer
 from ulmfit_fast.distributed import world
@@ -41,6 +43,7 @@ def surviving(
     settings: TrainingSettings,
     documents: Sequence[Any],
     seed: int,
+    weights: Tensor | None = None,
 ) -> AbstractContextManager[State | None]:
     """Return the context of `Run.training`, or one that does nothing where there is no run.
 
@@ -50,6 +53,7 @@ def surviving(
         settings: how it trains.
         documents: token ids of each document.
         seed: of their order.
+        weights: `(N,)` in float64, of a classifier's texts; or None.
     """
     if run is None:
         return nullcontext()
@@ -68,7 +72,14 @@ def surviving(
     }
     if not isinstance(model, LanguageModel):
         fingerprint["classes"] = model.num_classes
+        fingerprint["weights"] = None if weights is None else _summary(weights)
     return run.run.training(run.stage, training, fingerprint, run.tokenizer)
+
+
+def _summary(weights: Tensor) -> str:
+    """Return the range of weights for a reader, and what other weights do not have as well."""
+    digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+    return f"{float(weights.min()):.4g} to {float(weights.max()):.4g}, {digest[:32]}"
 
 
 def _digest(document: Any) -> list[int]:
