@@ -378,7 +378,7 @@ class Tagger(Output):
 @pytest.mark.parametrize(
     "asked",
     [{nn.LSTM}, {uf.LSTM}, {nn.LSTM, nn.Linear}, None],
-    ids=["LSTM", "ours", "LSTM and Linear", "all"],
+    ids=["pytorchs", "ours", "two", "default"],
 )
 def test_quantize_dynamic_does_not_pass_by_in_silence(asked):
     module = Tagger(uf.LSTM(4, 3, weight_p=0.5)).eval()

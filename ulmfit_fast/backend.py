@@ -12,7 +12,8 @@
 for all time steps with the weight on chip, and `triton-stepwise`, one launch a step.
 
 A backend asked for by name runs or raises; only `auto` chooses another one. Under forward-mode
-differentiation and torch.func's grad, vjp, jacrev and hessian `reference` alone is right.
+differentiation and torch.func's grad, vjp, jacrev and hessian `reference` alone is right; it is
+also what torch.onnx.export is given where PyTorch's own LSTM cannot do what was asked for.
 """
 
 from __future__ import annotations

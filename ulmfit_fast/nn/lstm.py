@@ -291,7 +291,7 @@ class LSTM(PlainForward):
             check_hx(hx, shape if batched else (shape[0], shape[2]), x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
-        if self._takes_plain(x, hx, masks) and is_walked(x.shape[0], lengths):
+        if is_walked(x.shape[0], lengths) and self._takes_plain(x, hx, masks):
             return self._plain(input, hx, lengths)
         if hx is not None and not batched:
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
