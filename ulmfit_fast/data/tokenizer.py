@@ -330,8 +330,9 @@ class Tokenizer:
             engine = HuggingFaceEngine.from_content(content.get("huggingface"))
             if engine.vocab != vocab:
                 raise ValueError(
-                    f"the tokenizer is damaged: it has {len(vocab)} words, and its model for "
-                    f"Hugging Face {len(engine.vocab)} or others, expected the same; save it anew"
+                    f"the tokenizer is damaged: its words are {len(vocab)}, and those of its "
+                    f"Hugging Face model {len(engine.vocab)} or others, expected the same; save it "
+                    "anew"
                 )
             return cls("huggingface", engine)
         scores: Any = content.get("scores")
