@@ -33,7 +33,7 @@ def padded(packed: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> tuple[Te
     else:
         rows = int(batch_sizes[0])
     sizes = batch_sizes.to(data.device)
-    row = torch.arange(rows, device=data.device)
+    row = torch.arange(rows, dtype=torch.int64, device=data.device)
     inside = row < sizes[:, None]
     index = (sizes.cumsum(0) - sizes)[:, None] + row
     return data[index.masked_fill(~inside, 0)], inside.sum(0)
@@ -53,7 +53,7 @@ def packed_data(output: Tensor, lengths: Tensor, packed: PackedSequence) -> Tens
     if not torch.compiler.is_compiling():
         return pack_padded_sequence(output, lengths).data
     ends = packed.batch_sizes.to(output.device).cumsum(0)
-    place = torch.arange(packed.data.shape[0], device=output.device)
+    place = torch.arange(packed.data.shape[0], dtype=torch.int64, device=output.device)
     step = torch.searchsorted(ends, place, right=True)
     starts = torch.cat([ends.new_zeros(1), ends])
     return output[step, place - starts[step]]

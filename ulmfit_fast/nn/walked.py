@@ -126,7 +126,7 @@ class PlainForward(nn.Module):
     def __prepare_scriptable__(self) -> PlainForward:
         """Let torch.jit.script see the overloads, and attributes where there are properties."""
         # Types are inferred from these; values come by getattr, which finds the properties first.
-        self.__dict__["_plain_weights"] = [torch.empty(0)]
+        self.__dict__["_plain_weights"] = [torch.empty(0, dtype=torch.float32, device="cpu")]
         self.__dict__["_drops_anything"] = False
         self.__dict__["__overloads__"] = {"forward": ["_scripted", "_scripted_packed"]}
         return self
