@@ -25,9 +25,9 @@ spec = importlib.util.spec_from_file_location("locks", {locks.__file__!r})
 module = importlib.util.module_from_spec(spec); sys.modules["locks"] = module
 spec.loader.exec_module(module)
 with module.held(pathlib.Path(sys.argv[1])):
-    child = os.fork() if sys.argv[2] == "forks" else -1
-    if child != 0:
-        print("held", child, flush=True)
+    # Said by the child, if there is one: it is only then that it has let the lock go.
+    if sys.argv[2] == "alone" or os.fork() == 0:
+        print("held", os.getpid(), flush=True)
     time.sleep(600)
 """
 TEXTS = ["a fine film", "a dull, long story"] * 20
