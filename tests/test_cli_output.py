@@ -50,7 +50,9 @@ def test_a_pipe_gets_what_a_file_gets(folder):
     for command in (COMMANDS["csv"], COMMANDS["jsonl"]):
         arguments = command.format(folder).split(" ")
         piped = CliRunner(charset="cp1252").invoke(app, arguments)
-        filed = CliRunner(charset="cp1252").invoke(app, [*arguments, "--out", f"{folder}/out"])
+        filed = CliRunner(charset="cp1252").invoke(
+            app, [*arguments, "--out", f"{folder}/out", "--overwrite"]
+        )
         assert filed.exit_code == 0
         assert (folder / "out").read_bytes() == piped.stdout_bytes
 

@@ -308,7 +308,7 @@ def test_what_could_not_be_read_again_is_not_written(directory: Path) -> None:
 
 def test_labels_with_control_characters_are_refused_before_the_training() -> None:
     model = ULMFiT(**SIZES)
-    for label in ("good\n", "\x1b[31mgood", "go\tod", "\ud800"):
+    for label in ("good\n", "\x1b[31mgood", "go\tod"):
         labels = [label, "bad"] * 4
         with pytest.raises(
             ValueError, match=r"the classes: labels\[\d\] is .*; write it in another"

@@ -332,7 +332,7 @@ def test_a_directory_of_another_project_is_left_alone(
 def test_a_damaged_model_may_be_saved_again_as_its_error_says(tmp_path: Path) -> None:
     save("model", tmp_path / "out", 1)
     (tmp_path / "out" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged.*save the model again"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged.*save it anew"):
         load_model(tmp_path / "out")
     save("model", tmp_path / "out", 2)
     assert load("model", tmp_path / "out") == {2}

@@ -15,8 +15,8 @@ __all__ = ["file_in_place", "open_to_umask", "sync_directory", "user_path", "wri
 def user_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that a user handed in, a leading `~` being the home directory.
 
-    >>> user_path("~/model") == Path.home() / "model", user_path("model")
-    (True, PosixPath('model'))
+    >>> user_path("~/model") == Path.home() / "model", str(user_path("model"))
+    (True, 'model')
 
     Args:
         path: any path; `~name` stays as it is where there is no user of that name.

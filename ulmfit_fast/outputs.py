@@ -17,8 +17,8 @@ __all__ = ["check_apart", "inside", "paths_in"]
 def paths_in(source: object) -> list[Path]:
     """Return the files and folders that there are in what `read_texts` takes.
 
-    >>> paths_in(["a text", Path(".")])
-    [PosixPath('.')]
+    >>> [str(path) for path in paths_in(["a text", Path(".")])]
+    ['.']
 
     Args:
         source: a path, or a list of paths, texts or both; anything else has no paths.
@@ -86,8 +86,8 @@ def _is_own(name: str, directory: Path) -> bool:
 def inside(path: Path, folder: Path) -> Path | None:
     """Return the way from a folder to what lies in it, or None for what does not.
 
-    >>> inside(Path("a/b/c"), Path("."))
-    PosixPath('a/b/c')
+    >>> inside(Path("a/b/c"), Path(".")).as_posix()
+    'a/b/c'
 
     Args:
         path: need not exist.
