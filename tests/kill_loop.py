@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # what an optimizer imports, once for all children
 
 import ulmfit_fast as uf
 from ulmfit_fast.runs import repeatable_products
