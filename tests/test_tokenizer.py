@@ -134,6 +134,13 @@ print(Vocab.build({{word: 3 for word in {{str(n) for n in range(500)}}}}, max_si
     assert first == second and len(first) > 2_000
 
 
+def test_the_same_texts_give_the_same_subwords_each_time() -> None:
+    """Also the characters that no piece covers, which the trainer takes in the order of a hash."""
+    texts = ["a fine film", "a dull film", "what a long and tiresome evening"] * 6
+    trained = {Tokenizer.train(texts, "subword", min_freq=1).to_json() for _ in range(10)}
+    assert len(trained) == 1
+
+
 def test_subwords_without_blanks() -> None:
     sentences = [
         "\u6211\u559c\u6b22\u8bfb\u4e66\u3002",

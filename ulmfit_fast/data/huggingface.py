@@ -133,6 +133,10 @@ def begin_with_mark(model: HFTokenizer) -> HFTokenizer:
     return model
 
 
+# In the Unigram trainer of `tokenizers`: what it adds from one uncovered character to the next.
+_UNCOVERED_STEP = 1e-4
+
+
 def train_subword_pieces(texts: Iterable[str], max_vocab: int) -> list[tuple[str, float]]:
     """Train a unigram model and return its pieces, the specials first."""
     hf = library()
@@ -161,9 +165,25 @@ def train_subword_pieces(texts: Iterable[str], max_vocab: int) -> list[tuple[str
     if len(SPECIALS) + len(pieces) > max_vocab:
         raise ValueError(too_small)
     # The trainer sums in any order: without the rounding equal pieces would swap ids between runs.
-    rounded = [(piece, round(score, 9)) for piece, score in pieces]
+    rounded = _without_hash_order([(piece, round(score, 9)) for piece, score in pieces])
     rounded.sort(key=lambda item: (-item[1], item[0]))
     return [(special, 0.0) for special in SPECIALS] + rounded
+
+
+def _without_hash_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Give all characters that no learnt piece covers the lowest score.
+
+    The trainer gives each of them a step more than the one before, in the order of a hash that
+    another run does not repeat.
+
+    >>> _without_hash_order([("a", -1.0), ("c", -3.9999), ("bc", -4.0), ("b", -4.0)])
+    [('a', -1.0), ('c', -4.0), ('bc', -4.0), ('b', -4.0)]
+    """
+    lowest = min((score for _, score in pieces), default=0.0)
+    steps = {round(lowest + n * _UNCOVERED_STEP, 9) for n in range(len(pieces))}
+    return [
+        (piece, lowest if len(piece) == 1 and score in steps else score) for piece, score in pieces
+    ]
 
 
 def split_words(model: HFTokenizer, chunk: str) -> list[str]:
