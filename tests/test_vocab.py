@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 import torch
 
@@ -48,13 +49,18 @@ def test_bad_json(text: str, message: str) -> None:
     ("call", "error", "message"),
     [
         (lambda: Vocab("the"), TypeError, "words is the string 'the'"),
+        (
+            lambda: Vocab(pd.DataFrame({"word": ["the"]})),
+            TypeError,
+            "words is a DataFrame, expected a list of words; pass the column",
+        ),
         (lambda: Vocab(["a", 3]), TypeError, r"words\[1\] is 3 \(int\), expected a str"),
         (lambda: Vocab(["a", "b", "a"]), ValueError, "'a' occurs 2 times"),
         (lambda: Vocab.build({}, max_size=8), ValueError, "max_size is 8, expected at least 9"),
         (lambda: Vocab.build({}, min_freq=0), ValueError, "min_freq is 0"),
         (lambda: Vocab.build(["a b"]), TypeError, "text 0 is the string 'a b'"),
     ],
-    ids=["string", "type", "twice", "max-size", "min-freq", "untokenised"],
+    ids=["string", "table", "type", "twice", "max-size", "min-freq", "untokenised"],
 )
 def test_bad_words(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

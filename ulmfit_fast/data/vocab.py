@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.data.json_text import parse_json
+from ulmfit_fast.data.tables import is_table
 
 __all__ = [
     "BOS",
@@ -45,13 +46,19 @@ class Vocab:
         words: distinct words in the order of their ids; specials among them are moved to the front.
 
     Raises:
-        TypeError: for a single string, or a word that is not a string.
+        TypeError: for a single string, a table, or a word that is not a string.
         ValueError: for a word that occurs twice, or has a lone surrogate, which no file holds.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         if isinstance(words, str):
             raise TypeError(f"words is the string {words!r:.60}, expected a list of words")
+        # A mapping of words to ids or counts has its words for keys; another table has columns.
+        if is_table(words) and not isinstance(words, Mapping):
+            raise TypeError(
+                f"words is a {type(words).__name__}, expected a list of words; pass the column "
+                "that holds them"
+            )
         for position, word in enumerate(words):
             if not isinstance(word, str):
                 raise TypeError(
