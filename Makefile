@@ -38,8 +38,9 @@ demo: $(READY)
 # So many tests at a time where pytest-xdist is there: each keeps to one core, see tests/conftest.py.
 parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:benchmark')
 
+# What needs other libraries' packages runs in test-compat, also where they are installed.
 test: $(READY)
-	$(PY) -m pytest $(call parallel,2)
+	$(PY) -m pytest $(call parallel,2) --ignore=tests/interop
 	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/interpreter tests/gpu
 
 # The tests with values, as processors with fewer instructions and with two threads see them. What

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-import datasets
-import polars as pl
 import pytest
 
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.data import Tokenizer, TokenStore, read_labelled, read_texts
 from ulmfit_fast.ensemble import Ensemble
 from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+
+datasets = pytest.importorskip("datasets")
+pl = pytest.importorskip("polars")
 
 TEXTS, BOOLS = ["a fine film", "a dull film"] * 12, [True, False] * 12
 NAMES = ["+", "-"] * 12

@@ -1,11 +1,12 @@
 """Weights of texts out of frames and datasets of other libraries."""
 
-import datasets
-import polars as pl
 import pytest
 
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.data import read_weighted
+
+datasets = pytest.importorskip("datasets")
+pl = pytest.importorskip("polars")
 
 TEXTS, LABELS = ["a fine film", "a dull film"] * 6, ["good", "bad"] * 6
 WEIGHTS = [0.5 + n for n in range(12)]
