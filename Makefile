@@ -38,7 +38,7 @@ demo: $(READY)
 # So many tests at a time where pytest-xdist is there: each keeps to one core, see tests/conftest.py.
 parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:benchmark')
 
-# What needs other libraries' packages runs in test-compat, also where they are installed.
+# What hands our objects to other libraries, or to what walks a module, runs in test-compat.
 test: $(READY)
 	$(PY) -m pytest $(call parallel,2) --ignore=tests/interop
 	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/interpreter tests/gpu
