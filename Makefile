@@ -21,7 +21,7 @@ help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
 	@echo "make test    run the tests, the kernels' in Triton's interpreter among them"
 	@echo "make test-cpus  run those with values as other processors would: 10 minutes, 2 cores"
-	@echo "make test-compat  compare with fastai, spaCy and other engines, which it installs"
+	@echo "make test-compat  compare with fastai, spaCy and other engines and libraries, which it installs"
 	@echo "make docs    build the site, warnings as errors, into build/docs"
 	@echo "make examples  run the examples as a user would"
 	@echo "make fuzz    feed the readers and the tokenizer bytes that a fuzzer finds: 15 minutes"
