@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ulmfit_fast.data.records import READABLE, kind_of
-from ulmfit_fast.directories import check_target, is_leftover
+from ulmfit_fast.directories import check_target, is_leftover, is_run_file, owned_names
 from ulmfit_fast.files import user_path
 from ulmfit_fast.locks import held
 from ulmfit_fast.outputs import check_apart, inside
@@ -83,7 +83,8 @@ TextFiles = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what the command wrote to --out before.")
+    bool,
+    typer.Option("--overwrite", help="Replace what is there: a file, or what the command wrote."),
 ]
 Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
@@ -272,6 +273,10 @@ def check_out_file(out: Path, read: Sequence[Path | None], *, overwrite: bool) -
         raise FileExistsError(
             f"--out {out} is no regular file, which a new one could replace; choose another name, "
             "or leave it out for standard output"
+        )
+    if out.name in owned_names(out.parent) or (out.exists() and is_run_file(out.name)):
+        raise FileExistsError(
+            f"--out {out} is the name of a file of a model, store or run; choose another name"
         )
     check_apart_from(out, read, is_text=kind_of(out) in READABLE)
     if out.exists() and out.stat().st_size and not overwrite:

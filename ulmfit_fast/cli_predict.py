@@ -43,7 +43,10 @@ def predict(
         Path | None, typer.Option("--out", help="File; standard output, in UTF-8, if not given.")
     ] = None,
     overwrite: Overwrite = False,
-    format: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="csv or jsonl; by the ending of --out, or csv."),
+    ] = None,
     every_class: Annotated[
         bool, typer.Option("--all", help="Write the probability of each class as well.")
     ] = False,
@@ -61,8 +64,7 @@ def predict(
     from ulmfit_fast.estimator import ULMFiT
     from ulmfit_fast.serving import quantize
 
-    if format not in _FORMATS:
-        raise ValueError(f"--format is {format!r}, expected {' or '.join(_FORMATS)}")
+    format = _format_of(format, out)
     if out is not None:
         check_out_file(out, [model, *text], overwrite=overwrite)
     try:
@@ -81,6 +83,20 @@ def predict(
     except KeyboardInterrupt:
         say("interrupted" if out is None else f"interrupted; {out} is not written")
         raise typer.Exit(130) from None
+
+
+def _format_of(asked: str | None, out: Path | None) -> str:
+    """Return the format that is asked for, by name or by the ending of the file."""
+    if asked is not None and asked not in _FORMATS:
+        raise ValueError(f"--format is {asked!r}, expected {' or '.join(_FORMATS)}")
+    ending = "" if out is None else out.suffix.lower().removeprefix(".")
+    if ending in ("gz", "parquet") or (ending in _FORMATS and asked not in (None, ending)):
+        wanted = " or ".join(f".{name}" for name in ([asked] if asked else _FORMATS))
+        raise ValueError(
+            f"--out {out} ends in .{ending}, and {asked or 'csv or jsonl'} is written, expected "
+            f"{wanted}; choose another name"
+        )
+    return asked or (ending if ending in _FORMATS else "csv")
 
 
 @contextmanager

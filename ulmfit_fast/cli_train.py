@@ -59,6 +59,7 @@ def find_lr_command(
 
     from ulmfit_fast.data.corpus import read_texts
     from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.estimator_checks import classes_of
     from ulmfit_fast.estimator_weights import labelled_texts, weighed
     from ulmfit_fast.lr_finder import find_lr
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
@@ -83,7 +84,7 @@ def find_lr_command(
         read = labelled_texts(
             text, None, None, weight_column, text_column=text_column, label_column=label_column
         )
-        names = sorted(set(read[1]))
+        names = classes_of(read[1])
         corpus, labels, weights = weighed(read[0], read[1], class_weights, read[2])
         indices = [names.index(label) for label in labels]
         classes = torch.tensor(indices, dtype=torch.int64, device="cpu")

@@ -18,6 +18,7 @@ from ulmfit_fast.estimator_checks import (
     Label,
     checked_device,
     checked_seed,
+    classes_of,
     holding_directories,
 )
 from ulmfit_fast.estimator_settings import (
@@ -78,7 +79,8 @@ class ULMFiT(TextModel):
             and stands beside a forward one, see `ensemble.fit_ensemble`.
         device: "cpu", "cuda" or None for CUDA where there is any.
         seed: fixes initial weights, masks and the order of the texts; PyTorch's own generators are
-            left as they were.
+            left as they were. Stages that run at once in several threads of a process draw from
+            the same generators, and then it fixes nothing: run them in processes.
         checkpoint_dir: the model is saved here after every epoch, so that an interrupted stage
             leaves its last epoch behind; None saves nothing by itself.
         progress: show progress bars on a terminal.
@@ -403,9 +405,7 @@ class ULMFiT(TextModel):
             label_column=label_column,
             on_error=on_error,
         )
-        classes = sorted(set(own), key=lambda label: (str(type(label)), label))
-        if len(classes) < 2:
-            raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
+        classes = classes_of(own)
         check_labels(Place("the classes", "write it in another way"), classes)
         corpus, own, weights = weighed(corpus, own, class_weight, sample_weight)
         with own_generators(self.seed + 2, self.device):

@@ -25,6 +25,7 @@ __all__ = [
     "Label",
     "checked_device",
     "checked_seed",
+    "classes_of",
     "holding_directories",
     "plain_labels",
     "require_labels",
@@ -52,7 +53,8 @@ def holding_directories(stage: Callable[Parameters, Result]) -> Callable[Paramet
         read = paths_in(args[1] if len(args) > 1 else kwargs.get("texts"))
         for directory in directories:
             check_apart(directory, read, is_text=True)
-        with holding(*directories):
+        # A stage trains, whatever the mode it is called in.
+        with torch.inference_mode(False), torch.enable_grad(), holding(*directories):
             return stage(*args, **kwargs)
 
     return held_stage
@@ -152,6 +154,24 @@ def require_labels(name: str, labels: Iterable[Any]) -> None:
     for position, label in enumerate(labels):
         if is_missing(label):
             raise missing_label(f"{name}[{position}]", label)
+
+
+def classes_of(labels: Iterable[Label]) -> list[Label]:
+    """Return the classes in the order of a classifier's logits.
+
+    >>> classes_of(["good", 2, "bad", 1])
+    [1, 2, 'bad', 'good']
+
+    Args:
+        labels: of the texts.
+
+    Raises:
+        ValueError: if there is one class only.
+    """
+    classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
+    if len(classes) < 2:
+        raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
+    return classes
 
 
 def training_settings(**values: Any) -> TrainingSettings:

@@ -155,7 +155,7 @@ def _sample_weights(values: Iterable[float], count: int) -> Weights:
     given: Any = column_values(values, "weight")
     if isinstance(given, Tensor) or hasattr(given, "__array__"):
         # A tensor need not be on the CPU, nor of a dtype that NumPy has.
-        given = np.asarray(given.tolist() if isinstance(given, Tensor) else given)
+        given = np.asanyarray(given.tolist() if isinstance(given, Tensor) else given)
         if given.ndim != 1:
             raise ValueError(
                 f"sample_weight has shape {given.shape}, expected ({count},), a number for each "

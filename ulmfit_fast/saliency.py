@@ -212,7 +212,7 @@ def token_saliency(
     was_training = model.training
     model.eval()
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             embedded, logits = _logits(model, tokens.to(device), lengths.to(device))
             log_p = logits.log_softmax(1)
             chosen = logits.argmax(1) if label is None else torch.full_like(logits[:, 0], label)

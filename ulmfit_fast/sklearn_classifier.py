@@ -279,13 +279,18 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def _labels(y: Any) -> npt.NDArray[Any]:
     """Return labels as scikit-learn has them, all there."""
+    if is_table(y) and len(getattr(y, "columns", ())) == 1 and hasattr(y, "iloc"):
+        # A frame of one column: scikit-learn takes it for that column, in NumPy's kinds alone.
+        y = y.iloc[:, 0]
     if isinstance(y, Iterable) and not is_table(y) and not isinstance(y, str):
         # As they come: NumPy would write the NaN beside a string as "nan".
         values = list(column_values(y, "y"))
         require_labels("y", values)
+        # pandas' own kinds of booleans and integers would become floats, which merge large ones.
         if values and all(isinstance(value, (bool, np.bool_)) for value in values):
-            # pandas' own kind of booleans would become floats.
             y = np.array(values, dtype=bool)
+        elif values and all(type(value) in (int, np.int64) for value in values):
+            y = np.array(values)
     labels: npt.NDArray[Any] = column_or_1d(y, warn=True)
     require_labels("y", labels)
     return labels

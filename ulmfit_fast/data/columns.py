@@ -110,12 +110,18 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
         if is_missing(value):
             raise missing_label(f"{where}: {column!r}", value)
         if not isinstance(value, (str, int)):
+            # Many a file and table writes integers as floats if one of them is missing.
+            hint = " (as integers are where another row has none)" if _is_whole(value) else ""
             raise ValueError(
-                f"{where}: {column!r} is {shown(value)}, expected a string, an integer or a bool; "
-                "mend or drop the row"
+                f"{where}: {column!r} is {shown(value)}{hint}, expected a string, an integer or a "
+                "bool; mend or drop the row"
             )
         checked.append(value)
     return (*checked, *values[2:])
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def weight_of(value: Any) -> float | None:
@@ -140,6 +146,8 @@ def is_missing(value: Any) -> bool:
     """
     if value is None or isinstance(value, str):
         return not value
+    if value is np.ma.masked:
+        return True
     if hasattr(type(value), "__len__"):
         return False
     try:

@@ -282,7 +282,7 @@ def _rows(
         place = f"{where}, row {row}"
         try:
             checked = checked_values(place, columns, values)
-            if names is not None and isinstance(checked[1], int):
+            if names is not None and type(checked[1]) is int:
                 name = _class_name(place, columns[1], checked[1], names)
                 checked = (checked[0], name, *checked[2:])
         except ValueError as error:

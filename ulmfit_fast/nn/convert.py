@@ -152,6 +152,8 @@ def swap_modules(
     Raises:
         ValueError: if one is of a subclass, or has something of its own that would be lost.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is a {type(module).__name__}, expected a torch.nn.Module")
     pairs = []
     for name, old in module.named_modules():
         if isinstance(old, type(plain)):

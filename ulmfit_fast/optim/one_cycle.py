@@ -71,12 +71,18 @@ class OneCycleLR(ClosedFormLR):
         moms: Sequence[float] | None = (0.8, 0.7, 0.8),
         last_epoch: int = -1,
     ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
         if not 0.0 < pct_start < 1.0:
             raise ValueError(f"pct_start is {pct_start}, expected a share between 0 and 1")
         for name, value in (("div", div), ("div_final", div_final)):
             if not (value >= 1.0 and math.isfinite(value)):
                 raise ValueError(f"{name} is {value}, expected a number, at least 1")
-        if moms is not None and (len(moms) != 3 or not all(0.0 <= m < 1.0 for m in moms)):
+        if moms is not None and (
+            not isinstance(moms, Sequence)
+            or len(moms) != 3
+            or not all(0.0 <= m < 1.0 for m in moms)
+        ):
             raise ValueError(
                 f"moms is {moms!r}, expected three numbers in [0, 1): start, peak, end; None "
                 "leaves the momentum alone"
