@@ -50,7 +50,8 @@ def test_large_integers_stay_apart(dtype: str) -> None:
 
 def test_a_frame_of_one_column_of_booleans() -> None:
     y = pd.DataFrame({"y": pd.Series([True, False] * 6, dtype="boolean")})
-    assert fitted(y, class_weight={"True": 2}) == [False, True]
+    with pytest.warns(UserWarning, match="column-vector"):
+        assert fitted(y, class_weight={"True": 2}) == [False, True]
 
 
 def test_what_is_masked_is_missing() -> None:

@@ -280,7 +280,8 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def _labels(y: Any) -> npt.NDArray[Any]:
     """Return labels as scikit-learn has them, all there."""
     if is_table(y) and len(getattr(y, "columns", ())) == 1 and hasattr(y, "iloc"):
-        # A frame of one column: scikit-learn takes it for that column, in NumPy's kinds alone.
+        # A frame of one column: scikit-learn warns and takes it for that column, in NumPy's kinds.
+        column_or_1d(y, warn=True)
         y = y.iloc[:, 0]
     if isinstance(y, Iterable) and not is_table(y) and not isinstance(y, str):
         # As they come: NumPy would write the NaN beside a string as "nan".
