@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = uf.ULMFiT(**SIZES, progress=False)
     model.pretrain(TEXTS, epochs=1, batch_size=2).save(path / "lm")
     model.fit_classifier(TEXTS, ["+", "-", "0"] * 4, epochs=1).save(path / "model")
+    model.save(path / "other")
     (path / "new.csv").write_text("text\na fine film\n")
     return path
 
@@ -84,7 +85,7 @@ def test_the_learning_rate_finder_takes_the_labels_that_fitting_takes(folder: Pa
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "classifier.safetensors"])
 def test_answers_never_replace_a_file_of_a_model(folder: Path, name: str) -> None:
     before = (folder / "model" / name).read_bytes()
-    for model in ("model", "lm"):
+    for model in ("model", "other"):
         command = f"predict --model @{model} --text @new.csv --out @model/{name} --overwrite"
         assert run(folder, command)[0] == 2
     assert (folder / "model" / name).read_bytes() == before
