@@ -21,7 +21,6 @@ import torch
 import torch._dynamo  # what an optimizer imports, once for all children
 
 import ulmfit_fast as uf
-from ulmfit_fast.runs import repeatable_products
 
 # So many words that the decoder's products are worth several threads.
 _DRAW = random.Random(0)
@@ -92,7 +91,6 @@ def main() -> None:
     asked = parser.parse_args()
     directory, threads, epochs = asked.directory, asked.threads, asked.epochs
     draw = random.Random(asked.seed)
-    repeatable_products()
     others = [forked(burn) for _ in range(asked.loaded)]
     kills = 0
     while kills < MOST_KILLS and killed(

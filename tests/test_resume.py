@@ -257,38 +257,3 @@ def test_killed_at_random_over_and_over(tmp_path, least, options):
     assert result.returncode == 0, result.stderr[-3000:]
     kills, equal = json.loads(result.stdout.splitlines()[-1])
     assert kills >= least and equal
-
-
-def products_of(program, **variables):
-    """Return what MKL says of a product in a process of its own."""
-    program += "; import torch; torch.ones(64, 64) @ torch.ones(64, 64)"
-    environment = {**os.environ, "MKL_VERBOSE": "1", **variables}
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    return [line for line in result.stdout.splitlines() if "GEMM" in line]
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch has no MKL here")
-def test_products_are_asked_to_be_the_same_in_each_run(monkeypatch):
-    monkeypatch.delenv("MKL_CBWR", raising=False)
-    ask = "from ulmfit_fast.runs import repeatable_products; repeatable_products()"
-    assert all("CNR:OFF" in line for line in products_of("pass"))
-    lines = products_of(ask)
-    assert lines and not any("CNR:OFF" in line for line in lines)
-    strict = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    assert all(("STRICT" in line) == strict for line in lines)
-    # What the user says holds.
-    assert all("CNR:COMPATIBLE" in line for line in products_of(ask, MKL_CBWR="COMPATIBLE"))
-
-
-def test_the_command_line_asks_for_such_products(monkeypatch):
-    monkeypatch.delenv("MKL_CBWR", raising=False)
-    program = (
-        "import os, sys; sys.argv = ['ulmfit-fast', '--help']\n"
-        "from ulmfit_fast.cli import main\n"
-        "try: main()\n"
-        "finally: print(os.environ['MKL_CBWR'])"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.stdout.splitlines()[-1].split(",")[0] in ("AVX512", "AVX2", "AUTO")

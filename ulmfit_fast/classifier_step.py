@@ -19,6 +19,7 @@ from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.optim.groups import layer_rates
 from ulmfit_fast.precision import Precision
 from ulmfit_fast.precision import autocast as autocasting
+from ulmfit_fast.seeds import settle_vector_functions
 from ulmfit_fast.shared_batch import SharedBatch
 
 __all__ = ["ClassifierLoss", "classifier_step", "relative_weights", "shared_classifier"]
@@ -178,6 +179,7 @@ def classifier_step(
     Raises:
         FloatingPointError: if the loss is not finite; the parameters are those before the step.
     """
+    settle_vector_functions()
     tokens, lengths, labels, positions = batch
     device, scaler = next(model.parameters()).device, precision.scaler
     if labels is None:

@@ -22,7 +22,6 @@ from ulmfit_fast import (
 )
 from ulmfit_fast.cli_app import Overwrite, Seed, app, check_again, guarded, names_in, say, typer
 from ulmfit_fast.distributed import launched
-from ulmfit_fast.runs import repeatable_products
 
 __all__ = ["app", "main"]
 
@@ -86,6 +85,5 @@ def _version(package: str) -> str:
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    repeatable_products()
     with launched():
         app()

@@ -1,7 +1,11 @@
-"""Where a forward call's seed comes from; rng.py makes the masks of it."""
+"""Where a forward call's seed comes from, and what else makes a run the same as the last one.
+
+rng.py makes the masks of a seed.
+"""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +15,7 @@ from torch import Tensor
 
 from ulmfit_fast import scoped
 
-__all__ = ["draw_seed", "own_generators", "seeds_from"]
+__all__ = ["draw_seed", "own_generators", "seeds_from", "settle_vector_functions"]
 
 # What the blocks of `own_generators` found, in the order in which they began.
 _OPEN: list[dict[torch.Generator, Tensor]] = []
@@ -56,6 +60,25 @@ def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
     """
     with scoped.setting("seed_source", source):
         yield
+
+
+@functools.cache
+def settle_vector_functions() -> None:
+    """Have MKL's vector functions find out the processor now, in one thread.
+
+    They do so at the first call of a process, without a lock, and write it down twice: as found,
+    then as the column of their tables. A thread that calls between the two takes a kernel of
+    another accuracy (seen: e**x wrong by 1.5e-4), so that the same run with the same seed has other
+    last digits, in about one process of ten on an Intel processor with AVX-512 and two threads.
+
+    Example:
+        >>> settle_vector_functions()
+
+    Source:
+        Seen in oneMKL 2024.0.2, which PyTorch 2.13.0 holds: mkl_vml_serv_cpu_detect.
+    """
+    # One element is one thread's.
+    torch.exp(torch.zeros(1, dtype=torch.float32, device="cpu"))
 
 
 @contextmanager

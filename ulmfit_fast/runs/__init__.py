@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING
 
 from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.runs.dry_run import DryRun, Estimate
-from ulmfit_fast.runs.repeatable import repeatable_products
 from ulmfit_fast.runs.run import Run
 
-__all__ = ["DryRun", "Estimate", "Run", "repeatable_products"]
+__all__ = ["DryRun", "Estimate", "Run"]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(__name__, __all__)

@@ -65,8 +65,7 @@ class Run:
     Pass one to `ULMFiT.pretrain`, `fine_tune_lm` or `fit_classifier`. A run that was killed at any
     moment and is started again with `resume=True`, the same texts and the same settings, goes on
     from its newest checkpoint with the very losses of a run that was never stopped (bit for bit on
-    a CPU with as many threads, and on one GPU). With MKL on a processor with AVX-512 that holds for
-    several threads once `runs.repeatable_products` was called, which the command line does.
+    a CPU with as many threads, and on one GPU).
 
     SIGTERM, and the first Ctrl-C, end it after the step at hand, with a checkpoint.
 
