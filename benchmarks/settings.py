@@ -30,6 +30,7 @@ class Settings:
         end: no group begins after this time of `time.perf_counter`.
         notes: what was left out, and why.
         say: takes each line of the report.
+        keep: takes each row as it is made.
     """
 
     device: str = "cpu"
@@ -40,6 +41,7 @@ class Settings:
     end: float = float("inf")
     notes: list[str] = field(default_factory=list)
     say: Callable[[str], object] = print
+    keep: Callable[[Row], object] = lambda row: None
 
     @classmethod
     def of(cls, device: str | None = None, **values: Any) -> Settings:
@@ -93,7 +95,7 @@ class Settings:
             self.notes.append(text)
 
     def row(self, **values: Any) -> Row:
-        """Make a row; fields that are not given are empty."""
+        """Make and keep a row; fields that are not given are empty."""
         empty: dict[str, Any] = {
             "launched": "eager",
             "input_size": 0,
@@ -118,4 +120,6 @@ class Settings:
             "mask_bits_per_second": None,
             "repeats": 0,
         }
-        return Row(**{**empty, **self.facts, **values})
+        row = Row(**{**empty, **self.facts, **values})
+        self.keep(row)
+        return row

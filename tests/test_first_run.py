@@ -1,0 +1,92 @@
+"""The staged first run on a GPU: what fails, hangs or is killed takes nothing else with it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import first_run
+from benchmarks.first_run import Stage, main
+
+ROOT = Path(__file__).parents[1]
+ONCE = ("timeit", "-n", "1", "-r", "1")
+
+
+def summary(directory):
+    return json.loads((directory / first_run.SUMMARY).read_text())
+
+
+def left_over(directory):
+    """Return whether a process of a run of this directory is still there, a second later."""
+    time.sleep(1.0)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return any("--stage" in line and str(directory) in line for line in listed.stdout.split("\n"))
+
+
+def test_stages_after_one_that_fails_or_hangs_run(tmp_path, monkeypatch):
+    stages = {
+        "fails": Stage(30.0, (*ONCE, "1 / 0")),
+        "hangs": Stage(5.0, (*ONCE, "-s", "import time", "time.sleep(60)")),
+        "is well": Stage(30.0, (*ONCE, "pass")),
+    }
+    monkeypatch.setattr(first_run, "STAGES", stages)
+    start = time.monotonic()
+    assert main(["--out", str(tmp_path)]) == 1
+    assert time.monotonic() - start < 50.0
+    ended = {name: stage["ended"] for name, stage in summary(tmp_path).items()}
+    assert ended == {
+        "fails": "with exit code 1: see fails.log",
+        "hangs": "stopped after 5 s",
+        "is well": "well",
+    }
+    assert "ZeroDivisionError" in (tmp_path / "fails.log").read_text()
+
+
+def test_no_stage_begins_when_the_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(first_run, "STAGES", {"one": Stage(30.0, (*ONCE, "pass"))})
+    assert main(["--out", str(tmp_path), "--seconds", "3"]) == 1
+    assert summary(tmp_path)["one"]["ended"].startswith("left out")
+
+
+def test_a_wrong_result_is_no_success(tmp_path, monkeypatch):
+    monkeypatch.setattr(first_run, "STAGES", {"one": Stage(30.0, (*ONCE, "pass"))})
+    rows = '{"form": "a", "right": true}\n{"form": "b", "right": false}\n{"form'
+    (tmp_path / "one.jsonl").write_text(rows)
+    assert main(["--out", str(tmp_path)]) == 1
+    assert summary(tmp_path)["one"]["ended"].startswith("with 1 wrong")
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_what_it_has(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.first_run", "--dry-run", "--out", str(tmp_path)]
+    run = subprocess.Popen([*command, "--only", "values", "steps"], cwd=ROOT)
+    file, end = tmp_path / "values.jsonl", time.monotonic() + 120
+    try:
+        while not (file.exists() and len(file.read_text().splitlines()) >= 2):
+            assert run.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    assert not left_over(tmp_path)
+    rows = [json.loads(line) for line in file.read_text().splitlines()[:2]]
+    assert all(row["right"] and row["error"] < 1e-2 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_dry_run_walks_the_path(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.first_run", "--dry-run", "--out", str(tmp_path)]
+    stages = ["values", "steps", "capture"]
+    result = subprocess.run(
+        [*command, "--only", *stages], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {stage["ended"] for stage in summary(tmp_path).values()} == {"well"}
+    rows = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    timed = {(row["implementation"], row["launched"]) for row in rows if row.get("median_us")}
+    assert {("nn.LSTM", "graph"), ("ulmfit_fast triton-stepwise", "graph")} <= timed
