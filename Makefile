@@ -14,8 +14,10 @@ DOCS := .venv/.docs
 FUZZ := .venv/.fuzz
 EXAMPLES := .venv/.examples
 endif
+# The oldest Triton that setup.py allows, beside the one that the tests run with.
+OLDEST := .venv/triton-oldest
 
-.PHONY: demo docs examples fuzz test test-cpus test-compat check bench bench-gpu compile-gate test-gpu sanitize help
+.PHONY: demo docs examples fuzz test test-cpus test-compat check bench bench-gpu compile-gate compile-gate-oldest test-gpu sanitize help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
@@ -28,6 +30,7 @@ help:
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
 	@echo "make compile-gate  compile all kernels for GPUs that need not be here, and inspect the code: 20 minutes, 2 cores"
+	@echo "make compile-gate-oldest  the same with the oldest Triton that is supported"
 	@echo "make test-gpu      run the tests that need a CUDA device"
 	@echo "make bench-gpu     answer them on a CUDA device: under 9 minutes"
 	@echo "make sanitize      run some of them under compute-sanitizer"
@@ -77,6 +80,9 @@ fuzz: $(FUZZ)
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate --all
 
+compile-gate-oldest: $(READY) $(OLDEST)/.installed
+	PYTHONPATH=$(OLDEST) $(PY) -m benchmarks.compile_gate --all
+
 test-gpu: $(READY)
 	$(PY) -m pytest -m gpu tests/gpu $(call parallel,8)
 
@@ -106,6 +112,10 @@ bench: $(READY)
 
 .venv/.compat: .venv/.installed
 	.venv/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[compat,datasets,tensorboard,interop]'
+	touch $@
+
+$(OLDEST)/.installed:
+	$(PY) -m pip install --quiet --no-deps --target $(OLDEST) triton==3.6.0
 	touch $@
 
 .venv/.docs: .venv/.installed
