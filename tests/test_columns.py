@@ -451,19 +451,56 @@ def test_a_missing_label_is_named_with_its_row(missing, caplog) -> None:
 def test_a_missing_label_among_numbers_is_the_one_that_is_named(caplog) -> None:
     frame = pd.DataFrame({"text": TEXTS * 2, "label": [1, 0, None, 1]})
     assert frame["label"].dtype == float
-    with pytest.raises(ValueError, match="row 2: 'label' is <NA>, expected a label"):
+    with pytest.raises(ValueError, match="row 2: 'label' is nan, expected a label"):
         read_labelled(frame)
     assert read_labelled(frame, on_error="skip")[1] == [1, 0, 1]
     for labels in (frame["label"], frame["label"].tolist(), torch.tensor(frame["label"].tolist())):
         with pytest.raises(ValueError, match=r"labels\[2\] is nan, expected a label"):
             ULMFiT(**SMALL).fit_classifier(TEXTS * 2, labels)
-    for values, first in (([1.0, 0.0], "1.0"), ([1.5, None], "1.5"), ([0, 1.5], "0.0")):
+    for values, row, fault in (([1.0, 0.0], 0, 1.0), ([1.5, None], 0, 1.5), ([0, 1.5], 1, 1.5)):
         with pytest.raises(
-            ValueError, match=rf"row 0: 'label' is {first}( \(.*\))?, expected a string, an in"
+            ValueError, match=rf"row {row}: 'label' is {fault}, expected a string, an integer or"
         ):
             read_labelled(pd.DataFrame({"text": TEXTS, "label": values}))
     with pytest.raises(TypeError, match=r"labels\[0\] is 1.0 .float., expected a str, an int or a"):
         ULMFiT(**SMALL).fit_classifier(TEXTS, [1.0, 0.0])
+
+
+def test_floats_that_a_missing_label_made_of_integers(tmp_path: Path, caplog) -> None:
+    texts, labels = ["a", "b", "", "c"], [1.0, 0.0, None, 1.0]
+    frame = pd.DataFrame({"text": texts, "label": labels})
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    # Not as pandas writes them, which leaves out the ".0".
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace("null", "NaN"))
+    fields = [FIELDS[0], ("label", "f8")]
+    for source, place in (
+        (rows, "record 2"),
+        (frame.to_dict("list"), "the dict, row 2"),
+        (frame, "the DataFrame, row 2"),
+        (frame.astype({"label": "float32"}), "row 2"),
+        (frame.astype({"label": object}), "row 2"),
+        (frame.astype({"label": "Float64"}), "row 2"),
+        (pa.table({"text": texts, "label": labels}), "the Table, row 2"),
+        (np.array(list(zip(texts, frame["label"], strict=True)), fields), "the ndarray, row 2"),
+        (tmp_path / "a.parquet", "a.parquet, row 2"),
+        (tmp_path / "a.jsonl", "a.jsonl, line 3"),
+        (tmp_path / "b.jsonl", "b.jsonl, line 3"),
+        (tmp_path / "c.jsonl", "c.jsonl, line 3"),
+    ):
+        with pytest.raises(ValueError, match=f"{place}: 'label' is .*, expected a label; fill"):
+            read_labelled(source)
+        caplog.clear()
+        found = read_labelled(source, on_error="skip")
+        assert found == (["a", "b", "c"], [1, 0, 1]) and {type(n) for n in found[1]} == {int}
+        assert "1 row skipped: " in caplog.text and f"{place}: 'label' is" in caplog.text
+    # A row of which nothing is there, as at the end of many a sheet.
+    frame.loc[2, "text"] = None
+    assert read_labelled(frame, on_error="skip")[1] == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"row 0: 'label' is 1.0, expected a string, an integer"):
+        read_labelled(frame.drop(index=2), on_error="skip")
 
 
 def test_labels_in_a_table_are_read_by_column() -> None:

@@ -65,10 +65,10 @@ def test_what_is_masked_is_missing() -> None:
         )
 
 
-def test_a_whole_float_for_a_label_says_where_it_may_come_from(tmp_path: Path) -> None:
+def test_a_missing_integer_of_a_file_is_named_with_its_row(tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": TEXTS[:4], "label": [0, 1, None, 1]})
     frame.to_parquet(tmp_path / "f.parquet")
-    with pytest.raises(ValueError, match="as integers are where another row has none"):
+    with pytest.raises(ValueError, match=r"f.parquet, row 2: 'label' is .*, expected a label"):
         read_labelled(tmp_path / "f.parquet")
 
 

@@ -11,6 +11,9 @@ from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
 
 datasets = pytest.importorskip("datasets")
 pl = pytest.importorskip("polars")
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+pyarrow_dataset = pytest.importorskip("pyarrow.dataset")
 
 TEXTS, BOOLS = ["a fine film", "a dull film"] * 12, [True, False] * 12
 NAMES = ["+", "-"] * 12
@@ -84,6 +87,18 @@ def test_a_missing_label_is_named_with_its_row(kind: str, caplog) -> None:
     assert "1 row skipped" in caplog.text
 
 
+@pytest.mark.parametrize("kind", kinds(text=TEXTS))
+def test_floats_that_a_missing_label_made_of_integers(kind: str) -> None:
+    labels = [1.0, 0.0] * 11 + [None, 1.0]
+    if kind == "formatted":
+        labels[22] = float("nan")
+    table = kinds(text=TEXTS, label=labels)[kind]
+    with pytest.raises(ValueError, match=r"row 22: 'label' is (None|nan), expected a label; fill"):
+        read_labelled(table)
+    kept = read_labelled(table, on_error="skip")[1]
+    assert kept == [*labels[:22], 1] and {type(label) for label in kept} == {int}
+
+
 def test_labels_of_polars_beside_the_texts() -> None:
     for labels in (pl.Series(BOOLS), pl.DataFrame({"label": BOOLS, "x": BOOLS})):
         model = ULMFiT(**SIZES, progress=False).fit_classifier(TEXTS, labels, epochs=1)
@@ -125,3 +140,94 @@ def test_several_frames_are_refused_in_one_line() -> None:
         with pytest.raises(TypeError, match="pass a single table, several joined") as caught:
             take([frame, frame])
         assert "\n" not in str(caught.value)
+
+
+def shouted(batch: dict) -> dict:
+    return {
+        "text": [
+            f"{title}: {text.upper()}"
+            for title, text in zip(batch["title"], batch["text"], strict=True)
+        ],
+        "label": [not label for label in batch["label"]],
+    }
+
+
+SHOUTED = [f"x: {text.upper()}" for text in TEXTS]
+
+
+def test_a_transform_decides_what_a_dataset_gives(tmp_path: Path) -> None:
+    dataset = datasets.Dataset.from_dict({"title": ["x"] * 24, "text": TEXTS, "label": BOOLS})
+    rows = dataset.with_transform(shouted)
+    dataset.set_transform(shouted)
+    arrow = dataset.with_transform(lambda batch: pa.table(shouted(batch)))
+    frames = dataset.with_transform(lambda batch: pl.DataFrame(shouted(batch)))
+    flipped = [not label for label in BOOLS]
+    for table in (rows, dataset, arrow, frames):
+        assert read_labelled(table) == (SHOUTED, flipped)
+        assert list(read_texts(table)) == SHOUTED
+        tokenizer = Tokenizer.train(table, min_freq=1)
+        assert tokenizer.vocab == Tokenizer.train(SHOUTED, min_freq=1).vocab
+        assert len(TokenStore.build(tmp_path / "s", table, tokenizer, workers=1)) == 24
+        own = ULMFiT(**SIZES, progress=False).fit_classifier(table, table, epochs=1)
+        assert own.predict(table) == own.predict(SHOUTED)
+        (tmp_path / "s").rename(tmp_path / f"{id(table)}")
+    chosen = dataset.with_format("custom", columns=["text"], transform=dict)
+    assert list(read_texts(chosen)) == TEXTS
+    with pytest.raises(ValueError, match="the Dataset after its transform has no column 'label'"):
+        read_labelled(chosen)
+    for given in (["words"], [{"text": "a"}]):
+        with pytest.raises(
+            TypeError, match=r"the Dataset after its transform gives .*, expected a"
+        ):
+            read_labelled(dataset.with_transform(lambda batch, given=given: given))
+
+
+def test_the_labels_of_a_transform_are_not_renamed() -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["1", "2", "3"])}
+    )
+    dataset = datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 2] * 12}, features=features)
+    liked = dataset.with_transform(lambda b: {**b, "label": [int(n > 1) for n in b["label"]]})
+    assert read_labelled(liked)[1] == [0, 1] * 12
+    assert read_labelled(dataset)[1] == ["1", "3"] * 12
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("kind", ["arrow", "polars", "pandas", "numpy", "torch", None])
+def test_a_stream_of_unknown_columns_in_any_format(kind: str | None) -> None:
+    dataset = datasets.Dataset.from_dict({"text": TEXTS, "label": BOOLS})
+    stream = dataset.to_iterable_dataset()
+    generated = datasets.IterableDataset.from_generator(lambda: iter(dataset))
+    for table in (
+        stream.map(lambda row: row).with_format(kind),
+        stream.with_format(kind).map(lambda rows: rows, batched=True),
+        generated.with_format(kind),
+    ):
+        assert table.column_names is None
+        texts, labels = read_labelled(table)
+        assert (texts, labels) == (TEXTS, BOOLS) and {type(label) for label in labels} == {bool}
+        assert list(read_texts(table)) == TEXTS
+        with pytest.raises(ValueError, match="no column 'body'; its columns are 'text', 'label'"):
+            list(read_texts(table, text_column="body"))
+
+
+def test_names_of_classes_in_arrow_as_in_a_file(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    numbers = [1, 0] * 12
+    dataset = datasets.Dataset.from_dict({"text": TEXTS, "label": numbers}, features=features)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    expected = read_labelled(tmp_path / "a.parquet")
+    assert expected[1][:2] == ["pos", "neg"]
+    table = parquet.read_table(tmp_path / "a.parquet")
+    reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
+    scanned = pyarrow_dataset.dataset(tmp_path / "a.parquet")
+    for source in (table, table.to_batches()[0], reader, scanned, dataset.with_format("arrow")[:]):
+        assert read_labelled(source) == expected
+    model = ULMFiT(**SIZES, progress=False).fit_classifier(TEXTS, table, epochs=1)
+    assert model.labels == ["neg", "pos"]
+    fitted = ULMFiTClassifier(epochs=1, fine_tune_lm=False, model_options=SIZES)
+    assert fitted.fit(table, table["label"]).classes_.tolist() == [0, 1], "a column has no names"
+    with pytest.raises(ValueError, match=r"row 0: 'label' is 7, expected 0 to 1 for the classes"):
+        read_labelled(table.set_column(1, "label", pa.array([7] * 24)))

@@ -17,7 +17,9 @@ __all__ = [
     "checked_values",
     "column_positions",
     "is_missing",
+    "is_whole_float",
     "missing_label",
+    "no_label",
     "shown",
     "weight_of",
 ]
@@ -93,8 +95,11 @@ def checked_record(
 def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) -> tuple[Any, ...]:
     """Return a text and perhaps a label as plain str, int and bool, a weight after them as it is.
 
+    A label may also be missing, or a float of a whole number, which many a file and table makes of
+    integers if one of them is missing: whether one is only the other rows tell.
+
     Raises:
-        ValueError: for a text that is no string, or a label that is none of the three.
+        ValueError: for a text that is no string, or a label that is none of these.
     """
     if type(values[0]) is str and all(type(value) in (str, int, bool) for value in values[1:2]):
         return tuple(values)
@@ -105,22 +110,21 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
         )
     checked: list[Any] = [str(values[0])]
     for column, value in zip(columns[1:2], values[1:2], strict=True):
-        if isinstance(value, np.generic):
+        # A scalar of NumPy, torch or another library.
+        if getattr(value, "ndim", None) == 0 and not is_missing(value):
             value = value.item()
-        if is_missing(value):
-            raise missing_label(f"{where}: {column!r}", value)
-        if not isinstance(value, (str, int)):
-            # Many a file and table writes integers as floats if one of them is missing.
-            hint = " (as integers are where another row has none)" if _is_whole(value) else ""
-            raise ValueError(
-                f"{where}: {column!r} is {shown(value)}{hint}, expected a string, an integer or a "
-                "bool; mend or drop the row"
-            )
+        if not (isinstance(value, (str, int)) or is_whole_float(value) or is_missing(value)):
+            raise no_label(f"{where}: {column!r}", value)
         checked.append(value)
     return (*checked, *values[2:])
 
 
-def _is_whole(value: object) -> bool:
+def is_whole_float(value: object) -> bool:
+    """Tell whether a label is a float that may stand for an integer.
+
+    >>> is_whole_float(1.0), is_whole_float(1.5), is_whole_float(1)
+    (True, False, False)
+    """
     return isinstance(value, float) and value.is_integer()
 
 
@@ -162,6 +166,13 @@ def missing_label(where: str, value: Any) -> MissingLabelError:
     """Return the error of a row without a label."""
     what = "empty" if isinstance(value, str) else shown(value)
     return MissingLabelError(f"{where} is {what}, expected a label; fill it in or drop the row")
+
+
+def no_label(where: str, value: Any) -> ValueError:
+    """Return the error of a row whose label is of a kind that no class is written in."""
+    return ValueError(
+        f"{where} is {shown(value)}, expected a string, an integer or a bool; mend or drop the row"
+    )
 
 
 def shown(value: object) -> str:

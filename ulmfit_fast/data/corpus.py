@@ -14,7 +14,9 @@ from ulmfit_fast.data.columns import (
     LabelKinds,
     checked_record,
     is_missing,
+    is_whole_float,
     missing_label,
+    no_label,
     shown,
     weight_of,
 )
@@ -42,10 +44,11 @@ def read_texts(
     text counts as a text. All but .parquet may be gzipped (.txt.gz). A folder of .txt files holds
     one text a file, at any depth, in the order of their paths; a folder of files of another kind is
     read file by file; hidden files and those of unknown kind are left alone. Lines end with a line
-    feed, a carriage return or both. A table is a dataset of Hugging Face's `datasets`, an Arrow
-    table, dataset or reader of record batches, a data frame of pandas or polars (lazy as well), a
-    structured array or a dict of lists; the column has to be there exactly once. In a list, a
-    string is a text, a dict a record and a `pathlib.Path` a file or folder.
+    feed, a carriage return or both. A table is a dataset of Hugging Face's `datasets`, as its
+    transform gives it, an Arrow table, dataset or reader of record batches, a data frame of pandas
+    or polars (lazy as well), a structured array or a dict of lists; the column has to be there
+    exactly once. In a list, a string is a text, a dict a record and a `pathlib.Path` a file or
+    folder.
 
     A row of a file or table that cannot be read stops the reading, and so does a file without a
     text: the error names the file and the line, what is wrong, and the mend. Such rows are bytes
@@ -164,8 +167,10 @@ def read_labelled(
         source: a path, a table, or an iterable of paths or records (see `read_texts`).
         text_column: column or key of the text.
         label_column: column or key of the label: a string, or in all but .csv also an integer or a
-            bool; a class that `datasets` has a name for gets that name.
-        on_error: as for `read_texts`; a row without a label cannot be read either.
+            bool; a class that `datasets` has a name for gets that name, where no transform of a
+            dataset has made the label.
+        on_error: as for `read_texts`; a row without a label cannot be read either. Floats that a
+            missing label has made of integers are read as integers where it is skipped.
 
     Returns:
         The texts and the labels, in the order of the files and the rows in them.
@@ -277,10 +282,14 @@ def _collected(
     labels: list[Label] = []
     weights: list[float] = []
     kinds = LabelKinds()
+    float_label: ValueError | None = None
     for place, (text, label, *rest) in records:
         if is_missing(label):
             bad.meet(missing_label(f"{place}: {label_column!r}", label))
             continue
+        if is_whole_float(label):
+            float_label = float_label or no_label(f"{place}: {label_column!r}", label)
+            label = int(label)
         try:
             own = [_weight(place, columns[2], value) for value in rest]
         except ValueError as error:
@@ -296,6 +305,9 @@ def _collected(
         texts.append(text)
         labels.append(label)
         weights += own
+    if float_label is not None and not bad.count:
+        # No row lacks its label, which would have made floats of integers.
+        raise float_label
     bad.tell()
     if not texts:
         raise ValueError(

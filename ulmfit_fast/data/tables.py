@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_fast.data.bad_rows import BadRows
-from ulmfit_fast.data.columns import checked_values, column_positions, shown
+from ulmfit_fast.data.columns import checked_values, column_positions, is_whole_float, shown
 
 __all__ = ["column_values", "is_table", "parquet_records", "table_records"]
 
@@ -108,9 +108,11 @@ def _name(source: object) -> str:
     return f"the {type(source).__name__}"
 
 
-def _opened(source: Any, columns: Sequence[str]) -> tuple[Iterator[list[Any]], Any]:
+def _opened(
+    source: Any, columns: Sequence[str], where: str | None = None
+) -> tuple[Iterator[list[Any]], Any]:
     """Return the values of the wanted columns, batch by batch, and what is known of classes."""
-    where = _name(source)
+    where = where or _name(source)
     if isinstance(source, Mapping) and _has(source, "column_names"):
         names = ", ".join(repr(name) for name in source)
         raise TypeError(
@@ -131,9 +133,9 @@ def _opened(source: Any, columns: Sequence[str]) -> tuple[Iterator[list[Any]], A
         column_positions(where, columns, source.dtype.names or ())
         return iter([[source[column].tolist() for column in columns]]), None
     if _has(source, "column_names", "iter"):
-        return _dataset_batches(source, columns), source.features
+        return _opened_dataset(source, columns)
     if _is_arrow(source):
-        return _arrow_batches(source, columns), None
+        return _arrow_batches(source, columns, where), _written_features(source.schema.metadata)
     if _has(source, "collect", "collect_schema"):
         column_positions(where, columns, source.collect_schema().names())
         from polars import selectors
@@ -151,9 +153,6 @@ def _column(where: str, name: str, values: Any) -> Iterable[Any]:
             f"{where} has {shown(values)} ({type(values).__name__}) in {name!r}, expected a list "
             "of values"
         )
-    if _has(values, "hasnans", "convert_dtypes") and values.dtype.kind == "f" and values.hasnans:
-        # Integers, of which a missing one has made floats.
-        values = values.convert_dtypes()
     return column_values(values, name)
 
 
@@ -215,23 +214,32 @@ def _damaged(what: str, error: Exception) -> ValueError:
     return ValueError(f"{what} ({' '.join(str(error).split()):.200}); fetch it anew")
 
 
-def _dataset_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]:
+def _opened_dataset(source: Any, columns: Sequence[str]) -> tuple[Iterator[list[Any]], Any]:
     where = _name(source)
+    if _has(source, "format") and source.format["type"] == "custom":
+        # A transform of the user's decides what a row holds: from which columns it alone knows, and
+        # its integers need not be the numbers of the dataset's classes.
+        return _batches_of_tables(source, columns, f"{where} after its transform"), None
     if source.column_names is not None:
         column_positions(where, columns, source.column_names)
-        # Neither other columns nor another format need be made.
-        source = source.select_columns(list(dict.fromkeys(columns))).with_format(None)
-
-    def batches() -> Iterator[list[Any]]:
-        for batch in source.iter(_ROWS):
-            column_positions(where, columns, list(batch))
-            yield [batch[column] for column in columns]
-
-    return batches()
+        # No other column need be made.
+        source = source.select_columns(list(dict.fromkeys(columns)))
+    # Nor another format.
+    return _batches_of_tables(source.with_format(None), columns, where), source.features
 
 
-def _arrow_batches(source: Any, columns: Sequence[str]) -> Iterator[list[Any]]:
-    where, names = _name(source), source.schema.names
+def _batches_of_tables(source: Any, columns: Sequence[str], where: str) -> Iterator[list[Any]]:
+    for batch in source.iter(_ROWS):
+        if not is_table(batch):
+            raise TypeError(
+                f"{where} gives {shown(batch)} ({type(batch).__name__}), expected a dict of lists "
+                "or another table"
+            )
+        yield from _opened(batch, columns, where)[0]
+
+
+def _arrow_batches(source: Any, columns: Sequence[str], where: str) -> Iterator[list[Any]]:
+    names = source.schema.names
     column_positions(where, columns, names)
     if _has(source, "scanner"):
         # It cannot be scanned where any name repeats, also one that is not wanted.
@@ -282,8 +290,8 @@ def _rows(
         place = f"{where}, row {row}"
         try:
             checked = checked_values(place, columns, values)
-            if names is not None and type(checked[1]) is int:
-                name = _class_name(place, columns[1], checked[1], names)
+            if names is not None and (type(checked[1]) is int or is_whole_float(checked[1])):
+                name = _class_name(place, columns[1], int(checked[1]), names)
                 checked = (checked[0], name, *checked[2:])
         except ValueError as error:
             bad.meet(error)
