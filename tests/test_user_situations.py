@@ -1,6 +1,7 @@
 """Situations of users that once went wrong, each on another path than the tests beside it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import ulmfit_fast as uf
 from ulmfit_fast.cli import app
-from ulmfit_fast.data import read_labelled
+from ulmfit_fast.data import TokenStore, read_labelled, read_texts
 from ulmfit_fast.optim import OneCycleLR
 from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
 
@@ -119,3 +120,100 @@ def test_arguments_of_another_kind_are_named() -> None:
         OneCycleLR(optimizer, 5, moms=0.9)
     with pytest.raises(TypeError, match=r"module is a list, expected a torch\.nn\.Module"):
         uf.convert_lstm([nn.LSTM(2, 3)])
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+@pytest.mark.parametrize("names", [["text", "label"], ["id", "text", "label"]])
+def test_a_csv_of_another_delimiter_is_told_so(tmp_path: Path, sign: str, names: list) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("".join(sign.join(row) + "\n" for row in (names, ["a, b"] * len(names))))
+    message = rf"no column 'text'; its .*; separate its fields by commas instead of {sign!r}"
+    for read in (read_labelled, lambda p: list(read_texts(p))):
+        with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
+            read(path)
+    path.write_text("a;b,c\n1,2\n")
+    with pytest.raises(ValueError, match=r"its columns are 'a;b', 'c'; pass the name of one$"):
+        read_labelled(path)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ({"y": ["+", "-"] * 6}, "(dict), expected (N,), a label for each text; pass a list, or"),
+        ({"y": [], "z": []}, "y is {'y': [], 'z': []} (dict), expected (N,), a label for"),
+        (pd.DataFrame({"a": [0, 1] * 6, "b": 0}), "y should be a 1d array, got an array of shape"),
+        (np.array([("a",)] * 12, [("y", "U1")]), "(ndarray), expected (N,), a label for each text"),
+        ("+-" * 6, "(str), expected (N,), a label for each text"),
+        ({"+", "-"}, "(set), expected (N,), a label for each text"),
+        (["+", 1] * 6, "y[1] is 1 (int) and y[0] is '+' (str), expected one kind; write each as a"),
+        (np.array(["+", 1] * 6, object), "y[1] is 1 (int) and y[0] is '+' (str), expected one"),
+        (pd.Series([1, "+"] * 6), "y[1] is '+' (str) and y[0] is 1 (int), expected one kind"),
+        (["+", True] * 6, "y[1] is True (bool) and y[0] is '+' (str), expected one kind"),
+        ([True, 1] * 6, "y[1] is 1 (int) and y[0] is True (bool), expected one kind"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_labels_that_are_no_column_of_one_kind(y: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        fitted(y)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_of_an_iterator() -> None:
+    assert fitted(iter(["+", "-"] * 6)) == ["+", "-"]
+    assert fitted([1, np.int32(2), np.int64(3)] * 4) == [1, 2, 3]
+
+
+def test_a_store_or_a_model_is_no_text(folder: Path) -> None:
+    model = uf.ULMFiT.load(folder / "lm", progress=False)
+    store = TokenStore.build(folder / "store", TEXTS, model.tokenizer, workers=1)
+    for command in (
+        "find-lr --model @lm --out @a.svg",
+        "fit-classifier --model @lm --out @new",
+        "predict --model @model",
+        "explain --model @model --out @a.html",
+        "tokenize --model @lm --out @new",
+    ):
+        code, error = run(folder, f"{command} --text @store")
+        assert (
+            code == 2 and "store is a token store, expected text: pretrain and fine-tune" in error
+        )
+        code, error = run(folder, f"{command} --text @lm")
+        assert (
+            code == 2 and "lm is the directory of a model, expected text; pass the files" in error
+        )
+    for take in (read_labelled, lambda source: list(read_texts(source)), model.fit_classifier):
+        with pytest.raises(ValueError, match="store is a token store, expected text: pretrain"):
+            take(folder / "store")
+    fitted = uf.ULMFiT.load(folder / "model", progress=False)
+    for take in (fitted.predict, lambda ids: model.fit_classifier(ids, ["+"] * 12)):
+        with pytest.raises(TypeError, match="expected a str; pass the texts, not the ids"):
+            take(store)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "near"),
+    [
+        ([True, False], "true", "True"),
+        ([True, False], "FALSE ", "False"),
+        (["Good", "bad"], "good", "'Good'"),
+        ([1, 2], "1.0", "1"),
+    ],
+)
+def test_the_nearest_class_is_named(folder: Path, labels: list, given: str, near: str) -> None:
+    rows = [{"text": text, "label": y} for text, y in zip(TEXTS, labels * 6, strict=True)]
+    (folder / "near.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = f"class_weight has {given!r}, which is no class of the texts; their classes are "
+    for command in ("fit-classifier --out @no", "find-lr --label-column label --out @no.svg"):
+        arguments = f"{command} --model @lm --text @near.jsonl".replace("@", f"{folder}/").split()
+        done = CliRunner().invoke(app, [*arguments, "--class-weight", f"{given}=2"])
+        assert done.exit_code == 2 and message in done.stderr
+        assert done.stderr.endswith(f"; pass one of them, such as {near}\n")
+    with pytest.raises(ValueError, match=f"pass one of them, such as {near}$"):
+        fitted([labels[n % 2] for n in range(12)], class_weight={given: 2})
+
+
+def test_the_nearest_class_to_explain_is_named(folder: Path) -> None:
+    model = uf.ULMFiT(**SIZES, progress=False).fit_classifier(TEXTS, [True, False] * 6, epochs=1)
+    with pytest.raises(ValueError, match=r"label is 'true', expected .*, such as True"):
+        model.explain(TEXTS[:1], "true")

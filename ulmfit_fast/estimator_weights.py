@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.data.bad_rows import OnError
-from ulmfit_fast.data.columns import shown, weight_of
+from ulmfit_fast.data.columns import nearest, shown, weight_of
 from ulmfit_fast.data.corpus import read_labelled, read_texts, read_weighted
 from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.estimator_base import Texts
@@ -224,7 +224,7 @@ def _class_weights(
     if unknown and not (spare and len(found) == len(classes)):
         raise ValueError(
             f"class_weight has {unknown[0]!r:.60}, which is no class of the texts; their classes "
-            f"are {sorted(classes, key=str)!r:.120}"
+            f"are {sorted(classes, key=str)!r:.120}; pass one of them{nearest(unknown[0], classes)}"
         )
     weights = np.ones(len(classes))
     for position, (_, weight) in found.items():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ulmfit_fast import report
 from ulmfit_fast.data.classifier_batches import ClassifierBatches
+from ulmfit_fast.data.columns import nearest
 from ulmfit_fast.data.huggingface import SPACE_MARK
 from ulmfit_fast.data.rules import Piece, restore_text
 from ulmfit_fast.data.texts import CheckedTexts
@@ -127,7 +128,10 @@ def explain(
         raise ValueError("there is no classifier yet; call fit_classifier(texts, labels) first")
     if label is not None and label not in model.labels:
         known = ", ".join(repr(name) for name in model.labels)
-        raise ValueError(f"label is {label!r:.60}, expected one of the classes {known}")
+        raise ValueError(
+            f"label is {label!r:.60}, expected one of the classes {known}"
+            f"{nearest(label, model.labels)}"
+        )
     wanted = None if label is None else model.labels.index(label)
     step = -1 if model.settings.get("backwards", False) else 1
     texts = list(CheckedTexts(texts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
         "ULMFiTClassifier needs the package scikit-learn; pip install 'ulmfit-fast[sklearn]'"
     ) from error
 
+from ulmfit_fast.data.columns import shown
 from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.data.texts import CheckedTexts
 from ulmfit_fast.estimator import ULMFiT
@@ -283,10 +284,17 @@ def _labels(y: Any) -> npt.NDArray[Any]:
         # A frame of one column: scikit-learn warns and takes it for that column, in NumPy's kinds.
         column_or_1d(y, warn=True)
         y = y.iloc[:, 0]
-    if isinstance(y, Iterable) and not is_table(y) and not isinstance(y, str):
+    if isinstance(y, (str, bytes, Set, Mapping)) or (isinstance(y, np.ndarray) and is_table(y)):
+        raise ValueError(
+            f"y is {shown(y)} ({type(y).__name__}), expected (N,), a label for each text; pass a "
+            'list, or one column, such as frame["label"]'
+        )
+    if isinstance(y, Iterable) and not is_table(y):
         # As they come: NumPy would write the NaN beside a string as "nan".
         values = list(column_values(y, "y"))
         require_labels("y", values)
+        _require_one_kind(values)
+        y = values if isinstance(y, Iterator) else y
         # pandas' own kinds of booleans and integers would become floats, which merge large ones.
         if values and all(isinstance(value, (bool, np.bool_)) for value in values):
             y = np.array(values, dtype=bool)
@@ -295,6 +303,24 @@ def _labels(y: Any) -> npt.NDArray[Any]:
     labels: npt.NDArray[Any] = column_or_1d(y, warn=True)
     require_labels("y", labels)
     return labels
+
+
+def _require_one_kind(labels: list[Any]) -> None:
+    """Refuse strings, bools and others beside each other: NumPy merges or cannot sort them."""
+    for position, label in enumerate(labels):
+        if _kind_of(label) is not _kind_of(labels[0]):
+            first = labels[0]
+            raise ValueError(
+                f"y[{position}] is {shown(label)} ({type(label).__name__}) and y[0] is "
+                f"{shown(first)} ({type(first).__name__}), expected one kind; write each as a "
+                "string"
+            )
+
+
+def _kind_of(label: Any) -> type:
+    if isinstance(label, (bool, np.bool_)):
+        return bool
+    return str if isinstance(label, str) else object
 
 
 def _texts(X: Iterable[str]) -> list[str]:

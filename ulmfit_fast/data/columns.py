@@ -19,6 +19,7 @@ __all__ = [
     "is_missing",
     "is_whole_float",
     "missing_label",
+    "nearest",
     "no_label",
     "shown",
     "weight_of",
@@ -33,7 +34,9 @@ class MissingLabelError(TypeError, ValueError):
     """A row without a label; of both kinds, since it is a wrong type as well as a wrong value."""
 
 
-def column_positions(where: object, wanted: Sequence[Any], present: Collection[Any]) -> list[int]:
+def column_positions(
+    where: object, wanted: Sequence[Any], present: Collection[Any], mend: str | None = None
+) -> list[int]:
     """Return where the wanted columns stand; each has to be there once.
 
     >>> column_positions("a.csv", ["text", "label"], ["id", "label", "text"])
@@ -48,6 +51,7 @@ def column_positions(where: object, wanted: Sequence[Any], present: Collection[A
         where: what has the columns, for the error.
         wanted: names of columns, those of a frame may be numbers or tuples.
         present: the names of all columns, in their order.
+        mend: of a name that is missing; None names the nearest.
 
     Raises:
         ValueError: if a name is missing or occurs more than once; it names all columns.
@@ -64,18 +68,26 @@ def column_positions(where: object, wanted: Sequence[Any], present: Collection[A
             if count:
                 has, mend = f"the column {column!r} {count} times", "rename or drop all but one"
             else:
-                has, mend = f"no column {column!r}", f"pass the name of one{_near(column, found)}"
+                has = f"no column {column!r}"
+                mend = mend or f"pass the name of one{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
     return [found[column][0] for column in wanted]
 
 
-def _near(column: Any, names: Collection[Any]) -> str:
-    near = [f"{name!r:.60}" for name in names if _folded(name) == _folded(column)]
+def nearest(given: Any, names: Collection[Any]) -> str:
+    """Return the end of an error of an unknown name: those that differ in blanks and case alone.
+
+    >>> nearest("true", [False, True]), nearest("yes", [False, True])
+    (', such as True', '')
+    """
+    near = [f"{name!r:.60}" for name in names if _folded(name) == _folded(given)]
     return f", such as {' or '.join(near[:3])}" if near else ""
 
 
 def _folded(name: Any) -> str:
-    return "".join(str(name).replace("\ufeff", "").split()).casefold()
+    folded = "".join(str(name).replace("\ufeff", "").split()).casefold()
+    # As an integer is written where another one is missing.
+    return folded.removesuffix(".0")
 
 
 def checked_record(

@@ -23,6 +23,8 @@ from ulmfit_fast.data.columns import (
 from ulmfit_fast.data.records import READABLE, kind_of, read_records, read_whole, unit_of
 from ulmfit_fast.data.tables import column_values, is_table, table_records
 from ulmfit_fast.data.texts import not_a_text
+from ulmfit_fast.data.token_store_files import META
+from ulmfit_fast.directories import owned_names
 from ulmfit_fast.files import user_path
 
 __all__ = ["Label", "Source", "read_labelled", "read_texts", "read_weighted"]
@@ -344,6 +346,15 @@ def _files_of(folder: Path) -> list[Path]:
         for name in files:
             if kind_of(name) in READABLE and not name.startswith("."):
                 found.setdefault(kind_of(name), []).append(Path(directory, name))
+    if len(found) != 1 and (own := owned_names(folder)):
+        if META in own:
+            raise ValueError(
+                f"{folder} is a token store, expected text: pretrain and fine-tune take a store; "
+                "pass the files that it was made of"
+            )
+        raise ValueError(
+            f"{folder} is the directory of a model, expected text; pass the files of the text"
+        )
     if len(found) != 1:
         kinds = ", ".join(sorted(found)) or f"none of {', '.join(READABLE)}"
         raise ValueError(

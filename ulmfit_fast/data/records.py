@@ -27,6 +27,7 @@ __all__ = [
 READABLE = (".txt", ".csv", ".jsonl", ".parquet")
 # What is longer lacks the quote at its end. Memory stays bounded.
 _CSV_FIELD_CHARACTERS = 2**27
+_DELIMITERS = (";", "\t", "|")
 _FIELD_LIMIT = threading.Lock()
 _RAISING = BadRows()
 
@@ -117,7 +118,7 @@ def _csv_records(
     _, header = next(rows, (0, None))
     if header is None:
         return
-    positions = column_positions(path, columns, header)
+    positions = column_positions(path, columns, header, _other_delimiter(columns, header))
     for line, row in rows:
         if len(row) == len(header):
             yield line, tuple(row[position] for position in positions)
@@ -128,6 +129,14 @@ def _csv_records(
                 'put a text that contains a comma or a line end between "quotes"'
             )
         )
+
+
+def _other_delimiter(columns: Sequence[str], header: Sequence[str]) -> str | None:
+    """Return the mend of a header that has the columns between other signs than commas."""
+    for sign in _DELIMITERS:
+        if set(columns) & set(",".join(header).replace(",", sign).split(sign)) - set(header):
+            return f"separate its fields by commas instead of {sign!r}"
+    return None
 
 
 class _CsvLines:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from ulmfit_fast.data.columns import checked_record, shown
 from ulmfit_fast.data.tables import column_values, is_table
 
@@ -61,6 +63,8 @@ def _text_of(where: str, column: str, item: object) -> str:
 def not_a_text(where: str, value: object) -> TypeError:
     """Return the error of something that stands where a text should."""
     mend = "drop it or pass str(value)"
+    if isinstance(value, np.ndarray):
+        mend = "pass the texts, not the ids of their tokens"
     if is_table(value):
         mend = "pass a single table, several joined into one"
     return TypeError(f"{where} is {shown(value)} ({type(value).__name__}), expected a str; {mend}")
