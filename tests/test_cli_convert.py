@@ -131,6 +131,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def test_the_help_names_what_is_replaced() -> None:
+    text = run("--help", Path()).output
+    said = " ".join("".join(c if c.isprintable() and c.isascii() else " " for c in text).split())
+    assert "both FILE.pth and FILE.pkl" in said
+
+
 def test_what_is_there_is_replaced_when_that_is_asked_for(folder: Path) -> None:
     command = "--weights {0}/lm.pth --vocab {0}/itos.pkl --out {0}/model"
     succeed(command, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ __all__ = [
     "check_pair",
     "flag",
     "gate_probabilities",
+    "number",
     "probability",
     "size",
 ]
@@ -65,6 +68,45 @@ def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.dim() == 0 and value.dtype != torch.bool and not value.is_complex()
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def number(
+    name: str,
+    value: object,
+    expected: str,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float | None = math.inf,
+    whole: bool = False,
+) -> float:
+    """Return a number of Python, NumPy or a 0-d tensor as a float.
+
+    >>> number("div", 25, "a number, at least 1", at_least=1)
+    25.0
+
+    Args:
+        name: of the argument, for the error.
+        value: what was handed in.
+        expected: what it says, and the mend.
+        above: the number is larger.
+        at_least: the number is not smaller.
+        below: the number is smaller; None lets infinity pass.
+        whole: the number is a whole one.
+
+    Raises:
+        ValueError: if it is none, or lies outside the bounds; for what is no number of Python also
+            a TypeError.
+    """
+    found = math.nan
+    if _is_number(value):
+        with contextlib.suppress(OverflowError):
+            found = float(value)  # type: ignore[arg-type]
+    inside = found > above and found >= at_least and (below is None or found < below)
+    if not inside or (whole and not found.is_integer()):
+        kind = ValueError if _is_number(value) else NumberError
+        raise kind(f"{name} is {value!r:.60}, expected {expected}")
+    return found
 
 
 def probability(name: str, value: object) -> float:

@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ulmfit_fast.cli_app import Overwrite, app, check_out, check_out_file, guarded, say, typer
+from ulmfit_fast.cli_app import app, check_out, check_out_file, guarded, say, typer
 
 if TYPE_CHECKING:
     from ulmfit_fast.checkpoint import ModelParts
@@ -66,7 +66,14 @@ def convert(
         Part | None,
         typer.Option("--part", help="What of --model is written; the language model otherwise."),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace what is there: the model in --out; with --to fastai both FILE.pth and "
+            "FILE.pkl, whatever they hold.",
+        ),
+    ] = False,
 ) -> None:
     """Bring fastai's or awd-lstm-lm's weights into a model directory, or a model to fastai v2."""
     if weights is not None:

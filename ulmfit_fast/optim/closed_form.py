@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from ulmfit_fast.checks import number
 
 __all__ = ["ClosedFormLR"]
 
@@ -40,21 +41,14 @@ class ClosedFormLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, last_epoch: int = -1) -> None:
-        if not _is_whole(total_steps) or total_steps < 1:
-            raise ValueError(
-                f"total_steps is {total_steps!r}, expected a whole number, at least 1; "
-                "pass epochs * len(batches)"
-            )
-        if not _is_whole(last_epoch) or last_epoch < -1:
-            raise ValueError(
-                f"last_epoch is {last_epoch!r}, expected a whole number, at least -1; "
-                "-1 starts anew"
-            )
-        self.total_steps = int(total_steps)
+        expected = "a whole number, at least 1; pass epochs * len(batches)"
+        self.total_steps = int(number("total_steps", total_steps, expected, at_least=1, whole=True))
+        expected = "a whole number, at least -1; -1 starts anew"
+        last_epoch = int(number("last_epoch", last_epoch, expected, at_least=-1, whole=True))
         self._parts: list[_Part] = []
         if last_epoch == -1 and isinstance(optimizer, Optimizer):
             _take_over(optimizer)
-        super().__init__(optimizer, int(last_epoch))
+        super().__init__(optimizer, last_epoch)
 
     @abstractmethod
     def share(self) -> float:
@@ -177,7 +171,3 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
 
 def _copied(rate: float | Tensor) -> float | Tensor:
     return rate.clone() if isinstance(rate, Tensor) else rate
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Real) and float(value).is_integer()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ulmfit_fast.checks import NumberError, number
+
 __all__ = ["discriminative_groups", "layer_rates", "without_decay"]
 
 # A layer: a module, a parameter, or a list of them, nested or with "params" as an optimizer has it.
 Group = nn.Module | Tensor | Iterable[Any]
 
+_POSITIVE = "a positive number"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -51,6 +53,11 @@ def layer_groups(model: nn.Module | Iterable[Group]) -> list[list[Tensor]]:
         raise TypeError(
             f"model is a {type(model).__name__} without layer_groups(); pass a list of its "
             "layers from input to output, such as list(model.children())"
+        )
+    elif not isinstance(model, Iterable):
+        raise TypeError(
+            f"model is {model!r:.60} ({type(model).__name__}), expected a module with "
+            "layer_groups(), or a list of layers from input to output"
         )
     return [group_parameters(group) for group in layers]
 
@@ -92,10 +99,10 @@ def discriminative_groups(
     Source:
         Howard & Ruder 2018 (arXiv:1801.06146), section 3.2, equation 2.
     """
-    if not lr > 0:
-        raise ValueError(f"lr is {lr}, expected a positive number")
-    if not factor > 0:
-        raise ValueError(f"factor is {factor}, expected a positive number; 1 gives one rate to all")
+    if not (isinstance(lr, Tensor) and lr.numel() == 1 and lr > 0):
+        lr = number("lr", lr, _POSITIVE, above=0)
+    expected = f"{_POSITIVE}; 1 gives one rate to all"
+    factor = number("factor", factor, expected, above=0, below=None)
     groups = layer_groups(model)
     shares = [1.0 / factor ** (len(groups) - 1 - index) for index in range(len(groups))]
     if multipliers is not None:
@@ -111,14 +118,18 @@ def discriminative_groups(
 
 
 def _checked_multipliers(multipliers: Sequence[float], count: int) -> list[float]:
-    shares = [float(value) for value in multipliers]
+    if isinstance(multipliers, str) or not isinstance(multipliers, Iterable):
+        raise NumberError(
+            f"multipliers is {multipliers!r:.60}, expected {_POSITIVE} for each layer group"
+        )
+    shares = [
+        number(f"multipliers[{index}]", value, _POSITIVE, above=0)
+        for index, value in enumerate(multipliers)
+    ]
     if len(shares) != count:
         raise ValueError(
             f"multipliers has {len(shares)} values for {count} layer groups, expected one for each"
         )
-    for value in shares:
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"multipliers has {value}, expected positive numbers")
     return shares
 
 

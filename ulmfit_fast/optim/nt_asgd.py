@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 from torch.optim.optimizer import ParamsT
+
+from ulmfit_fast.checks import number
 
 __all__ = ["NTASGD"]
 
@@ -53,7 +54,7 @@ class NTASGD(SGD):
         averaging: whether the weights are being averaged.
 
     Raises:
-        ValueError: if nonmono is no whole number, at least 1.
+        ValueError: if nonmono is no whole number, at least 1, or a rate no number, at least 0.
 
     Source:
         Merity et al. 2018 (arXiv:1708.02182), algorithm 1, with the logging interval of an epoch.
@@ -68,10 +69,12 @@ class NTASGD(SGD):
         nonmono: int = 5,
         fused: bool | None = None,
     ) -> None:
-        if isinstance(nonmono, bool) or not isinstance(nonmono, int) or nonmono < 1:
-            raise ValueError(f"nonmono is {nonmono!r}, expected a whole number, at least 1")
+        if not isinstance(lr, Tensor):
+            number("lr", lr, "a number, at least 0", at_least=0)
+        number("weight_decay", weight_decay, "a number, at least 0", at_least=0)
+        expected = "a whole number, at least 1"
+        self.nonmono = int(number("nonmono", nonmono, expected, at_least=1, whole=True))
         super().__init__(params, lr, weight_decay=weight_decay, fused=fused)
-        self.nonmono = nonmono
         self.losses: list[float] = []
         self.averaging = False
         self._averaged_steps = 0
@@ -88,12 +91,11 @@ class NTASGD(SGD):
         Raises:
             ValueError: if the loss is not finite.
         """
-        if not math.isfinite(loss):
-            raise ValueError(f"the validation loss is {loss}, expected a finite number")
+        loss = number("the validation loss", loss, "a finite number")
         earlier = self.losses[: -self.nonmono]
         began = not self.averaging and bool(earlier) and loss > min(earlier)
         self.averaging = self.averaging or began
-        self.losses.append(float(loss))
+        self.losses.append(loss)
         return began
 
     @torch.no_grad()

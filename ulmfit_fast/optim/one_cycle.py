@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ulmfit_fast.checks import NumberError, number
 from ulmfit_fast.optim.closed_form import ClosedFormLR
 
 __all__ = ["OneCycleLR"]
@@ -73,22 +74,12 @@ class OneCycleLR(ClosedFormLR):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
-        if not 0.0 < pct_start < 1.0:
-            raise ValueError(f"pct_start is {pct_start}, expected a share between 0 and 1")
-        for name, value in (("div", div), ("div_final", div_final)):
-            if not (value >= 1.0 and math.isfinite(value)):
-                raise ValueError(f"{name} is {value}, expected a number, at least 1")
-        if moms is not None and (
-            not isinstance(moms, Sequence)
-            or len(moms) != 3
-            or not all(0.0 <= m < 1.0 for m in moms)
-        ):
-            raise ValueError(
-                f"moms is {moms!r}, expected three numbers in [0, 1): start, peak, end; None "
-                "leaves the momentum alone"
-            )
-        self.pct_start, self.div, self.div_final = pct_start, div, div_final
-        self.moms = None if moms is None else tuple(float(m) for m in moms)
+        expected = "a share between 0 and 1"
+        self.pct_start = number("pct_start", pct_start, expected, above=0, below=1)
+        expected = "a number, at least 1"
+        self.div = number("div", div, expected, at_least=1)
+        self.div_final = number("div_final", div_final, expected, at_least=1)
+        self.moms = None if moms is None else _checked_moms(moms)
         if moms is not None:
             for group in optimizer.param_groups:
                 if "betas" not in group and "momentum" not in group:
@@ -137,6 +128,17 @@ class OneCycleLR(ClosedFormLR):
             self.optimizer.param_groups, state_dict.get("momenta", ()), strict=False
         ):
             _set_momentum(group, momentum)
+
+
+def _checked_moms(moms: Sequence[float]) -> tuple[float, ...]:
+    expected = "three numbers in [0, 1): start, peak, end; None leaves the momentum alone"
+    if isinstance(moms, str) or not isinstance(moms, Sequence) or len(moms) != 3:
+        raise NumberError(f"moms is {moms!r:.60}, expected {expected}")
+    names = (f"moms[{position}]" for position in range(3))
+    return tuple(
+        number(name, value, expected, at_least=0, below=1)
+        for name, value in zip(names, moms, strict=True)
+    )
 
 
 def _set_momentum(group: dict[str, Any], momentum: float) -> None:

@@ -6,6 +6,7 @@ import math
 
 from torch.optim import Optimizer
 
+from ulmfit_fast.checks import number
 from ulmfit_fast.optim.closed_form import ClosedFormLR
 
 __all__ = ["SlantedTriangularLR"]
@@ -69,12 +70,10 @@ class SlantedTriangularLR(ClosedFormLR):
         ratio: float = 32,
         last_epoch: int = -1,
     ) -> None:
-        if not 0.0 < cut_frac < 1.0:
-            raise ValueError(f"cut_frac is {cut_frac}, expected a share between 0 and 1")
-        if not ratio >= 1.0:
-            raise ValueError(f"ratio is {ratio}, expected 1 or more (math.inf allowed)")
-        self.cut_frac = cut_frac
-        self.ratio = ratio
+        expected = "a share between 0 and 1"
+        self.cut_frac = number("cut_frac", cut_frac, expected, above=0, below=1)
+        expected = "a number, at least 1 (math.inf allowed)"
+        self.ratio = number("ratio", ratio, expected, at_least=1, below=None)
         super().__init__(optimizer, total_steps, last_epoch)
 
     def share(self) -> float:

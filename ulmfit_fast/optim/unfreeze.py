@@ -341,7 +341,8 @@ def _checked_groups(model_groups: nn.Module | Sequence[Group]) -> list[list[Tens
 def _checked_stages(epochs_per_stage: int | Sequence[int]) -> list[int]:
     stages = epochs_per_stage if isinstance(epochs_per_stage, Iterable) else [epochs_per_stage]
     try:
-        whole = [operator.index(epochs) for epochs in stages]
+        # True is no number of epochs.
+        whole = [0 if isinstance(epochs, bool) else operator.index(epochs) for epochs in stages]
     except TypeError:
         whole = [0]
     if any(epochs < 1 for epochs in whole):
