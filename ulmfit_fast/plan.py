@@ -100,6 +100,7 @@ class TrainingPlan:
         self.model, self.settings = model, settings
         self.epoch_steps = list(epoch_steps)
         self.optimizer = make_optimizer(model, settings)
+        self._parameters = dict(model.named_parameters())
         self.scheduler: LRScheduler | None = None
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._unfreezing: Unfreezing | None = None
@@ -128,6 +129,20 @@ class TrainingPlan:
             if self._unfreezing is not None:
                 self._unfreezing.finish()
 
+    def _check_parameters(self) -> None:
+        replaced = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter is not self._parameters.get(name, parameter)
+        ]
+        if replaced:
+            raise RuntimeError(
+                f"the model was given other tensors for {len(replaced)} parameters during the run, "
+                f"{replaced[0]} the first, and the optimizer trains those that it had: load "
+                "weights without assign=True, and convert the model before or after the run, or "
+                "with torch.__future__.set_swap_module_params_on_conversion(True)"
+            )
+
     def _stage(self, epoch: int) -> int:
         return 0 if self._unfreezing is None else self._unfreezing.stage_at(epoch)
 
@@ -139,7 +154,11 @@ class TrainingPlan:
 
         Returns:
             Whether a stage of unfreezing begins.
+
+        Raises:
+            RuntimeError: if the model was given other parameters since the plan was made.
         """
+        self._check_parameters()
         if self._unfreezing is not None:
             while self._unfreezing.epoch < epoch:
                 self._unfreezing.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import operator
 import warnings
@@ -13,7 +14,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ulmfit_fast.optim.groups import Group, layer_groups
 
@@ -21,10 +22,84 @@ __all__ = ["ChainThaw", "GradualUnfreezing", "Unfreezing"]
 
 _log = logging.getLogger("ulmfit_fast")
 
-# The parameters that some plan has closed. Any other that is closed was closed by the user.
-_CLOSED = WeakTensorKeyDictionary()
+# The parameters that some plan has closed: their names, by module. Any other that is closed was
+# closed by the user. By module, for torch.utils.swap_tensors takes no tensor that has weak
+# references; a parameter that is in no module stands for itself.
+_CLOSED = WeakIdKeyDictionary()
 # The plans that opened parameters which no optimizer has been seen to train yet.
 _WATCHING: WeakSet[Unfreezing] = WeakSet()
+
+
+class _Slot:
+    """A parameter by the modules and names that it has, under which there may be another later.
+
+    Args:
+        parameter: what stands there now.
+        places: module and name, for each module that has it; none where no module does.
+    """
+
+    def __init__(self, parameter: Tensor, places: list[tuple[nn.Module, str]]) -> None:
+        self._places: list[tuple[nn.Module | Tensor, str]] = [*places] or [(parameter, "")]
+        self.tensors = [parameter]
+
+    def follow(self) -> list[Tensor]:
+        """Take what stands in the places now, and return what stood there and is left behind.
+
+        A parameter in several modules is several ones once each was given its own.
+        """
+        before = self.tensors
+        held = (
+            holder if isinstance(holder, Tensor) else holder._parameters.get(name)
+            for holder, name in self._places
+        )
+        found = {id(tensor): tensor for tensor in held if tensor is not None}
+        # One that is gone without another was renamed, as parametrizations do.
+        self.tensors = list(found.values()) or before
+        return [tensor for tensor in before if all(tensor is not now for now in self.tensors)]
+
+    @property
+    def closed(self) -> bool:
+        """Whether a plan has closed it."""
+        return any(name in _CLOSED.get(holder, ()) for holder, name in self._places)
+
+    @closed.setter
+    def closed(self, closed: bool) -> None:
+        for holder, name in self._places:
+            names = _CLOSED.setdefault(holder, set())
+            names.discard(name)
+            if closed:
+                names.add(name)
+            elif not names:
+                del _CLOSED[holder]
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is open, or held closed by a plan that will open it."""
+        return self.closed or any(tensor.requires_grad for tensor in self.tensors)
+
+    def requires_grad_(self, wanted: bool) -> bool:
+        """Open or close it, and say whether it was not so before."""
+        changed = [tensor for tensor in self.tensors if tensor.requires_grad != wanted]
+        for tensor in changed:
+            tensor.requires_grad_(wanted)
+        return bool(changed)
+
+
+def _slots(groups: list[list[Tensor]]) -> list[list[_Slot]]:
+    places: dict[int, list[tuple[nn.Module, str]]] = {
+        id(parameter): [] for group in groups for parameter in group
+    }
+    # A list of parameters does not say whose they are, so all modules there are get asked.
+    for module in gc.get_objects():
+        # isinstance would ask the object, which may be a lazy one.
+        if not issubclass(type(module), nn.Module):
+            continue
+        own = module.__dict__.get("_parameters")
+        if isinstance(own, dict):  # a scripted module has something else
+            for name, parameter in list(own.items()):
+                if id(parameter) in places:
+                    places[id(parameter)].append((module, name))
+    return [[_Slot(parameter, places[id(parameter)]) for parameter in group] for group in groups]
 
 
 class Unfreezing(ABC):
@@ -32,7 +107,8 @@ class Unfreezing(ABC):
 
     Groups are opened and closed with `requires_grad_` alone: the optimizer's param groups never
     change, so a schedule made for them keeps running. A plan opens only what a plan has closed:
-    what was frozen before, or is frozen in an open group meanwhile, stays frozen.
+    what was frozen before, or is frozen in an open group meanwhile, stays frozen. Where a module
+    is given another tensor for a parameter the plan goes on with that one.
 
     Args:
         groups: parameters of each layer group, from input to output.
@@ -43,11 +119,14 @@ class Unfreezing(ABC):
     """
 
     def __init__(self, groups: list[list[Tensor]], epochs_per_stage: list[int]) -> None:
-        _check_parameters(groups)
-        self._groups = groups
+        self._slots = _slots(groups)
+        _check_slots(self._slots)
         self.epochs_per_stage = epochs_per_stage
         self.epoch = 0
-        self._untrained: list[Tensor] = []
+        # What was opened, or replaced while open, and no optimizer has been seen to train yet.
+        self._untrained: list[_Slot] = []
+        # What was replaced: an optimizer that has it was made before.
+        self._left: list[Tensor] = []
         self._stepped: set[int] = set()
         self._warned = False
         self._apply()
@@ -82,7 +161,7 @@ class Unfreezing(ABC):
         try:
             for stage in range(len(self.epochs_per_stage) + 1):
                 self.epoch = sum(self.epochs_per_stage[:stage])
-                if not any(_trains(p) for group in self.trainable_groups for p in group):
+                if not any(slot.trains for slot in self._open_slots()):
                     return stage
         finally:
             self.epoch = epoch
@@ -90,6 +169,7 @@ class Unfreezing(ABC):
 
     def step(self) -> None:
         """Count one finished epoch and open what its end opens."""
+        self._follow()
         if self._stepped:
             self._warn(stacklevel=3)
         self.epoch += 1
@@ -97,30 +177,47 @@ class Unfreezing(ABC):
 
     def finish(self) -> None:
         """Open what the plan still holds closed, wherever it has come to."""
-        for parameter in self._parameters():
-            if parameter in _CLOSED:
-                del _CLOSED[parameter]
-                parameter.requires_grad_(True)
+        self._follow()
+        for slot in self._all_slots():
+            if slot.closed:
+                slot.closed = False
+                slot.requires_grad_(True)
         self._stop_watching()
 
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self._groups for parameter in group]
+    @property
+    def _groups(self) -> list[list[Tensor]]:
+        return [[tensor for slot in group for tensor in slot.tensors] for group in self._slots]
+
+    def _all_slots(self) -> list[_Slot]:
+        return [slot for group in self._slots for slot in group]
+
+    def _open_slots(self) -> list[_Slot]:
+        trainable = {id(parameter) for group in self.trainable_groups for parameter in group}
+        return [s for s in self._all_slots() if any(id(t) in trainable for t in s.tensors)]
+
+    def _follow(self) -> None:
+        """Take the tensors that the modules have by now."""
+        left = {id(slot): slot.follow() for slot in self._all_slots()}
+        replaced = [slot for slot in self._open_slots() if left[id(slot)]]
+        if replaced and not self._warned:
+            self._left += [tensor for tensors in left.values() for tensor in tensors]
+            self._untrained += [slot for slot in replaced if slot.trains]
+            _watch(self)
 
     def _apply(self) -> None:
-        trainable = {id(parameter) for group in self.trainable_groups for parameter in group}
+        open_slots = {id(slot) for slot in self._open_slots()}
         opened = []
-        for parameter in self._parameters():
-            if id(parameter) not in trainable:
-                if parameter.requires_grad:
-                    parameter.requires_grad_(False)
-                    _CLOSED[parameter] = True
+        for slot in self._all_slots():
+            if id(slot) not in open_slots:
+                if slot.requires_grad_(False):
+                    slot.closed = True
                 # A stale gradient would let an optimizer with momentum go on moving it.
-                parameter.grad = None
-            elif parameter in _CLOSED:
-                del _CLOSED[parameter]
-                if not parameter.requires_grad:
-                    parameter.requires_grad_(True)
-                    opened.append(parameter)
+                for tensor in slot.tensors:
+                    tensor.grad = None
+            elif slot.closed:
+                slot.closed = False
+                if slot.requires_grad_(True):
+                    opened.append(slot)
         if opened and not self._warned:
             self._untrained += opened
             _watch(self)
@@ -131,29 +228,33 @@ class Unfreezing(ABC):
         It waits for an optimizer's second step or the end of the epoch, so that another one may
         have had its turn.
         """
+        self._follow()
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._untrained = [p for p in self._untrained if id(p) not in held]
+        self._untrained = [
+            slot for slot in self._untrained if any(id(t) not in held for t in slot.tensors)
+        ]
         if not self._untrained:
             self._stop_watching()
         elif id(optimizer) in self._stepped:
             self._warn(stacklevel=5)
-        elif any(id(p) in held for p in self._parameters()):
+        elif any(id(t) in held for t in [*self._left, *(t for g in self._groups for t in g)]):
             self._stepped.add(id(optimizer))
 
     def _warn(self, stacklevel: int) -> None:
-        count, self._warned = len(self._untrained), True
+        count, self._warned = sum(len(slot.tensors) for slot in self._untrained), True
         self._stop_watching()
         warnings.warn(
             f"{count} parameters that {type(self).__name__} opened are in no optimizer that takes "
             "steps, so they are not trained; make the optimizer of all layers, as "
             "torch.optim.Adam(discriminative_groups(layers, lr)) does, and not of those alone that "
-            "require a gradient when it is made",
+            "require a gradient when it is made; and make it after what gives the model other "
+            "parameters, such as load_state_dict(assign=True)",
             stacklevel=stacklevel,
         )
 
     def _stop_watching(self) -> None:
         _WATCHING.discard(self)
-        self._untrained, self._stepped = [], set()
+        self._untrained, self._left, self._stepped = [], [], set()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress, as plain numbers."""
@@ -190,24 +291,26 @@ class Unfreezing(ABC):
                 f"{self.epochs_per_stage}; build {type(self).__name__} with the saved plan"
             )
         self.epoch = epoch
+        self._follow()
         self._hold(state_dict.get("closed", ()))
         self._apply()
 
     def _closed(self) -> list[int]:
-        return [i for i, parameter in enumerate(self._parameters()) if parameter in _CLOSED]
+        return [index for index, slot in enumerate(self._all_slots()) if slot.closed]
 
     def _hold(self, closed: Iterable[int]) -> None:
         """Take as closed by a plan what was so in another life of the same parameters.
 
         A model that was copied or kept whole has its layers closed, as if by the user.
         """
-        parameters = self._parameters()
+        slots = self._all_slots()
         for index in closed:
-            if index < len(parameters) and not parameters[index].requires_grad:
-                _CLOSED[parameters[index]] = True
+            if index < len(slots) and not any(t.requires_grad for t in slots[index].tensors):
+                slots[index].closed = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_untrained": [], "_stepped": set(), "closed": self._closed()}
+        passing = {"_untrained": [], "_left": [], "_stepped": set()}
+        return {**self.__dict__, **passing, "closed": self._closed()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         closed = state.pop("closed")
@@ -225,7 +328,8 @@ class GradualUnfreezing(Unfreezing):
 
     Make the optimizer of all layers, as `discriminative_groups` gives them. One that is made of the
     open parameters alone never trains the lower ones, of which there is a warning once a group has
-    opened and such an optimizer takes steps.
+    opened and such an optimizer takes steps. If the modules are given other parameters meanwhile,
+    as by `load_state_dict(assign=True)`, the plan goes on with these; make the optimizer anew.
 
     Example:
         >>> import torch
@@ -353,21 +457,22 @@ def _checked_stages(epochs_per_stage: int | Sequence[int]) -> list[int]:
     return whole
 
 
-def _check_parameters(groups: list[list[Tensor]]) -> None:
-    parameters = [parameter for group in groups for parameter in group]
-    for parameter in parameters:
+def _check_slots(groups: list[list[_Slot]]) -> None:
+    slots = [slot for group in groups for slot in group]
+    for slot in slots:
+        (parameter,) = slot.tensors
         if not parameter.is_leaf:
             raise ValueError(
                 f"a group has a tensor of shape {tuple(parameter.shape)} that is computed from "
                 "others, expected parameters; pass the parameter that it is computed from"
             )
-    if parameters and not any(map(_trains, parameters)):
+    if slots and not any(slot.trains for slot in slots):
         raise ValueError(
-            f"all {len(parameters)} parameters of the groups are frozen and a plan opens none but "
+            f"all {len(slots)} parameters of the groups are frozen and a plan opens none but "
             "those that it closes itself, expected some with requires_grad; call "
             "requires_grad_(True) on the layers that are to be trained"
         )
-    frozen = [i for i, group in enumerate(groups) if group and not any(map(_trains, group))]
+    frozen = [i for i, group in enumerate(groups) if group and not any(s.trains for s in group)]
     if frozen:
         _log.warning(
             "layer groups %s of %d were frozen before and stay so; call requires_grad_(True) on "
@@ -375,11 +480,6 @@ def _check_parameters(groups: list[list[Tensor]]) -> None:
             ", ".join(map(str, frozen)),
             len(groups),
         )
-
-
-def _trains(parameter: Tensor) -> bool:
-    """Whether a parameter is open, or held closed by a plan that will open it."""
-    return parameter.requires_grad or parameter in _CLOSED
 
 
 def _watch(plan: Unfreezing) -> None:
