@@ -503,6 +503,26 @@ def test_floats_that_a_missing_label_made_of_integers(tmp_path: Path, caplog) ->
         read_labelled(frame.drop(index=2), on_error="skip")
 
 
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"features": {"label": {"names": 5}}},
+        {"features": {"label": {"names": [1, 2]}}},
+        {"features": {"label": {"names": {"a": 1}}}},
+        {"features": {"label": 3}},
+        {"features": "label"},
+        {"features": []},
+        None,
+    ],
+    ids=str,
+)
+def test_metadata_that_name_no_classes_are_left_alone(tmp_path: Path, info) -> None:
+    metadata = {b"huggingface": json.dumps({"info": info}).encode()}
+    table = pa.table({"text": TEXTS, "label": [0, 1]}).replace_schema_metadata(metadata)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_labelled(table) == read_labelled(tmp_path / "a.parquet") == (TEXTS, [0, 1])
+
+
 def test_labels_in_a_table_are_read_by_column() -> None:
     frame = pd.DataFrame({"text": TEXTS * 12, "label": NAMES * 12, "other": ["x"] * 24})
 

@@ -310,13 +310,15 @@ def _class_name(place: str, column: str, number: int, names: list[str]) -> str:
 
 def _class_names(features: Any, column: str) -> list[str] | None:
     """Return the names of the label's classes, if the table knows them."""
-    if not features or column not in features:
+    if not isinstance(features, Mapping) or column not in features:
         return None
     feature = features[column]
     names = (
         feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
     )
-    return list(names) if names else None
+    # Anybody may have written the metadata of a file.
+    is_named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_named and names else None
 
 
 def _written_features(metadata: Mapping[bytes, bytes] | None) -> Any:
