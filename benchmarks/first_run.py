@@ -5,7 +5,7 @@
 Each stage is a process of its own, with a time limit, and writes each result as it comes: what
 fails, hangs or is killed leaves the results before it, and the stages after it run. All of them
 share one of Triton's caches, so that nothing is compiled twice; `--cache` names one that
-`benchmarks.fill_cache` has filled. `--dry-run` walks the same path on a CPU, at tiny shapes, with
+`tests/driver/fill_cache.py` has filled. `--dry-run` walks the same path on a CPU, at tiny shapes, with
 the kernels in Triton's interpreter.
 """
 
@@ -187,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     summary: dict[str, Any] = {}
     environment = dict(os.environ)
     if options.cache:
+        relocate(options.cache)
         environment["TRITON_CACHE_DIR"] = str(options.cache.resolve())
     if options.dry_run:
         environment["TRITON_INTERPRET"] = "1"
@@ -207,6 +208,21 @@ def main(arguments: list[str] | None = None) -> int:
     for line in told(out, summary):
         print(line)
     return int(any(stage["ended"] != "well" for stage in summary.values()))
+
+
+def relocate(cache: Path) -> None:
+    """Let a cache of Triton's that lies elsewhere now name its files where they are.
+
+    Args:
+        cache: the directory; a group of files is named there by absolute paths.
+    """
+    for path in cache.resolve().glob("*/__grp__*.json"):
+        named = json.loads(path.read_text(encoding="utf-8"))["child_paths"]
+        here = {name: str(path.parent / name) for name in named}
+        if named != here:
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text(json.dumps({"child_paths": here}), encoding="utf-8")
+            unfinished.replace(path)
 
 
 def told(out: Path, summary: dict[str, Any]) -> Iterator[str]:

@@ -321,7 +321,7 @@ def test_tokenizers_take_the_name_of_the_column() -> None:
     assert list(map(len, tokenizer.encode_batch(frame, text_column="body"))) == [4, 4]
     with pytest.raises(TypeError, match=r"texts.0. is .*DataFrame.*a single table"):
         Tokenizer.train([frame, frame])
-    with pytest.raises(TypeError, match=r"texts is PosixPath.*, expected a list of texts"):
+    with pytest.raises(TypeError, match=r"texts is .*Path.*, expected a list of texts"):
         Tokenizer.train(Path("a.txt"))
 
 

@@ -61,6 +61,18 @@ def test_a_wrong_result_is_no_success(tmp_path, monkeypatch):
     assert summary(tmp_path)["one"]["ended"].startswith("with 1 wrong")
 
 
+def test_a_cache_may_be_moved(tmp_path):
+    kernel = tmp_path / "there" / "KEY"
+    kernel.mkdir(parents=True)
+    (kernel / "a.cubin").write_bytes(b"code")
+    group = {"child_paths": {"a.cubin": str(kernel / "a.cubin")}}
+    (kernel / "__grp__a.json").write_text(json.dumps(group))
+    moved = (tmp_path / "there").rename(tmp_path / "here")
+    first_run.relocate(moved)
+    named = json.loads((moved / "KEY" / "__grp__a.json").read_text())["child_paths"]
+    assert Path(named["a.cubin"]).read_bytes() == b"code"
+
+
 @pytest.mark.slow
 def test_a_killed_run_keeps_what_it_has(tmp_path):
     command = [sys.executable, "-m", "benchmarks.first_run", "--dry-run", "--out", str(tmp_path)]

@@ -7,7 +7,7 @@ import logging
 import operator
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -25,7 +25,7 @@ _log = logging.getLogger("ulmfit_fast")
 # The parameters that some plan has closed: their names, by module. Any other that is closed was
 # closed by the user. By module, for torch.utils.swap_tensors takes no tensor that has weak
 # references; a parameter that is in no module stands for itself.
-_CLOSED = WeakIdKeyDictionary()
+_CLOSED: MutableMapping[Any, set[str]] = WeakIdKeyDictionary()
 # The plans that opened parameters which no optimizer has been seen to train yet.
 _WATCHING: WeakSet[Unfreezing] = WeakSet()
 
@@ -309,7 +309,7 @@ class Unfreezing(ABC):
                 slots[index].closed = True
 
     def __getstate__(self) -> dict[str, Any]:
-        passing = {"_untrained": [], "_left": [], "_stepped": set()}
+        passing: dict[str, Any] = {"_untrained": [], "_left": [], "_stepped": set()}
         return {**self.__dict__, **passing, "closed": self._closed()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
