@@ -13,17 +13,7 @@ from ulmfit_fast.kernels.philox import gate_bits, load_weights
 __all__ = ["run"]
 
 
-@triton.jit(
-    do_not_specialize=[
-        "start",
-        "stop",
-        "steps",
-        "batch_size",
-        "first_row",
-        "mask_stream",
-    ],
-    do_not_specialize_on_alignment=["seed"],
-)
+@triton.jit(do_not_specialize=["start", "stop", "steps", "batch_size", "first_row", "mask_stream"])
 def backward_kernel(
     grad_output,
     gates,

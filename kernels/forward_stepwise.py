@@ -18,10 +18,7 @@ from ulmfit_fast.kernels.philox import gate_bits
 __all__ = ["run"]
 
 
-@triton.jit(
-    do_not_specialize=["t", "steps", "batch_size", "mask_stream"],
-    do_not_specialize_on_alignment=["seed"],
-)
+@triton.jit(do_not_specialize=["t", "steps", "batch_size", "mask_stream"])
 def forward_step_kernel(
     gates,
     weight,
