@@ -13,7 +13,17 @@ from ulmfit_fast.kernels.philox import gate_bits, load_weights
 __all__ = ["run"]
 
 
-@triton.jit(do_not_specialize=["start", "stop", "steps", "batch_size", "first_row", "mask_stream"])
+@triton.jit(
+    do_not_specialize=[
+        "start",
+        "stop",
+        "steps",
+        "batch_size",
+        "first_row",
+        "mask_stream",
+    ],
+    do_not_specialize_on_alignment=["seed"],
+)
 def backward_kernel(
     grad_output,
     gates,

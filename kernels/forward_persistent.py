@@ -31,7 +31,17 @@ def _parts(acc, ROWS: tl.constexpr, WIDTH: tl.constexpr, K_PARTS: tl.constexpr):
         return _parts(first, ROWS, WIDTH, K_PARTS // 2) + _parts(second, ROWS, WIDTH, K_PARTS // 2)
 
 
-@triton.jit(do_not_specialize=["start", "stop", "steps", "batch_size", "first_row", "mask_stream"])
+@triton.jit(
+    do_not_specialize=[
+        "start",
+        "stop",
+        "steps",
+        "batch_size",
+        "first_row",
+        "mask_stream",
+    ],
+    do_not_specialize_on_alignment=["seed"],
+)
 def forward_kernel(
     gates,
     weight,

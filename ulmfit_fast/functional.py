@@ -203,15 +203,22 @@ def lstm(
         ),
     )
     stream = 2 * layer + int(reverse)
+    drops = any(weight_ps) or any(gate_ps)
     if seed is None:
-        seed = draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
+        seed = draw_seed() if drops else as_seed(0)
 
     if weight_mask is not None and choice.name in ("torch", "triton"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)
     if choice.name == "triton":
         inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
-        drops = (lengths, seed, weight_ps, gate_ps, gate_mask == "sequence", stream)
-        output, h_n, c_n = _lstm_triton(inputs, drops, choice.form, recompute_gates)
+        # Once for forward and backward, without waiting. Where nothing is dropped no kernel reads
+        # it, and a captured graph could not copy it.
+        if drops:
+            seed = seed.to(x.device, non_blocking=True)
+        else:
+            seed = torch.empty_like(seed, device=x.device)
+        settings = (lengths, seed, weight_ps, gate_ps, gate_mask == "sequence", stream)
+        output, h_n, c_n = _lstm_triton(inputs, settings, choice.form, recompute_gates)
     elif choice.name == "eager":
         output, h_n, c_n, *_ = _lstm_eager(
             x,
@@ -262,14 +269,17 @@ def lstm(
 
 
 def _lstm_triton(
-    inputs: tuple[Tensor | None, ...], drops: tuple[object, ...], form: str, recompute_gates: bool
+    inputs: tuple[Tensor | None, ...],
+    settings: tuple[object, ...],
+    form: str,
+    recompute_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ulmfit_fast.kernels import lstm_operator
 
     keep = lstm_operator.KEEP_NOTHING
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         keep = lstm_operator.KEEP_CELLS if recompute_gates else lstm_operator.KEEP_GATES
-    output, h_n, c_n, *_ = lstm_operator.lstm_triton(*inputs, *drops, form, keep)
+    output, h_n, c_n, *_ = lstm_operator.lstm_triton(*inputs, *settings, form, keep)
     return output, h_n, c_n
 
 
@@ -286,7 +296,8 @@ def _dropped(w_hh: Tensor, seed: Tensor, weight_ps: Sequence[float], stream: int
         if plan.form is not None:
             from ulmfit_fast.kernels import weight_drop
 
-            kernel: Tensor = weight_drop.drop_weight_triton(w_hh, seed, weight_ps, stream)
+            placed = seed.to(w_hh.device, non_blocking=True)
+            kernel: Tensor = weight_drop.drop_weight_triton(w_hh, placed, weight_ps, stream)
             return kernel
     dropped: Tensor = _drop_weight(w_hh, seed, weight_ps, stream)
     return dropped

@@ -319,7 +319,7 @@ class LSTM(PlainForward):
             if packed.sorted_indices is not None:
                 h_0, c_0 = (state.index_select(1, packed.sorted_indices) for state in hx)
                 hx = (h_0, c_0)
-        output, h_n, c_n = self._run(x, hx, lengths.to(x.device), seed, masks)
+        output, h_n, c_n = self._run(x, hx, lengths.to(x.device, non_blocking=True), seed, masks)
         data = packed_data(output, lengths, packed)
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)
