@@ -46,6 +46,9 @@ class CapturedStep:
         # So would a seed that is drawn on the host.
         self.seeds: Tensor | None = None
         self.replay: Callable[[], LMLoss] | None = None
+        # What the graph holds.
+        self.numbers: list[dict[str, object]] = []
+        self.grads: list[Tensor | None] = []
 
     def _body(self, source: Callable[[], Tensor]) -> LMLoss:
         with seeds_from(source):
@@ -90,7 +93,7 @@ class CapturedStep:
     def _refuse_other_numbers(self) -> None:
         for held, now in zip(self.numbers, self._numbers(), strict=True):
             for name, value in held.items():
-                if now[name] != value:
+                if now[name] is not value and now[name] != value:
                     raise ValueError(
                         f"{name} is {now[name]}, and the captured graph holds {value}: a schedule "
                         "that changes more than the learning rate needs capture=False, or moms=None"
@@ -99,7 +102,11 @@ class CapturedStep:
     def __call__(
         self, inputs: Tensor, targets: Tensor, state: State | None
     ) -> tuple[LMLoss, State]:
-        """Run a batch of the captured shape."""
+        """Run a batch of the captured shape.
+
+        Raises:
+            ValueError: if a number that the graph holds has changed since its capture.
+        """
         for group, lr in zip(self.groups, self.lrs, strict=True):
             lr.fill_(group["lr"])
         self.inputs.copy_(inputs, non_blocking=True)

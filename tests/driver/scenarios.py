@@ -5,6 +5,7 @@ Run as `python scenarios.py DIRECTORY`, where the library is: it must be there b
 
 import json
 import sys
+import warnings
 
 import listening
 
@@ -22,6 +23,12 @@ DEVICE = "cuda:1"
 # An odd batch, so that a view of a batch of texts begins at no multiple of 16 bytes.
 STEPS, BATCH_SIZE, WORDS, WIDTH = 4, 3, 50, 64
 DROPOUTS = ("embed_p", "input_p", "weight_p", "hidden_p", "output_p")
+# As PyTorch's cudnn/RNN.cpp has it.
+NOT_IN_ONE = (
+    "RNN module weights are not part of single contiguous chunk of memory. This means they need "
+    "to be compacted at every call, possibly greatly increasing memory usage. To compact weights "
+    "again call flatten_parameters()."
+)
 heard = {}
 
 
@@ -88,6 +95,23 @@ def layer(p=0.5, seed=3, stream=None):
         lstm(x.requires_grad_(), seed=seed)[0].sum().backward()
 
 
+def cudnn():
+    """PyTorch's own LSTM on a dropped weight; what it computes is made up, its warning is not."""
+
+    def lstm(x, state, *_):
+        warnings.warn(NOT_IN_ONE, UserWarning, stacklevel=1)
+        return torch.zeros_like(x).sum(2, keepdim=True) + state[0], *state
+
+    real, torch.lstm = torch.lstm, lstm
+    try:
+        with warnings.catch_warnings(), backend.use("torch"):
+            warnings.simplefilter("error")
+            lstm = uf.LSTM(LAYER_IN, LAYER_HIDDEN, weight_p=0.5, device=DEVICE)
+            lstm(torch.randn(LAYER_STEPS, LAYER_BATCH, LAYER_IN, device=DEVICE))
+    finally:
+        torch.lstm = real
+
+
 def main():
     with listener, backend.use("triton"):
         hear("layer", layer)
@@ -108,6 +132,7 @@ def main():
             hear(f"capture with {count}", run, step)
             hear(f"replay with {count}", run, step)
         model, (tokens, _) = step.model.eval(), batch()
+        hear("cudnn", cudnn)
         hear("inference", inference, model, tokens)
         hear("capture of inference", capture, lambda: inference(model, tokens))
         hear("a body that fails", capture, fail)

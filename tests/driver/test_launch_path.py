@@ -103,6 +103,13 @@ def test_nothing_waits_and_no_operator_copies_from_the_host(heard, name):
     assert not [event for event in events(heard, name, "upload") if event["operator"]]
 
 
+def test_cudnn_on_a_dropped_weight_neither_warns_nor_waits(heard):
+    """Warnings are errors there."""
+    assert not events(heard, "cudnn", "wait", "synchronize")
+    (launch,) = events(heard, "cudnn", "launch")
+    assert launch["name"] == "weight_drop_kernel" and launch["device"] == 1
+
+
 def test_a_seed_is_moved_once(heard):
     assert len(events(heard, "layer", "upload")) == 1
     assert len(events(heard, "step", "upload")) == SEEDS[5]
