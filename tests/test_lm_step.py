@@ -245,7 +245,7 @@ def test_a_graph_refuses_a_schedule_of_what_it_holds(replays, moms):
         step(*text(seed=4))
         assert len(calls) == 2
         return
-    with pytest.raises(ValueError, match=r"betas is \(0.85.*graph holds \(0.85.*pass moms=None"):
+    with pytest.raises(ValueError, match=r"betas is \(0.85.*graph holds \(0.85.*moms=None"):
         step(*text(seed=4))
     assert step.steps == 4 and len(calls) == 1
 

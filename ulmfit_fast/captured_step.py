@@ -95,8 +95,9 @@ class CapturedStep:
             for name, value in held.items():
                 if now[name] is not value and now[name] != value:
                     raise ValueError(
-                        f"{name} is {now[name]}, and the captured graph holds {value}: a schedule "
-                        "that changes more than the learning rate needs capture=False, or moms=None"
+                        f"{name} is {now[name]}, and the captured graph holds {value}: leave "
+                        "capture out, or have the schedule change the learning rate alone, as "
+                        "moms=None does"
                     )
 
     def __call__(
