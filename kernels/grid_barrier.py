@@ -11,8 +11,9 @@ __all__ = ["COUNTER_STRIDE", "MAX_SPINS", "arrive", "wait"]
 
 # Counters in int32, each on its own 128-byte line.
 COUNTER_STRIDE: tl.constexpr = tl.constexpr(32)
-# Some 0.2 s of polls: far beyond any step, far below a watchdog.
-MAX_SPINS = 200_000
+# How long a block waits: microseconds on a device, where a peer that straggles, behind a debugger
+# or another process, is still waited for; polls in the interpreter.
+MAX_SPINS = 3_000_000
 
 
 @triton.jit
@@ -23,35 +24,58 @@ def arrive(counter):
     tl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
+# One warp polls, until the counter is there or the time is over; what it found, all threads hear of
+# at a barrier of the block.
+_WAIT: tl.constexpr = tl.constexpr("""
+{
+.reg .pred mine, more, late;
+.reg .b32 thread, seen;
+.reg .b64 now, end;
+mov.u32 thread, %tid.x;
+mov.b32 seen, $2;
+setp.lt.u32 mine, thread, 32;
+@!mine bra found;
+mov.u64 end, %globaltimer;
+add.u64 end, end, $3;
+look:
+ld.acquire.gpu.global.b32 seen, [$1];
+setp.ge.s32 more, seen, $2;
+@more bra found;
+mov.u64 now, %globaltimer;
+setp.lt.u64 more, now, end;
+@more bra look;
+found:
+setp.lt.s32 late, seen, $2;
+barrier.red.or.pred late, 0, late;
+selp.b32 $0, 0, 1, late;
+}
+""")
+
+
 @triton.jit
-def _poll(counter, INLINE_POLL: tl.constexpr):
+def wait(counter, error, target, alive, MAX_SPINS: tl.constexpr, INLINE_POLL: tl.constexpr):
+    """Wait until the counter reaches the target, but not for ever.
+
+    Returns alive, or 0 once a block has given up: it then sets the error flag and never waits
+    again, so a launch ends whatever happens.
+    """
     if INLINE_POLL:
-        # Every thread polls for itself: no broadcast through shared memory, no bar.sync a poll.
-        return tl.inline_asm_elementwise(
-            "ld.acquire.gpu.global.b32 $0, [$1];",
-            "=r,l",
-            [counter],
+        arrived = tl.inline_asm_elementwise(
+            _WAIT,
+            "=r,l,r,l",
+            [counter, target, (alive * MAX_SPINS).to(tl.int64) * 1000],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
         )
     else:
-        return tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-
-
-@triton.jit
-def wait(counter, error, target, alive, MAX_SPINS: tl.constexpr, INLINE_POLL: tl.constexpr):
-    """Spin until the counter reaches the target, but not for ever.
-
-    Returns alive, or 0 once a block has given up: it then sets the error flag and never spins
-    again, so a launch ends whatever happens.
-    """
-    limit = alive * MAX_SPINS
-    seen = _poll(counter, INLINE_POLL)
-    spins = 0
-    while (seen < target) & (spins < limit):
-        seen = _poll(counter, INLINE_POLL)
-        spins += 1
-    tl.store(error, 1, mask=seen < target)
-    tl.debug_barrier()
-    return alive * (seen >= target).to(tl.int32)
+        limit = alive * MAX_SPINS
+        seen = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+        spins = 0
+        while (seen < target) & (spins < limit):
+            seen = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+            spins += 1
+        arrived = (seen >= target).to(tl.int32)
+        tl.debug_barrier()
+    tl.store(error, 1, mask=arrived == 0)
+    return alive * arrived
