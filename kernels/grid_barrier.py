@@ -11,9 +11,10 @@ __all__ = ["COUNTER_STRIDE", "MAX_SPINS", "arrive", "wait"]
 
 # Counters in int32, each on its own 128-byte line.
 COUNTER_STRIDE: tl.constexpr = tl.constexpr(32)
-# How long a block waits: microseconds on a device, where a peer that straggles, behind a debugger
-# or another process, is still waited for; polls in the interpreter.
-MAX_SPINS = 3_000_000
+# How long a block waits. On a device a poll counts for its time, three seconds in all, whatever one
+# takes: far beyond a peer that straggles behind another process, far below most watchdogs.
+MAX_SPINS = 200_000
+SPIN_NS: tl.constexpr = tl.constexpr(15_000)
 
 
 @triton.jit
@@ -63,7 +64,7 @@ def wait(counter, error, target, alive, MAX_SPINS: tl.constexpr, INLINE_POLL: tl
         arrived = tl.inline_asm_elementwise(
             _WAIT,
             "=r,l,r,l",
-            [counter, target, (alive * MAX_SPINS).to(tl.int64) * 1000],
+            [counter, target, (alive * MAX_SPINS).to(tl.int64) * SPIN_NS],
             dtype=tl.int32,
             is_pure=False,
             pack=1,
