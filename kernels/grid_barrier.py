@@ -11,10 +11,9 @@ __all__ = ["COUNTER_STRIDE", "MAX_SPINS", "arrive", "wait"]
 
 # Counters in int32, each on its own 128-byte line.
 COUNTER_STRIDE: tl.constexpr = tl.constexpr(32)
-# How long a block waits. On a device a poll counts for its time, three seconds in all, whatever one
-# takes: far beyond a peer that straggles behind another process, far below most watchdogs.
+# How long a block waits. On a device a poll counts for 15 us, whatever one takes: three seconds, far
+# beyond a peer that straggles behind another process, below the 4.2 of the clock's lower half.
 MAX_SPINS = 200_000
-SPIN_NS: tl.constexpr = tl.constexpr(15_000)
 
 
 @triton.jit
@@ -30,20 +29,20 @@ def arrive(counter):
 _WAIT: tl.constexpr = tl.constexpr("""
 {
 .reg .pred mine, more, late;
-.reg .b32 thread, seen;
-.reg .b64 now, end;
+.reg .b32 thread, seen, begun, now, limit;
 mov.u32 thread, %tid.x;
 mov.b32 seen, $2;
 setp.lt.u32 mine, thread, 32;
 @!mine bra found;
-mov.u64 end, %globaltimer;
-add.u64 end, end, $3;
+mul.lo.u32 limit, $3, 15000;
+mov.u32 begun, %globaltimer_lo;
 look:
 ld.acquire.gpu.global.b32 seen, [$1];
 setp.ge.s32 more, seen, $2;
 @more bra found;
-mov.u64 now, %globaltimer;
-setp.lt.u64 more, now, end;
+mov.u32 now, %globaltimer_lo;
+sub.u32 now, now, begun;
+setp.lt.u32 more, now, limit;
 @more bra look;
 found:
 setp.lt.s32 late, seen, $2;
@@ -63,8 +62,8 @@ def wait(counter, error, target, alive, MAX_SPINS: tl.constexpr, INLINE_POLL: tl
     if INLINE_POLL:
         arrived = tl.inline_asm_elementwise(
             _WAIT,
-            "=r,l,r,l",
-            [counter, target, (alive * MAX_SPINS).to(tl.int64) * SPIN_NS],
+            "=r,l,r,r",
+            [counter, target, alive * MAX_SPINS],
             dtype=tl.int32,
             is_pure=False,
             pack=1,

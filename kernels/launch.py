@@ -36,8 +36,8 @@ class DropArguments(NamedTuple):
 
     Attributes:
         active: whether anything is dropped.
-        arguments: four thresholds floor(p 2^32), each as `2^40 + 2 threshold + 1`, and four scales
-            1/(1-p).
+        arguments: four thresholds floor(p 2^32), each the upper half of a 64-bit number, and four
+            scales 1/(1-p).
     """
 
     active: bool
@@ -51,8 +51,11 @@ class DropArguments(NamedTuple):
             # p = 1 has no 32-bit threshold: its scale of 0 drops what the largest one keeps.
             threshold = min(int(value * 2.0**32), _WORDS - 1)
             # Triton compiles a kernel anew for a number that is 1, a multiple of 16, or of another
-            # width, in a tuple whatever one asks for: this is none of them, whatever p is.
-            thresholds.append((1 << 40) + 2 * threshold + 1)
+            # width, in a tuple whatever one asks for. This is odd and a signed number of 64 bits,
+            # not of 32, whatever p is; its upper half costs no instruction to take.
+            lower = 1 if threshold >= _WORDS // 2 else _WORDS // 2 + 1
+            signed = threshold - _WORDS if threshold >= _WORDS // 2 else threshold
+            thresholds.append(signed * _WORDS + lower)
             scales.append(0.0 if value >= 1.0 else 1.0 / (1.0 - value))
         return cls(any(p), (*thresholds, *scales))
 

@@ -25,7 +25,7 @@ KIND_GATE: tl.constexpr = tl.constexpr(1)
 @triton.jit
 def threshold_bits(threshold):
     """The 32 bits of a threshold as `launch.DropArguments` passes it."""
-    return (threshold >> 1).to(tl.uint32)
+    return (threshold >> 32).to(tl.int32).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
