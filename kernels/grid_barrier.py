@@ -11,8 +11,8 @@ __all__ = ["COUNTER_STRIDE", "MAX_SPINS", "arrive", "wait"]
 
 # Counters in int32, each on its own 128-byte line.
 COUNTER_STRIDE: tl.constexpr = tl.constexpr(32)
-# How long a block waits. On a device a poll counts for 15 us, whatever one takes: three seconds, far
-# beyond a peer that straggles behind another process, below the 4.2 of the clock's lower half.
+# How long a block waits. On a device a poll counts for 15 us, whatever one takes: three seconds,
+# far beyond a peer that straggles behind another process, below the 4.2 of the clock's lower half.
 MAX_SPINS = 200_000
 
 
