@@ -42,8 +42,7 @@ class PersistentTile(NamedTuple):
         rows: rows of the batch in a block.
         units: hidden units in a block, four columns each.
         block_k: depth of a K-tile.
-        resident: K-tiles of the weight that stay on chip; the others stream at each step.
-        in_flight: K-tiles of h loaded ahead of their products.
+        stages: K-tiles of both operands on chip, all but one copied ahead of their products.
         warps: warps of a block.
         groups: groups of rows in one launch.
         k_parts: ranges into which the H columns fall, as many blocks sharing their units; 1 unless
@@ -53,8 +52,7 @@ class PersistentTile(NamedTuple):
     rows: int
     units: int
     block_k: int
-    resident: int
-    in_flight: int
+    stages: int
     warps: int
     groups: int
     k_parts: int = 1
@@ -72,8 +70,7 @@ class BackwardTile(NamedTuple):
         k_parts: ranges into which the 4H gate columns fall.
         columns: width of a range of the H columns.
         block_k: depth of a K-tile.
-        resident: K-tiles of the weight that stay on chip; the others stream at each step.
-        in_flight: K-tiles of the gates' gradients loaded ahead of their products.
+        stages: K-tiles of both operands on chip, all but one copied ahead of their products.
         grouped: whether a block waits for those alone that it depends on.
         warps: warps of a block.
         groups: groups of rows in one launch.
@@ -83,8 +80,7 @@ class BackwardTile(NamedTuple):
     k_parts: int
     columns: int
     block_k: int
-    resident: int
-    in_flight: int
+    stages: int
     grouped: bool
     warps: int
     groups: int
