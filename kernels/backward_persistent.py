@@ -128,12 +128,27 @@ def backward_kernel(
     alive = 1
     poison = 0.0
     for s in range(steps):
+        # Always 0, which no compiler can tell: what follows from it is computed anew at each step.
+        # Else it would sit in registers that the products need, and they would spill.
+        zero = (s + first_row) >> 31
+        rows = first_row + (tl.program_id(1) + zero) * ROWS + tl.arange(0, ROWS)
+        units = first_unit + zero * UNITS + tl.arange(0, UNITS)
+        columns = 4 * (first_unit + zero * UNITS) + tl.arange(0, 4 * UNITS)
+        outputs = (piece + zero) * COLUMNS + tl.arange(0, COLUMNS)
+        row_in = rows[:, None] < batch_size
+        unit_in = row_in & (units[None, :] < HIDDEN)
+        gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
+        unit_at = rows[:, None] * HIDDEN + units[None, :]
+        gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
+        exchange_rows = exchange + rows[:, None] * (4 * PADDED)
+        sums_at = part * plane + rows[:, None] * HIDDEN + outputs[None, :]
+        sums_in = row_in & (outputs[None, :] < HIDDEN)
         t = s if REVERSE else steps - 1 - s
         slot = t if REVERSE else t + 1
         slot_prev = t + 1 if REVERSE else t
         # The mask is drawn, and what this block alone needs fetched, while other blocks finish.
         bits = gate_bits(
-            tl.load(seed), rows, units, t, mask_stream, gate_drop, HIDDEN, GATE_MASK
+            tl.load(seed + zero), rows, units, t, mask_stream ^ zero, gate_drop, HIDDEN, GATE_MASK
         )
         act = tl.load(gates + t * 4 * plane + gate_at, mask=gate_in, other=0.0)
         c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)
@@ -186,7 +201,7 @@ def backward_kernel(
         # NaN from here on, should the others' gradients not be there yet.
         acc = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.where(alive > 0, 0.0, float("nan"))
         acc = multiply(
-            acc, left + part * DEPTH + ks[None, :], own, DEPTH, BLOCK_K, STAGES, PRECISION
+            acc, left + part * DEPTH + ks[None, :], own + zero * BLOCK_K, DEPTH + zero, BLOCK_K, STAGES, PRECISION
         )
         tl.store(partial_sums + s % 2 * K_PARTS * plane + sums_at, acc, mask=sums_in)
         arrive(sums_done + s % 2 * COUNTER_STRIDE)

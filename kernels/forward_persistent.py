@@ -128,6 +128,18 @@ def forward_kernel(
     alive = 1
     poison = 0.0
     for s in range(steps):
+        # Always 0, which no compiler can tell: what follows from it is computed anew at each step.
+        # Else it would sit in registers that the products need, and they would spill.
+        zero = (s + first_row) >> 31
+        columns = (tl.program_id(0) + zero) * (4 * UNITS) + tl.arange(0, 4 * UNITS)
+        units = (tl.program_id(0) + zero) * UNITS + tl.arange(0, UNITS)
+        rows = first_row + (tl.program_id(1) + zero) * ROWS + tl.arange(0, ROWS)
+        row_in = rows[:, None] < batch_size
+        unit_in = row_in & (units[None, :] < HIDDEN)
+        gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
+        gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
+        unit_at = rows[:, None] * HIDDEN + units[None, :]
+        h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)
         t = steps - 1 - s if REVERSE else s
         slot_out = t if REVERSE else t + 1
         if K_PARTS == 1:
@@ -137,8 +149,8 @@ def forward_kernel(
         acc = multiply(
             acc,
             h_rows + s % 2 * exchange_plane + k_first + ks[None, :],
-            own + own_rows[None, :] + ks[:, None],
-            DEPTH,
+            own + zero * BLOCK_K + own_rows[None, :] + ks[:, None],
+            DEPTH + zero,
             BLOCK_K,
             STAGES,
             PRECISION,
@@ -193,11 +205,11 @@ def forward_kernel(
             next_gates = tl.load(gates_next, mask=gate_in, other=0.0)
             if GATE_MASK == 1:
                 bits = gate_bits(
-                    tl.load(seed),
+                    tl.load(seed + zero),
                     rows,
                     units,
                     t_next,
-                    mask_stream,
+                    mask_stream ^ zero,
                     gate_drop,
                     HIDDEN,
                     GATE_MASK,

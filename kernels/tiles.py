@@ -19,10 +19,11 @@ _HALF = (torch.bfloat16, torch.float16)
 # Beside the tiles a kernel keeps some scratch for reductions and layout changes.
 _SCRATCH = 2048
 # A block of the forward has 16 units, 64 columns with their gates; of the backward 16 units in a
-# piece of the weight that is 128 columns wide.
-_UNITS, _COLUMNS, _K_PARTS = 16, 128, 8
-# Input tiles ahead of their products, by bytes of an element: with one more, registers spill.
-_IN_FLIGHT_FORWARD, _IN_FLIGHT_BACKWARD = {2: 3, 4: 2}, {2: 3, 4: 1}
+# piece of the weight that is 128 columns wide. Where that makes more blocks than the device runs at
+# once, both have twice the units.
+_UNITS, _COLUMNS = (16, 32), 128
+# K-tiles of both operands on chip: with more the copies' latency is covered several times.
+_STAGES = 4
 
 
 class StepTile(NamedTuple):
@@ -111,7 +112,7 @@ class Plan(NamedTuple):
 
 
 def choose(
-    device, *, batch_size, hidden_size, dtype, precision="ieee", form=None, has_lengths=False
+    device, *, batch_size, hidden_size, dtype, precision="ieee", form=None
 ):
     """Choose form and tiles.
 
@@ -122,7 +123,6 @@ def choose(
         dtype: compute dtype of the layer.
         precision: of float32 products, "tf32" or "ieee".
         form: "persistent", "stepwise", or None for the better one that can run.
-        has_lengths: whether rows end before T; the tiles differ, the form does not.
 
     Returns:
         A `Plan`; its form is None when none, or not the one asked for, can run.
@@ -135,25 +135,20 @@ def choose(
     if form == "stepwise":
         return Plan("stepwise", "asked for by name", None, None, *steps)
     why = _why_not_persistent(device, batch_size, hidden_size, dtype, precision)
-    if why is None:
-        if device.kind == "interpreter":
-            forward, backward = _interpreter_tiles(batch_size, hidden_size)
-        else:
-            forward = _forward_tile(device, batch_size, hidden_size, size, has_lengths)
-            backward = _backward_tile(device, batch_size, hidden_size, size)
-        if not (forward.resident and backward.resident and forward.in_flight):
-            why = (
-                f"{device.shared_memory} bytes of shared memory a block hold no tile of the weight"
-            )
-    if why is None and form is None:
-        why = _why_not_preferred(forward, backward, hidden_size, size)
-    if why is None and (form or device.kind != "interpreter"):
-        kept = f"{forward.resident} of {-(-hidden_size // forward.block_k)} weight tiles on chip"
-        return Plan("persistent", kept, forward, backward, *steps)
-    if form == "persistent":
+    if why is not None and form == "persistent":
         return Plan(None, why)
-    why = why or "the interpreter's default"
-    return Plan("stepwise", why, None, None, *steps)
+    if device.kind == "interpreter":
+        if form is None or why:
+            return Plan("stepwise", why or "the interpreter's default", None, None, *steps)
+        return Plan("persistent", "", *_interpreter_tiles(batch_size, hidden_size), *steps)
+    if why:
+        return Plan("stepwise", why, None, None, *steps)
+    units = _units(device, hidden_size)
+    forward = _forward_tile(device, batch_size, hidden_size, size, units)
+    backward = _backward_tile(device, batch_size, hidden_size, size, units)
+    blocks = -(-hidden_size // units)
+    reason = f"{blocks} blocks at once, the device has {device.multiprocessors} multiprocessors"
+    return Plan("persistent", reason, forward, backward, *steps)
 
 
 def _why_none(device, batch_size, hidden_size, dtype):
@@ -190,24 +185,23 @@ def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
         return "the persistent form needs compute capability 8.0"
     if dtype == torch.float32 and precision == "ieee":
         return "float32 without tf32 has no tensor cores"
-    needed = max(-(-hidden_size // _UNITS), _K_PARTS * -(-hidden_size // _COLUMNS))
-    if needed > device.multiprocessors:
+    if _units(device, hidden_size) is None:
         return (
-            f"H = {hidden_size} needs {needed} blocks at once, the device has "
-            f"{device.multiprocessors} multiprocessors"
+            f"H = {hidden_size} needs {_blocks(hidden_size, _UNITS[-1])} blocks at once, the device "
+            f"has {device.multiprocessors} multiprocessors"
         )
     return None
 
 
-def _why_not_preferred(forward, backward, hidden_size, size):
-    """Say why the persistent form, which can run, is not the better one."""
-    for tile in (forward, backward):
-        tiles = tile.depth(hidden_size) // tile.block_k
-        # What streams takes registers as well; in float32, or with next to nothing on chip, they
-        # spill, and the stepwise form streams no more than that.
-        if tile.resident < tiles and (size == 4 or 5 * tile.resident < tiles):
-            return f"only {tile.resident} of {tiles} weight tiles fit on chip"
-    return None
+def _blocks(hidden_size, units):
+    """Return how many blocks a launch of one group of rows has at most, either way."""
+    return max(-(-hidden_size // units), _COLUMNS // units * -(-hidden_size // _COLUMNS))
+
+
+def _units(device, hidden_size):
+    """Return the units of a block, the fewest with which all blocks run at once, or None."""
+    fitting = (n for n in _UNITS if _blocks(hidden_size, n) <= device.multiprocessors)
+    return next(fitting, None)
 
 
 def _step_tiles(device, batch_size, hidden_size, size):
@@ -217,8 +211,8 @@ def _step_tiles(device, batch_size, hidden_size, size):
     depth = 64 if size == 2 else 32
     if device.kind == "interpreter":
         stages = 1
-    forward = StepTile(rows, _UNITS, depth, 4, stages)
-    backward = StepTile(rows, _UNITS, 2 * depth, 4, stages)
+    forward = StepTile(rows, _UNITS[0], depth, 4, stages)
+    backward = StepTile(rows, _UNITS[0], 2 * depth, 4, stages)
     return forward, backward
 
 
@@ -240,78 +234,33 @@ def _row_groups(device, batch_size, slices):
     return rows, max(1, min(-(-batch_size // rows), device.multiprocessors // slices))
 
 
-def _residency(
-    shared_memory, weight_tile, input_tile, k_tiles, most_in_flight, most_streaming=2, least=0
-):
-    """Return how many weight tiles stay on chip, and how many input tiles fit beside them."""
-    room = shared_memory - _SCRATCH
-    beside = max(least, 2 * input_tile)
-    resident = min(k_tiles, max(0, room - beside) // weight_tile)
-    if resident < k_tiles:
-        # The streamed tiles pass through shared memory as well, and beside them nothing is reused.
-        room -= input_tile + 2 * weight_tile
-        resident = max(0, room - beside) // weight_tile
-        most_in_flight = min(most_streaming, most_in_flight)
-    left = room - resident * weight_tile
-    return resident, max(0, min(most_in_flight, k_tiles, left // input_tile))
-
-
-def _narrow(hidden_size, size):
-    """Say whether rows of H elements of 2 bytes are no multiple of 16, so that loads are narrow."""
-    return size == 2 and hidden_size % 8 != 0
-
-
-def _forward_tile(device, batch_size, hidden_size, size, has_lengths):
-    slices = -(-hidden_size // _UNITS)
-    rows, groups = _row_groups(device, batch_size, slices)
-    depth = 64 if size == 2 else 32
-    if _narrow(hidden_size, size) and device.capability < (9, 0):
+def _stages(device, width, depth, size):
+    """Return a K-tile's depth, halved until three fit on chip, and how many of them fit."""
+    while 3 * width * depth * size > device.shared_memory - _SCRATCH and depth > 16:
         depth //= 2
-    resident, in_flight = _residency(
-        device.shared_memory,
-        depth * 4 * _UNITS * size,
-        rows * depth * size,
-        -(-hidden_size // depth),
-        # What rows of different lengths need takes the registers of one of them.
-        _IN_FLIGHT_FORWARD[size] - has_lengths,
-    )
+    return depth, min(_STAGES, (device.shared_memory - _SCRATCH) // (width * depth * size))
+
+
+def _forward_tile(device, batch_size, hidden_size, size, units):
+    rows, groups = _row_groups(device, batch_size, -(-hidden_size // units))
+    depth, stages = _stages(device, rows + 4 * units, 256 // size, size)
     # Sixteen rows a warp: with more warps two of them would compute the same rows.
     warps = max(4, rows // 16)
-    return PersistentTile(rows, _UNITS, depth, resident, in_flight, warps, groups)
+    return PersistentTile(rows, units, depth, stages, warps, groups)
 
 
-def _backward_tile(device, batch_size, hidden_size, size):
-    slices = -(-hidden_size // _COLUMNS)
-    rows, groups = _row_groups(device, batch_size, slices * _K_PARTS)
-    # Half the forward's depth: masking a deeper tile takes more registers than there are.
-    depth = 32 if size == 2 else 16
-    most_in_flight = _IN_FLIGHT_BACKWARD[size]
-    if device.capability[0] == 10:
-        most_in_flight = 1
-    elif _narrow(hidden_size, size):
-        # Narrow loads take more registers for their addresses.
-        depth, most_in_flight = depth if rows > 64 else depth // 2, 2
-    resident, in_flight = _residency(
-        device.shared_memory,
-        depth * _COLUMNS * size,
-        rows * depth * size,
-        4 * slices * _COLUMNS // _K_PARTS // depth,
-        most_in_flight,
-        most_streaming=1 if rows > 64 else 2,
-        # Above 64 rows the partial sums change their layout there, all at once.
-        least=4 * rows * _COLUMNS if rows > 64 else 0,
-    )
+def _backward_tile(device, batch_size, hidden_size, size, units):
+    k_parts = _COLUMNS // units
+    rows, groups = _row_groups(device, batch_size, k_parts * -(-hidden_size // _COLUMNS))
+    # A K range is a multiple of 64 gate columns.
+    depth, stages = _stages(device, rows + _COLUMNS, 128 // size, size)
     warps = max(4, rows // 16)
-    return BackwardTile(rows, _K_PARTS, _COLUMNS, depth, resident, in_flight, False, warps, groups)
+    return BackwardTile(rows, k_parts, _COLUMNS, depth, stages, False, warps, groups)
 
 
 def _interpreter_tiles(batch_size, hidden_size):
     """One block of all units, and several K-tiles; groups of rows run one after the other."""
     units = _rows(hidden_size, 128)
     groups = -(-batch_size // 16)
-    depth = 16
-    forward_tiles = -(-hidden_size // depth)
-    backward_tiles = 4 * units // depth
-    forward = PersistentTile(16, units, depth, max(1, forward_tiles - 1), 2, 4, groups)
-    backward = BackwardTile(16, 1, units, depth, max(1, backward_tiles - 1), 3, False, 4, groups)
-    return forward, backward
+    forward = PersistentTile(16, units, 16, 1, 4, groups)
+    return forward, BackwardTile(16, 1, units, 16, 1, False, 4, groups)

@@ -59,7 +59,7 @@ def multiply(
     acc,
     left,
     right,
-    DEPTH: tl.constexpr,
+    depth,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -70,7 +70,7 @@ def multiply(
     operand is masked, and each row is a multiple of 16 bytes: only copies of 16 bytes pass L1 by,
     in which there may be what other blocks have written over since.
     """
-    for k in tl.range(0, DEPTH, BLOCK_K, num_stages=STAGES):
+    for k in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
         a = tl.load(left + k, cache_modifier=".cg")
         b = tl.load(right + k, cache_modifier=".cg")
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
