@@ -138,7 +138,7 @@ def backward_kernel(
         row_in = rows[:, None] < batch_size
         unit_in = row_in & (units[None, :] < HIDDEN)
         gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
-        unit_at = rows[:, None] * HIDDEN + units[None, :]
+        unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
         gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
         exchange_rows = exchange + rows[:, None] * (4 * PADDED)
         sums_at = part * plane + rows[:, None] * HIDDEN + outputs[None, :]
@@ -154,6 +154,9 @@ def backward_kernel(
         c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)
         c_prev = tl.load(cells + slot_prev * plane + unit_at, mask=unit_in, other=0.0)
         from_output = tl.load(grad_output + t * plane + unit_at, mask=unit_in, other=0.0)
+        if GATE_MASK != 0:
+            # With c's bits, all masked off, layouts are converted before there are four scales.
+            bits = bits ^ (carried_c.to(tl.int32, bitcast=True) & zero)
         if s > 0:
             # The arrivals of the step before.
             target = ((s - 1) // 2 + 1) * sum_blocks

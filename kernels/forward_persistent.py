@@ -138,7 +138,7 @@ def forward_kernel(
         unit_in = row_in & (units[None, :] < HIDDEN)
         gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
         gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
-        unit_at = rows[:, None] * HIDDEN + units[None, :]
+        unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
         h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)
         t = steps - 1 - s if REVERSE else s
         slot_out = t if REVERSE else t + 1
@@ -176,6 +176,9 @@ def forward_kernel(
                     other=0.0,
                     cache_modifier=".cg",
                 )
+        if GATE_MASK != 0:
+            # With c's bits, all masked off, layouts are converted before there are four scales.
+            bits = bits ^ (c.to(tl.int32, bitcast=True) & zero)
         act, h, c_new = finish_step(
             acc, c, tl.arange(0, 4 * UNITS), bits, gate_drop, ROWS, UNITS, GATE_MASK
         )
@@ -189,7 +192,7 @@ def forward_kernel(
             # A row's first step backwards in time is its last one: until then it waits.
             h_next = tl.where(active, h_next, h_first)
         c = c_new
-        h_at = h_rows + (s + 1) % 2 * exchange_plane + units[None, :]
+        h_at = h_rows + (s + 1) % 2 * exchange_plane + units[None, :] + 2 * zero
         tl.store(h_at, h_next, mask=(units < HIDDEN)[None, :])
         if s + 1 < steps:
             arrive(counter)
