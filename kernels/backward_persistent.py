@@ -9,12 +9,15 @@ from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, MAX_SPINS, arrive, 
 from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
 from ulmfit_fast.kernels.lstm_step import step_gradients
 from ulmfit_fast.kernels.philox import gate_bits
-from ulmfit_fast.kernels.weight_slice import mask_slice, multiply
+from ulmfit_fast.kernels.weight_slice import load_tiles, mask_slice, multiply
 
 __all__ = ["run"]
 
 
-@triton.jit(do_not_specialize=["steps", "batch_size", "first_row", "mask_stream"])
+@triton.jit(
+    do_not_specialize=["steps", "batch_size", "first_row", "mask_stream"],
+    do_not_specialize_on_alignment=["seed"],
+)
 def backward_kernel(
     grad_output,
     gates,
@@ -42,6 +45,7 @@ def backward_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    RESIDENT: tl.constexpr,
     GROUPED: tl.constexpr,
     WEIGHT_DROP: tl.constexpr,
     GATE_MASK: tl.constexpr,
@@ -109,6 +113,8 @@ def backward_kernel(
         WEIGHT_DROP,
     )
 
+    tiles = load_tiles(own, DEPTH, BLOCK_K, RESIDENT)
+
     row_in = rows[:, None] < batch_size
     unit_in = row_in & (units[None, :] < HIDDEN)
     gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
@@ -138,6 +144,7 @@ def backward_kernel(
         row_in = rows[:, None] < batch_size
         unit_in = row_in & (units[None, :] < HIDDEN)
         gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
+        # In twos: wider than what a thread has of the product, a load or store changes layouts.
         unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
         gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
         exchange_rows = exchange + rows[:, None] * (4 * PADDED)
@@ -204,7 +211,16 @@ def backward_kernel(
         # NaN from here on, should the others' gradients not be there yet.
         acc = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.where(alive > 0, 0.0, float("nan"))
         acc = multiply(
-            acc, left + part * DEPTH + ks[None, :], own + zero * BLOCK_K, DEPTH + zero, BLOCK_K, STAGES, PRECISION
+            acc,
+            left + part * DEPTH + ks[None, :],
+            own + zero * BLOCK_K,
+            tiles,
+            zero,
+            DEPTH,
+            BLOCK_K,
+            STAGES,
+            RESIDENT,
+            PRECISION,
         )
         tl.store(partial_sums + s % 2 * K_PARTS * plane + sums_at, acc, mask=sums_in)
         arrive(sums_done + s % 2 * COUNTER_STRIDE)
@@ -250,6 +266,7 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
         "COLUMNS": tile.columns,
         "BLOCK_K": tile.block_k,
         "STAGES": tile.stages,
+        "RESIDENT": tile.resident,
         "GROUPED": tile.grouped,
         "WEIGHT_DROP": call.weight_drop.active,
         "GATE_MASK": call.gate_mask,

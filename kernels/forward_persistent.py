@@ -8,7 +8,7 @@ from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, MAX_SPINS, arrive, 
 from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
 from ulmfit_fast.kernels.lstm_step import finish_step
 from ulmfit_fast.kernels.philox import gate_bits
-from ulmfit_fast.kernels.weight_slice import mask_slice, multiply
+from ulmfit_fast.kernels.weight_slice import load_tiles, mask_slice, multiply
 
 __all__ = ["run"]
 
@@ -32,7 +32,10 @@ def _parts(acc, ROWS: tl.constexpr, WIDTH: tl.constexpr, K_PARTS: tl.constexpr):
         return _parts(first, ROWS, WIDTH, K_PARTS // 2) + _parts(second, ROWS, WIDTH, K_PARTS // 2)
 
 
-@triton.jit(do_not_specialize=["steps", "batch_size", "first_row", "mask_stream"])
+@triton.jit(
+    do_not_specialize=["steps", "batch_size", "first_row", "mask_stream"],
+    do_not_specialize_on_alignment=["seed"],
+)
 def forward_kernel(
     gates,
     weight,
@@ -57,6 +60,7 @@ def forward_kernel(
     K_PARTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    RESIDENT: tl.constexpr,
     WEIGHT_DROP: tl.constexpr,
     GATE_MASK: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -109,6 +113,8 @@ def forward_kernel(
         WEIGHT_DROP,
     )
 
+    tiles = load_tiles(own + own_rows[None, :] + ks[:, None], DEPTH, BLOCK_K, RESIDENT)
+
     row_in = rows[:, None] < batch_size
     unit_in = row_in & (units[None, :] < HIDDEN)
     gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
@@ -138,6 +144,7 @@ def forward_kernel(
         unit_in = row_in & (units[None, :] < HIDDEN)
         gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
         gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
+        # In twos: wider than what a thread has of the product, a load or store changes layouts.
         unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
         h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)
         t = steps - 1 - s if REVERSE else s
@@ -150,9 +157,12 @@ def forward_kernel(
             acc,
             h_rows + s % 2 * exchange_plane + k_first + ks[None, :],
             own + zero * BLOCK_K + own_rows[None, :] + ks[:, None],
-            DEPTH + zero,
+            tiles,
+            zero,
+            DEPTH,
             BLOCK_K,
             STAGES,
+            RESIDENT,
             PRECISION,
         )
         if K_PARTS > 1:
@@ -182,8 +192,8 @@ def forward_kernel(
         act, h, c_new = finish_step(
             acc, c, tl.arange(0, 4 * UNITS), bits, gate_drop, ROWS, UNITS, GATE_MASK
         )
-        h_next = h.to(states.dtype.element_ty)
-        h = h_next
+        h = h.to(states.dtype.element_ty)
+        h_next = h
         if HAS_LENGTHS:
             active = (t < length)[:, None]
             c_new = tl.where(active, c_new, c)
@@ -193,7 +203,7 @@ def forward_kernel(
             h_next = tl.where(active, h_next, h_first)
         c = c_new
         h_at = h_rows + (s + 1) % 2 * exchange_plane + units[None, :] + 2 * zero
-        tl.store(h_at, h_next, mask=(units < HIDDEN)[None, :])
+        tl.store(h_at, h_next, mask=units[None, :] < HIDDEN)
         if s + 1 < steps:
             arrive(counter)
         # What no other block reads is stored, and the next input fetched, while the others arrive.
@@ -248,6 +258,7 @@ def run(gates, weight, states, cells, lengths, seed, call, tile):
         "K_PARTS": tile.k_parts,
         "BLOCK_K": tile.block_k,
         "STAGES": tile.stages,
+        "RESIDENT": tile.resident,
         "WEIGHT_DROP": call.weight_drop.active,
         "GATE_MASK": call.gate_mask,
         "REVERSE": call.reverse,

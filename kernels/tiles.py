@@ -57,6 +57,7 @@ class PersistentTile(NamedTuple):
     warps: int
     groups: int
     k_parts: int = 1
+    resident: bool = False
 
     def depth(self, hidden_size):
         """Return how many of the H columns, in whole K-tiles, a block multiplies."""
@@ -85,6 +86,7 @@ class BackwardTile(NamedTuple):
     grouped: bool
     warps: int
     groups: int
+    resident: bool = False
 
     def depth(self, hidden_size):
         """Return how many of the 4H gate columns, of whole slices, a block multiplies."""
@@ -111,9 +113,7 @@ class Plan(NamedTuple):
     backward_step: StepTile | None = None
 
 
-def choose(
-    device, *, batch_size, hidden_size, dtype, precision="ieee", form=None
-):
+def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=None):
     """Choose form and tiles.
 
     Args:
@@ -140,7 +140,12 @@ def choose(
     if device.kind == "interpreter":
         if form is None or why:
             return Plan("stepwise", why or "the interpreter's default", None, None, *steps)
-        return Plan("persistent", "", *_interpreter_tiles(batch_size, hidden_size), *steps)
+        return Plan(
+            "persistent",
+            "one block in the interpreter",
+            *_interpreter_tiles(batch_size, hidden_size),
+            *steps,
+        )
     if why:
         return Plan("stepwise", why, None, None, *steps)
     units = _units(device, hidden_size)
@@ -223,13 +228,11 @@ def _rows(batch_size, most):
     return rows
 
 
-def _row_groups(device, batch_size, slices):
+def _row_groups(device, batch_size, slices, units):
     """Return rows of a block and groups of a launch: the fewest rows with all groups at once."""
-    # From 64 rows on, Triton uses tcgen05 on sm_100, with an accumulator of its own for each of
-    # the products in a chain: more than there is tensor memory.
-    most = 32 if device.capability[0] == 10 else 128
     rows = 16
-    while rows < most and -(-batch_size // rows) * slices > device.multiprocessors:
+    # More of both would spill.
+    while rows * units < 2048 and -(-batch_size // rows) * slices > device.multiprocessors:
         rows *= 2
     return rows, max(1, min(-(-batch_size // rows), device.multiprocessors // slices))
 
@@ -241,20 +244,27 @@ def _stages(device, width, depth, size):
     return depth, min(_STAGES, (device.shared_memory - _SCRATCH) // (width * depth * size))
 
 
+def _warps(input_tile):
+    """Return the warps of a block whose K-tile of the input has so many bytes.
+
+    Two a scheduler: one has work where the other waits. But each thread copies 16 bytes or more of
+    the tile, as smaller copies go through L1, where there may be what was there before.
+    """
+    return 8 if input_tile >= 8 * 32 * 16 else 4
+
+
 def _forward_tile(device, batch_size, hidden_size, size, units):
-    rows, groups = _row_groups(device, batch_size, -(-hidden_size // units))
+    rows, groups = _row_groups(device, batch_size, -(-hidden_size // units), units)
     depth, stages = _stages(device, rows + 4 * units, 256 // size, size)
-    # Sixteen rows a warp: with more warps two of them would compute the same rows.
-    warps = max(4, rows // 16)
-    return PersistentTile(rows, units, depth, stages, warps, groups)
+    return PersistentTile(rows, units, depth, stages, _warps(rows * depth * size), groups)
 
 
 def _backward_tile(device, batch_size, hidden_size, size, units):
     k_parts = _COLUMNS // units
-    rows, groups = _row_groups(device, batch_size, k_parts * -(-hidden_size // _COLUMNS))
+    rows, groups = _row_groups(device, batch_size, k_parts * -(-hidden_size // _COLUMNS), units)
     # A K range is a multiple of 64 gate columns.
     depth, stages = _stages(device, rows + _COLUMNS, 128 // size, size)
-    warps = max(4, rows // 16)
+    warps = _warps(rows * depth * size)
     return BackwardTile(rows, k_parts, _COLUMNS, depth, stages, False, warps, groups)
 
 

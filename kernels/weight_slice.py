@@ -55,13 +55,26 @@ def mask_slice(
 
 
 @triton.jit
+def load_tiles(right, DEPTH: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr):
+    """The K-tiles that begin at the pointers right, to stay on chip, if RESIDENT."""
+    tiles = ()
+    if RESIDENT:
+        for k in tl.static_range(0, DEPTH, BLOCK_K):
+            tiles = tiles + (tl.load(right + k, cache_modifier=".cg"),)
+    return tiles
+
+
+@triton.jit
 def multiply(
     acc,
     left,
     right,
-    depth,
+    tiles,
+    zero,
+    DEPTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    RESIDENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Add to acc the product over DEPTH of what begins at the pointers left and right.
@@ -69,9 +82,21 @@ def multiply(
     A loop, not a tuple of tiles: Triton then copies STAGES - 1 turns ahead of the products. Neither
     operand is masked, and each row is a multiple of 16 bytes: only copies of 16 bytes pass L1 by,
     in which there may be what other blocks have written over since.
+
+    RESIDENT, tiles are the right operand, and STAGES of the left one are loaded at once.
     """
-    for k in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
-        a = tl.load(left + k, cache_modifier=".cg")
-        b = tl.load(right + k, cache_modifier=".cg")
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    if RESIDENT:
+        for first in tl.static_range(0, DEPTH, STAGES * BLOCK_K):
+            parts = ()
+            for k in tl.static_range(first, min(first + STAGES * BLOCK_K, DEPTH), BLOCK_K):
+                parts = parts + (tl.load(left + k, cache_modifier=".cg"),)
+            for k in tl.static_range(first, min(first + STAGES * BLOCK_K, DEPTH), BLOCK_K):
+                a = parts[(k - first) // BLOCK_K]
+                acc = tl.dot(a, tiles[k // BLOCK_K], acc, input_precision=PRECISION)
+    else:
+        # Were the number of turns known, the loop would be unrolled, and its addresses held.
+        for k in tl.range(0, DEPTH + zero, BLOCK_K, num_stages=STAGES):
+            a = tl.load(left + k, cache_modifier=".cg")
+            b = tl.load(right + k, cache_modifier=".cg")
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc

@@ -73,12 +73,12 @@ class Layer:
         return *result, grad_c
 
 
-def forward_tile(groups=1, k_parts=1):
-    return PersistentTile(16, 16, 16, 1, 4, groups, k_parts)
+def forward_tile(groups=1, k_parts=1, resident=False):
+    return PersistentTile(16, 16, 16, 2, 4, groups, k_parts, resident)
 
 
-def backward_tile(grouped, groups=1):
-    return BackwardTile(16, 2, 32, 16, 1, grouped, 4, groups)
+def backward_tile(grouped, groups=1, resident=False):
+    return BackwardTile(16, 2, 32, 16, 2, grouped, 4, groups, resident)
 
 
 # Gate masks take half of the time, so they are where rows, units or steps could be mistaken.
@@ -97,6 +97,7 @@ LAYERS = {
         "reverse": True,
     },
 }
+resident = pytest.mark.parametrize("resident", [False, True], ids=["pipelined", "resident"])
 layers = pytest.mark.parametrize("settings", LAYERS.values(), ids=LAYERS)
 
 
@@ -105,10 +106,10 @@ def test_forward_under_any_schedule(settings):
     layer = Layer(**settings)
     expected = layer.forward(STEP)
     runs = []
-    # One, two and all groups of rows in a launch.
+    # One, two and all groups of rows in a launch; the weight on chip or not.
     for seed, groups in enumerate((1, 2, 3)):
         with concurrent_blocks(seed, at_accesses=seed != 1) as order:
-            runs.append(layer.forward(forward_tile(groups)))
+            runs.append(layer.forward(forward_tile(groups, resident=seed == 1)))
         assert len(set(order)) >= 2
     for first, *others, want in zip(*runs, expected, strict=True):
         assert all(torch.equal(first, other) for other in others)
@@ -123,7 +124,7 @@ def test_a_forward_split_both_ways_under_any_schedule(settings, k_parts):
     runs = []
     for seed, groups in enumerate((3, 2)):
         with concurrent_blocks(seed, at_accesses=bool(seed)) as order:
-            runs.append(layer.forward(forward_tile(groups, k_parts)))
+            runs.append(layer.forward(forward_tile(groups, k_parts, resident=not seed)))
         assert len(set(order)) >= k_parts
     for first, second, want in zip(*runs, expected, strict=True):
         assert torch.equal(first, second)
@@ -136,7 +137,7 @@ def test_backward_under_any_schedule(settings):
     gates, _, cells = layer.forward(STEP)
     expected = layer.backward(gates, cells, STEP)
     runs = []
-    for seed, tile in enumerate([(False, 3), (True, 2)]):
+    for seed, tile in enumerate([(False, 3, True), (True, 2, False)]):
         with concurrent_blocks(seed, at_accesses=bool(seed)):
             runs.append(layer.backward(gates, cells, backward_tile(*tile)))
     for got, again, want in zip(*runs, expected, strict=True):
@@ -163,8 +164,9 @@ def test_backward_gives_the_same_bits_under_many_schedules(grouped):
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
+@resident
 @pytest.mark.parametrize("direction", ["forward", "split forward", "backward"])
-def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, monkeypatch):
+def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, resident, monkeypatch):
     """One block runs after the other here, so the first waits for what has not begun."""
     layer = Layer(4, 3, 48)
     gates, _, cells = layer.forward(STEP)
@@ -182,10 +184,10 @@ def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, monkey
         monkeypatch.setattr(module, "MAX_SPINS", 3)
         monkeypatch.setattr(module, "watch", watch)
     if direction != "backward":
-        tile = forward_tile(k_parts=1 + (direction == "split forward"))
+        tile = forward_tile(k_parts=1 + (direction == "split forward"), resident=resident)
         results = [part[-1] for part in layer.forward(tile, fill=0.0)]
     else:
-        grad_gates, *rest = layer.backward(gates, cells, backward_tile(False))
+        grad_gates, *rest = layer.backward(gates, cells, backward_tile(False, resident=resident))
         results = [grad_gates[0], *rest]
     assert failed == [f"the {direction.split()[-1]} LSTM kernel"]
     assert all(part.isnan().all() for part in results)
