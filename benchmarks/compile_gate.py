@@ -122,8 +122,8 @@ Default: the form that runs when none is asked for; it may not spill.
 Tile: the fields of the variant's tile in tiles.py, in their order.
 Spilled: bytes of a thread's stack and the instructions that touch it, on gfx942 registers.
 Resident: tiles of the weight in shared memory before the time loop.
-Inner: instructions of a loop within the time loop that has the products, one turn of it, which turns
-once a K tile; where there is one, the counts of a turn hold one turn of it as well.
+Inner: instructions of a loop within the time loop that has the products, which turns once a K tile;
+where there is one, the other counts have a single turn of it, and the loads have all.
 Code: instructions of the whole kernel; turn: those of the loop that has the products, which turns
 once a time step in the persistent form and once for some K tiles in the stepwise one.
 Barriers, waits, special: of a turn, barriers of the block, waits for products or copies, and

@@ -276,7 +276,9 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
         "SPINS": MAX_SPINS,
         "INLINE_POLL": not interpreted(),
     }
-    options = {"num_warps": tile.warps, "num_stages": 1, "launch_cooperative_grid": True}
+    # A block has a multiprocessor to itself: registers spared for a second one would be spilled.
+    options = {"num_warps": tile.warps, "num_stages": 1, "maxnreg": 255}
+    options["launch_cooperative_grid"] = True
     groups = cdiv(batch_size, tile.rows)
     launches = cdiv(groups, tile.groups)
     grad_gates = torch.empty_like(gates)

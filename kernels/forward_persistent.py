@@ -269,7 +269,9 @@ def run(gates, weight, states, cells, lengths, seed, call, tile):
         "SPINS": MAX_SPINS,
         "INLINE_POLL": not interpreted(),
     }
-    options = {"num_warps": tile.warps, "num_stages": 1, "launch_cooperative_grid": True}
+    # A block has a multiprocessor to itself: registers spared for a second one would be spilled.
+    options = {"num_warps": tile.warps, "num_stages": 1, "maxnreg": 255}
+    options["launch_cooperative_grid"] = True
     groups = cdiv(batch_size, tile.rows)
     launches = cdiv(groups, tile.groups)
     # Zeroed for this call and never shared with another stream; a captured graph zeroes it again.

@@ -191,9 +191,10 @@ def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
     if dtype == torch.float32 and precision == "ieee":
         return "float32 without tf32 has no tensor cores"
     if _units(device, hidden_size) is None:
+        blocks = _blocks(hidden_size, _UNITS[-1])
         return (
-            f"H = {hidden_size} needs {_blocks(hidden_size, _UNITS[-1])} blocks at once, the device "
-            f"has {device.multiprocessors} multiprocessors"
+            f"H = {hidden_size} needs {blocks} blocks at once, the device has "
+            f"{device.multiprocessors} multiprocessors"
         )
     return None
 

@@ -30,7 +30,7 @@ def mask_slice(
 ):
     """Write the weights of (units, ks), four rows a unit, to the pointers of target.
 
-    Each of the DEPTH // BLOCK_K turns goes UNITS_ON units or KS_ON columns on, and BLOCK_K in target.
+    Each of DEPTH // BLOCK_K turns goes UNITS_ON units or KS_ON columns on, and BLOCK_K in target.
     """
     ROWS: tl.constexpr = 4 * units.shape[0]
     for _ in range(0, DEPTH, BLOCK_K):
