@@ -185,9 +185,6 @@ def lstm(
         zeros = x.new_zeros(batch_size, hidden_size)
         state = (zeros, zeros)
     h0, c0 = state
-    dropping = any(weight_ps) or any(gate_ps)
-    if dropping and (backends.in_jit_trace() or torch.compiler.is_exporting()):
-        backends.warn_of_own_operators()
     choice = backends.choose(
         backend,
         device=x.device,
@@ -197,7 +194,6 @@ def lstm(
         has_gate_mask=gate_masks is not None or any(gate_ps),
         has_lengths=lengths is not None,
         mixed_state=h0.dtype != x.dtype or c0.dtype != x.dtype,
-        drops=dropping,
         kernels=functools.partial(
             kernel_plan,
             device=x.device,
@@ -208,7 +204,7 @@ def lstm(
     )
     stream = 2 * layer + int(reverse)
     if seed is None:
-        seed = draw_seed() if dropping else as_seed(0)
+        seed = draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
 
     if weight_mask is not None and choice.name in ("torch", "triton"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)
@@ -341,8 +337,6 @@ def drop_between_layers(x: Tensor, seed: Tensor, p: float, layer: int) -> Tensor
     Returns:
         `(T, B, D * H)`, the dtype of x.
     """
-    if torch.compiler.is_exporting():
-        backends.warn_of_own_operators()
     keep = rng.keep_mask(seed, x.numel(), p, kind=rng.KIND_LAYER, stream=2 * layer, device=x.device)
     # In half precision the scale itself would be rounded, and the mean shifted.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
