@@ -123,8 +123,7 @@ def backward_kernel(
     unit_at = rows[:, None] * HIDDEN + units[None, :]
     gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
     exchange_rows = exchange + rows[:, None] * (4 * PADDED)
-    sums_at = part * plane + rows[:, None] * HIDDEN + outputs[None, :]
-    sums_in = row_in & (outputs[None, :] < HIDDEN)
+    sums_plane = (exchange_plane // 4).to(tl.int64)
     if HAS_LENGTHS:
         length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
     # What a row brings along into the step, beside what comes of its output.
@@ -148,8 +147,6 @@ def backward_kernel(
         unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
         gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
         exchange_rows = exchange + rows[:, None] * (4 * PADDED)
-        sums_at = part * plane + rows[:, None] * HIDDEN + outputs[None, :]
-        sums_in = row_in & (outputs[None, :] < HIDDEN)
         t = s if REVERSE else steps - 1 - s
         slot = t if REVERSE else t + 1
         slot_prev = t + 1 if REVERSE else t
@@ -171,12 +168,11 @@ def backward_kernel(
             alive = wait(counter_2, error, target, alive, SPINS, INLINE_POLL)
             poison = tl.where(alive > 0, 0.0, float("nan"))
             total = tl.zeros((ROWS, UNITS), tl.float32)
+            total_at = rows[:, None] * PADDED + units[None, :] + 2 * zero
             # Always in this order: the sum is the same in every run.
             for j in tl.static_range(K_PARTS):
                 total += tl.load(
-                    partial_sums + ((s + 1) % 2 * K_PARTS + j) * plane + unit_at,
-                    mask=unit_in,
-                    other=0.0,
+                    partial_sums + ((s + 1) % 2 * K_PARTS + j) * sums_plane + total_at,
                     cache_modifier=".cg",
                 )
             if HAS_LENGTHS:
@@ -222,7 +218,8 @@ def backward_kernel(
             RESIDENT,
             PRECISION,
         )
-        tl.store(partial_sums + s % 2 * K_PARTS * plane + sums_at, acc, mask=sums_in)
+        sums_now = partial_sums + (s % 2 * K_PARTS + part) * sums_plane
+        tl.store(sums_now + rows[:, None] * PADDED + outputs[None, :], acc)
         arrive(sums_done + s % 2 * COUNTER_STRIDE)
     tl.store(grad_c + unit_at, carried_c + poison, mask=unit_in)
     if HAS_LENGTHS:
@@ -283,9 +280,10 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
     launches = cdiv(groups, tile.groups)
     grad_gates = torch.empty_like(gates)
     device = gates.device
-    sums = torch.empty(2, tile.k_parts, batch_size, hidden, dtype=torch.float32, device=device)
     slices = gates.new_empty(tile.groups, blocks, tile.columns, depth)
-    exchange = gates.new_empty(2, groups * tile.rows, 4 * pieces * tile.columns)
+    padded = groups * tile.rows, pieces * tile.columns
+    exchange = gates.new_empty(2, *padded, 4)
+    sums = torch.empty(2, tile.k_parts, *padded, dtype=torch.float32, device=device)
     words = tile.groups * (tile.k_parts + 2 * pieces) * COUNTER_STRIDE.value
     counters = torch.zeros(launches, words, dtype=torch.int32, device=device)
     error = torch.zeros(1, dtype=torch.int32, device=device)
@@ -298,5 +296,5 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
         args = (*buffers, sums, lengths, seed, counters[index], error, *scalars, *drops)
         launch(backward_kernel, grid, args, constants, options, begun=index > 0)
     watch(error, "the backward LSTM kernel")
-    first = sums[(steps - 1) % 2].sum(0)
+    first = sums[(steps - 1) % 2, :, :batch_size, :hidden].sum(0)
     return grad_gates, carried_gradient(first, grad_h, lengths, steps - 1 if call.reverse else 0)

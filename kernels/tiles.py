@@ -24,6 +24,8 @@ _SCRATCH = 2048
 _UNITS, _COLUMNS = (16, 32), 128
 # K-tiles of both operands on chip: with more the copies' latency is covered several times.
 _STAGES = 4
+# Bytes that the threads of so many warps copy at once.
+_COPY = {warps: warps * 32 * 16 for warps in (4, 8)}
 
 
 class StepTile(NamedTuple):
@@ -238,35 +240,31 @@ def _row_groups(device, batch_size, slices, units):
     return rows, max(1, min(-(-batch_size // rows), device.multiprocessors // slices))
 
 
-def _stages(device, width, depth, size):
-    """Return a K-tile's depth, halved until three fit on chip, and how many of them fit."""
-    while 3 * width * depth * size > device.shared_memory - _SCRATCH and depth > 16:
-        depth //= 2
-    return depth, min(_STAGES, (device.shared_memory - _SCRATCH) // (width * depth * size))
+def _k_tiles(device, rows, columns, deepest):
+    """Return bytes of a row of a K-tile, halved until three tiles fit on chip, how many fit, warps.
 
-
-def _warps(input_tile):
-    """Return the warps of a block whose K-tile of the input has so many bytes.
-
-    Two a scheduler: one has work where the other waits. But each thread copies 16 bytes or more of
-    the tile, as smaller copies go through L1, where there may be what was there before.
+    Two warps a scheduler: one has work where the other waits. But each thread copies 16 bytes or
+    more of a tile of the input: smaller copies go through L1, and other blocks write past it.
     """
-    return 8 if input_tile >= 8 * 32 * 16 else 4
+    room, depth = device.shared_memory - _SCRATCH, deepest
+    while 3 * (rows + columns) * depth > room and rows * depth > _COPY[4]:
+        depth //= 2
+    stages = min(_STAGES, room // ((rows + columns) * depth))
+    return depth, stages, 8 if rows * depth >= _COPY[8] else 4
 
 
 def _forward_tile(device, batch_size, hidden_size, size, units):
     rows, groups = _row_groups(device, batch_size, -(-hidden_size // units), units)
-    depth, stages = _stages(device, rows + 4 * units, 256 // size, size)
-    return PersistentTile(rows, units, depth, stages, _warps(rows * depth * size), groups)
+    depth, stages, warps = _k_tiles(device, rows, 4 * units, 256)
+    return PersistentTile(rows, units, depth // size, stages, warps, groups)
 
 
 def _backward_tile(device, batch_size, hidden_size, size, units):
     k_parts = _COLUMNS // units
     rows, groups = _row_groups(device, batch_size, k_parts * -(-hidden_size // _COLUMNS), units)
-    # A K range is a multiple of 64 gate columns.
-    depth, stages = _stages(device, rows + _COLUMNS, 128 // size, size)
-    warps = _warps(rows * depth * size)
-    return BackwardTile(rows, k_parts, _COLUMNS, depth, stages, False, warps, groups)
+    # A K range is a multiple of 64 gate columns, and no tile is a part of one.
+    depth, stages, warps = _k_tiles(device, rows, _COLUMNS, 128)
+    return BackwardTile(rows, k_parts, _COLUMNS, depth // size, stages, False, warps, groups)
 
 
 def _interpreter_tiles(batch_size, hidden_size):

@@ -246,6 +246,8 @@ def test_no_launch_is_larger_than_a_slice_of_a_device(shared, hidden_size):
             for tile, blocks in ((forward, slices), (backward, parts)):
                 assert 1 <= tile.groups and blocks * tile.groups <= count
                 assert tile.stages >= 1 and not tile.resident
+                # No copy of less than 16 bytes a thread: L1 would serve it.
+                assert 2 * tile.rows * tile.block_k >= 16 * 32 * tile.warps
                 # All that one block holds at once.
                 width = 4 * tile.units if tile is forward else tile.columns
                 held = tile.stages * (width + tile.rows)
