@@ -183,8 +183,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
+    if (out / SUMMARY).exists():
+        raise SystemExit(f"{out} holds a run already: give this one another --out")
     end = time.monotonic() + options.seconds
     summary: dict[str, Any] = {}
+    _keep(out, summary)
     environment = dict(os.environ)
     if options.cache:
         relocate(options.cache)
@@ -200,14 +203,18 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(f"{name}, {longest:.0f} s at most", flush=True)
             summary[name] = _run(name, _command(name, longest, options), longest, out, environment)
-        # Renamed into place, so that a kill leaves the old one or the new one.
-        unfinished = out / f"{SUMMARY}.tmp"
-        unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(out / SUMMARY)
+        _keep(out, summary)
         print(f"  {summary[name]['ended']}", flush=True)
     for line in told(out, summary):
         print(line)
     return int(any(stage["ended"] != "well" for stage in summary.values()))
+
+
+def _keep(out: Path, summary: dict[str, Any]) -> None:
+    # Renamed into place, so that a kill leaves the old one or the new one.
+    unfinished = out / f"{SUMMARY}.tmp"
+    unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(out / SUMMARY)
 
 
 def relocate(cache: Path) -> None:

@@ -53,6 +53,13 @@ def test_no_stage_begins_when_the_time_is_up(tmp_path, monkeypatch):
     assert summary(tmp_path)["one"]["ended"].startswith("left out")
 
 
+def test_a_run_takes_no_other_runs_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(first_run, "STAGES", {"one": Stage(30.0, (*ONCE, "pass"))})
+    assert main(["--out", str(tmp_path)]) == 0
+    with pytest.raises(SystemExit, match="holds a run already"):
+        main(["--out", str(tmp_path)])
+
+
 def test_a_wrong_result_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(first_run, "STAGES", {"one": Stage(30.0, (*ONCE, "pass"))})
     rows = '{"form": "a", "right": true}\n{"form": "b", "right": false}\n{"form'

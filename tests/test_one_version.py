@@ -268,6 +268,21 @@ def test_what_is_replaced_over_and_over_is_told_in_the_end(
         read_version(tmp_path / "out", lambda path: save("model", tmp_path / "out", 2))
 
 
+def test_what_is_replaced_over_and_over_and_wrong_is_told_with_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directories, "_LONGEST_WAIT", 0.0)
+    save("model", tmp_path / "out", 1)
+
+    def read(path: Path) -> None:
+        save("model", tmp_path / "out", 2)
+        raise ValueError("no such word")
+
+    with pytest.raises(OSError, match=r"out was replaced .* times") as told:
+        read_version(tmp_path / "out", read)
+    assert isinstance(told.value.__cause__, ValueError)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
 def test_a_directory_that_may_only_be_read_is_read(tmp_path: Path) -> None:
     save("run", tmp_path / "out", 1)

@@ -2,8 +2,8 @@
 
 MKL writes down the processor that it finds twice: as found, then as the number of a column of its
 tables. A second thread that calls meanwhile reads the first, and takes another processor's kernel,
-at another accuracy: e**x is wrong by 1.5e-4 then. On an Intel processor with AVX-512 about one run
-in ten met that. Here the time between the two is made long enough for each run to meet it.
+at another accuracy: e**x is wrong by 1.5e-4 then. On an Intel processor with AVX-512 a run
+meets that now and then. Here the time between the two is long enough for each run to meet it.
 """
 
 import os

@@ -317,6 +317,7 @@ def read_version(directory: Path, read: Callable[[Path], Found]) -> Found:
         OSError: if it is replaced over and over for a minute.
     """
     begun, tries = time.monotonic(), 0
+    failed: Exception | None = None
     while time.monotonic() - begun < _LONGEST_WAIT or tries < _FEWEST_TRIES:
         tries += 1
         with ExitStack() as stack:
@@ -327,13 +328,17 @@ def read_version(directory: Path, read: Callable[[Path], Found]) -> Found:
             held_open = tries % 2 == 0
             try:
                 found = read(version.links() if held_open else version.path)
-            except Exception:
+            except Exception as error:
+                # Files of two moments fail in any way there is; those of one are really wrong.
                 if not held_open and version.is_current():
                     raise
+                failed = error
             else:
                 if held_open or version.is_current():
                     return found
-    raise OSError(f"{directory} was replaced {tries} times while it was read; read it again later")
+    raise OSError(
+        f"{directory} was replaced {tries} times while it was read; read it again later"
+    ) from failed
 
 
 class _Version:

@@ -68,8 +68,8 @@ def settle_vector_functions() -> None:
 
     They do so at the first call of a process, without a lock, and write it down twice: as found,
     then as the column of their tables. A thread that calls between the two takes a kernel of
-    another accuracy (seen: e**x wrong by 1.5e-4), so that the same run with the same seed has other
-    last digits, in about one process of ten on an Intel processor with AVX-512 and two threads.
+    another accuracy (seen: e**x wrong by 1.5e-4), so that now and then the same run with the
+    same seed has other last digits, on an Intel processor with AVX-512 and two threads.
 
     Example:
         >>> settle_vector_functions()
