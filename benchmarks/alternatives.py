@@ -19,7 +19,7 @@ from ulmfit_fast.kernels import backward_persistent, forward_persistent, tiles  
 __all__ = ["ALTERNATIVES", "Alternative"]
 
 # What moves the borders between blocks: in the interpreter there is one, which waits for no other.
-_BORDERS = {"columns", "k_parts"}
+_BORDERS = {"columns", "k_parts", "units"}
 _KERNELS = {"forward": forward_persistent, "backward": backward_persistent}
 
 
@@ -48,12 +48,6 @@ class Alternative:
         """Whether it needs blocks that run at the same time."""
         return bool(_BORDERS & set(self.tile))
 
-    def of(self, chosen: Any, hidden: int) -> Any:
-        """Return the tile in place of the chosen one, for a layer of `hidden` units."""
-        tile = chosen._replace(**self.tile)
-        # No more can stay on chip than there are.
-        return tile._replace(resident=min(tile.resident, tile.depth(hidden) // tile.block_k))
-
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Have layers launch their kernel this way."""
@@ -64,9 +58,7 @@ class Alternative:
             plan = choose(*args, **sizes)
             tile = getattr(plan, self.kernel)
             return (
-                plan
-                if tile is None
-                else plan._replace(**{self.kernel: self.of(tile, sizes["hidden_size"])})
+                plan if tile is None else plan._replace(**{self.kernel: tile._replace(**self.tile)})
             )
 
         def launched(kernel: Any, grid: Any, args: Any, constants: Any, *rest: Any, **more: Any):
@@ -79,55 +71,35 @@ class Alternative:
             yield
 
 
-def _ahead(kernel: str, count: int) -> Alternative:
-    operand = "h" if kernel == "forward" else "gradients"
-    name = f"{count} tile{'s' * (count > 1)} of {operand} ahead"
-    return Alternative(name, kernel, {"in_flight": count})
+def _deep(kernel: str, stages: int, **more: Any) -> Alternative:
+    return Alternative(f"{stages} stages", kernel, {"stages": stages, **more})
 
 
+def _tall(kernel: str, rows: int) -> Alternative:
+    tile = {"rows": rows, "groups": 64 // rows}
+    return Alternative(f"{rows} rows a block", kernel, tile, hidden=400)
+
+
+# The units are those that are chosen on a GPU; the interpreter's one block has all of them.
 ALTERNATIVES = (
-    *(_ahead("forward", count) for count in (1, 2, 6, 9)),
-    Alternative("K tiles of 32", "forward", {"block_k": 32, "resident": 36, "in_flight": 6}),
-    Alternative("K tiles of 128", "forward", {"block_k": 128, "resident": 9, "in_flight": 2}),
+    *(_deep("forward", stages) for stages in (2, 3, 5)),
+    Alternative("K tiles of 64", "forward", {"block_k": 64, "stages": 8}),
+    Alternative("4 warps", "forward", {"warps": 4}),
     Alternative(
-        "K tiles of 128, 1 ahead", "forward", {"block_k": 128, "resident": 9, "in_flight": 1}
+        "weights on chip", "forward", {"resident": True, "block_k": 64, "stages": 2, "warps": 4}
     ),
-    Alternative("8 warps", "forward", {"warps": 8}),
-    Alternative("half the weight streamed", "forward", {"resident": 9, "in_flight": 2}),
     Alternative("polls by atomics", "forward", constants={"INLINE_POLL": False}),
-    # The units are those that are chosen on a GPU; the interpreter's one block has all of them.
-    Alternative("2 K ranges", "forward", {"k_parts": 2, "units": 16, "resident": 9}),
-    Alternative("4 K ranges", "forward", {"k_parts": 4, "units": 16, "block_k": 32, "resident": 9}),
-    Alternative("64 rows, two launches", "forward", {"rows": 64, "warps": 4}, batch=128),
-    *(
-        Alternative(
-            f"{rows} rows a block", "forward", {"rows": rows, "groups": 64 // rows}, hidden=400
-        )
-        for rows in (32, 64)
-    ),
-    *(_ahead("backward", count) for count in (1, 2, 6)),
-    Alternative("K tiles of 64", "backward", {"block_k": 64, "resident": 9, "in_flight": 2}),
-    Alternative("8 warps", "backward", {"warps": 8}),
+    Alternative("2 K ranges", "forward", {"k_parts": 2, "units": 16, "block_k": 64}),
+    Alternative("4 K ranges", "forward", {"k_parts": 4, "units": 16, "block_k": 32}),
+    Alternative("32 units", "forward", {"units": 32, "stages": 3}),
+    Alternative("64 rows, two launches", "forward", {"rows": 64}, batch=128),
+    *(_tall("forward", rows) for rows in (32, 64)),
+    *(_deep("backward", stages) for stages in (2, 3, 6)),
+    Alternative("4 warps", "backward", {"warps": 4}),
+    Alternative("weights on chip", "backward", {"resident": True, "stages": 2, "warps": 4}),
     Alternative("meetings of those that depend", "backward", {"grouped": True}),
     Alternative("polls by atomics", "backward", constants={"INLINE_POLL": False}),
-    Alternative(
-        "4 K ranges", "backward", {"k_parts": 4, "columns": 64, "block_k": 64, "resident": 18}
-    ),
-    Alternative(
-        "2 K ranges",
-        "backward",
-        {"k_parts": 2, "columns": 32, "block_k": 128, "resident": 18, "in_flight": 2},
-    ),
-    Alternative(
-        "1 K range",
-        "backward",
-        {"k_parts": 1, "columns": 16, "block_k": 256, "resident": 18, "in_flight": 1},
-    ),
-    Alternative("64 rows, two launches", "backward", {"rows": 64, "warps": 4}, batch=128),
-    *(
-        Alternative(
-            f"{rows} rows a block", "backward", {"rows": rows, "groups": 64 // rows}, hidden=400
-        )
-        for rows in (32, 64)
-    ),
+    Alternative("4 K ranges", "backward", {"k_parts": 4}),
+    Alternative("64 rows, two launches", "backward", {"rows": 64}, batch=128),
+    *(_tall("backward", rows) for rows in (32, 64)),
 )

@@ -16,12 +16,16 @@ class Expected(NamedTuple):
     Attributes:
         product: rows, columns and depth of the matrix product that stands in the code.
         resident: tiles of the weight in shared memory before the time loop.
-        past_l1: bytes a thread loads past L1 in one step.
+        past_l1: bytes a thread loads past L1 in one step, copies to shared memory apart.
+        copied: bytes a thread copies there at each turn of the product's loop.
+        turns: of that loop in one step.
     """
 
     product: tuple[int, int, int] | None = None
     resident: int | None = None
     past_l1: int | None = None
+    copied: int | None = None
+    turns: int = 0
 
 
 def expect(variant: Variant, tile: Any) -> Expected:
@@ -35,15 +39,19 @@ def expect(variant: Variant, tile: Any) -> Expected:
     threads = 32 * tile.warps
     if variant.kernel == "forward":
         columns = 4 * tile.units * tile.k_parts
-        # The cell states, and what the neighbours have summed.
-        beside = tile.units + 4 * tile.units * (tile.k_parts - 1)
+        # What the neighbours have summed.
+        beside = 4 * tile.units * (tile.k_parts - 1)
     else:
         columns = tile.columns
-        # Partial sums; gradients of h and c as the block left them.
-        beside = columns + 2 * columns // tile.k_parts
+        beside = columns
     depth = tile.depth(variant.hidden)
-    past_l1 = tile.rows * (depth * size + beside * 4) // threads
-    return Expected((tile.rows, columns, depth), tile.resident, past_l1)
+    turns = depth // tile.block_k
+    past_l1 = tile.rows * beside * 4 // threads
+    if tile.resident:
+        past_l1 += (tile.rows + columns) * depth * size // threads
+        return Expected((tile.rows, columns, depth), turns, past_l1, 0)
+    copied = (tile.rows + columns) * tile.block_k * size // threads
+    return Expected((tile.rows, columns, tile.block_k), 0, past_l1, copied, turns)
 
 
 def faults(variant: Variant, expected: Expected, found: Found, default: bool, ratio) -> list[str]:
@@ -61,10 +69,13 @@ def faults(variant: Variant, expected: Expected, found: Found, default: bool, ra
     elif ratio is not None and ratio != (round(ratio) if variant.form == "stepwise" else 1):
         # A stepwise loop may stand in the code more than once, unrolled or peeled.
         wrong.append(f"multiplies {ratio:.2f} times what the shapes need: {found.products}")
-    for name in ("resident", "past_l1"):
-        want, got = getattr(expected, name), getattr(found, name)
+    counted = {"resident": found.resident, "past_l1": found.past_l1, "copied": found.loop.copied}
+    for name, got in counted.items():
+        want = getattr(expected, name)
         if want is not None and want != got:
             wrong.append(f"{name} is {got}, not {want}")
+    if variant.form == "persistent" and found.loop.through_l1:
+        wrong.append(f"{found.loop.through_l1} copies of what other blocks write go through L1")
     return wrong
 
 
@@ -77,7 +88,8 @@ def loaded_in_a_step(variant: Variant, expected: Expected, found: Found, warps: 
     if DEVICES[variant.arch].kind != "cuda" or variant.form == "small":
         return None
     if variant.form == "persistent" or not loop.instructions:
-        return threads * (loop.loaded or loop.loaded_outside)
+        copied = expected.turns * loop.copied
+        return threads * (loop.loaded + copied or loop.loaded_outside)
     # A turn of the stepwise loop is some tiles of the product; all of them are a step.
     assert expected.product is not None
     block_k = expected.product[2]

@@ -95,21 +95,21 @@ def line(result: Result) -> str:
     tile = "" if result.tile is None else "/".join(str(int(n)) for n in result.tile)
     words = "; ".join([*result.faults, *([result.note] if result.note else [])])
     if found is None:
-        return f"| {result.name} | | {tile} | | | | | | | | | | | {words} |"
+        return f"| {result.name} | | {tile} | | | | | | | | | | | | {words} |"
     products = ", ".join(f"{count} {name}" for name, count in found.products.items())
     spilled = f"{found.spilled} ({found.local_accesses})" if found.spilled else "0"
     cells = (result.name, "yes" if result.default else "", tile, found.shared, found.registers)
     loop = found.loop
-    turn = (loop.instructions, loop.barriers, loop.waits, loop.special)
+    turn = (loop.instructions, loop.inner or "", loop.barriers, loop.waits, loop.special)
     cells = (*cells, spilled, products, found.resident or "", loop.code)
-    cells = (*cells, *(turn if loop.instructions else ("",) * 4))
+    cells = (*cells, *(turn if loop.instructions else ("",) * 5))
     cells = (*cells, "" if result.loaded is None else f"{result.loaded / 1024:.1f}", words)
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 COLUMNS = (
     *("variant", "default", "tile", "shared", "registers", "spilled", "products", "resident"),
-    *("code", "turn", "barriers", "waits", "special", "loads", ""),
+    *("code", "turn", "inner", "barriers", "waits", "special", "loads", ""),
 )
 TABLE = f"""| {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|
@@ -122,6 +122,8 @@ Default: the form that runs when none is asked for; it may not spill.
 Tile: the fields of the variant's tile in tiles.py, in their order.
 Spilled: bytes of a thread's stack and the instructions that touch it, on gfx942 registers.
 Resident: tiles of the weight in shared memory before the time loop.
+Inner: instructions of a loop within the time loop that has the products, which turns once a K tile;
+where there is one, the other counts have a single turn of it, and the loads have all.
 Code: instructions of the whole kernel; turn: those of the loop that has the products, which turns
 once a time step in the persistent form and once for some K tiles in the stepwise one.
 Barriers, waits, special: of a turn, barriers of the block, waits for products or copies, and

@@ -176,9 +176,13 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 
 
 def _before_the_loop(ttgir: str) -> int:
-    """Count the tiles that are put in shared memory once; no kernel has a loop before its steps."""
-    before, loop, _ = ttgir.partition("scf.for")
-    return before.count("ttg.local_alloc %") if loop else 0
+    """Count the tiles that are put in shared memory before a kernel's last loop, that of its steps.
+
+    Those of a loop before it, which masks the weight, are indented deeper.
+    """
+    loops = list(re.finditer(r"^ {4}(?:%.* = )?scf\.for", ttgir, re.MULTILINE))
+    before = ttgir[: loops[-1].start()] if loops else ""
+    return len(re.findall(r"^ {4}%\S+ = ttg\.local_alloc %", before, re.MULTILINE))
 
 
 def _bytes_past_l1(ptx: str) -> int:

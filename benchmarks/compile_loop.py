@@ -28,10 +28,14 @@ class Loop:
         barriers: that all warps of a block meet at.
         waits: for products, copies or barriers in memory.
         special: of the unit for exponentials and quotients.
-        loaded: bytes that a thread asks of global memory at each turn, loops within apart.
+        loaded: bytes that a thread asks of global memory at each turn, loops within apart, and with
+            products in one of them what is copied to shared memory as well.
         loaded_outside: bytes that it asks of global memory before and after the loop, without those
             that go to shared memory: they are turns that were moved out of it.
         products: matrix instructions of the loop by name.
+        inner: instructions of a loop within it that has the products, or 0.
+        copied: bytes that a thread copies to shared memory at each turn of that one.
+        through_l1: copies to shared memory, in the whole kernel, that L1 may serve.
     """
 
     code: int
@@ -42,6 +46,9 @@ class Loop:
     loaded: int = 0
     loaded_outside: int = 0
     products: dict[str, int] = field(default_factory=dict)
+    inner: int = 0
+    copied: int = 0
+    through_l1: int = 0
 
 
 def read_sass(sass: str) -> Loop:
@@ -98,7 +105,12 @@ def _loop(names: Sequence[str], loops: Sequence[tuple[int, int]]) -> Loop:
     turn = names[start:stop]
     inner = [(a, b) for a, b in loops if start <= a and b <= stop and (a, b) != (start, stop)]
     once = [names[n] for n in range(start, stop) if not any(a <= n < b for a, b in inner)]
-    outside = [name for name in (*names[:start], *names[stop:]) if not name.startswith("LDGSTS")]
+    within = max(
+        (names[a:b] for a, b in inner if any(map(_PRODUCTS.match, names[a:b]))), key=len, default=[]
+    )
+    if within:
+        once = _without_copies(once)
+    outside = _without_copies([*names[:start], *names[stop:]])
 
     def count(pattern: re.Pattern[str]) -> int:
         return sum(bool(pattern.match(name)) for name in turn)
@@ -112,7 +124,14 @@ def _loop(names: Sequence[str], loops: Sequence[tuple[int, int]]) -> Loop:
         sum(map(_loaded, once)),
         sum(map(_loaded, outside)),
         dict(Counter(filter(_PRODUCTS.match, turn))),
+        len(within),
+        sum(_loaded(name) for name in within if name.startswith("LDGSTS")),
+        sum(name.startswith("LDGSTS") and "BYPASS" not in name for name in names),
     )
+
+
+def _without_copies(names: Sequence[str]) -> list[str]:
+    return [name for name in names if not name.startswith("LDGSTS")]
 
 
 def _loaded(name: str) -> int:

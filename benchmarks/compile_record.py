@@ -30,7 +30,6 @@ def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
             launch_small(variant.kernel, variant.batch, dtype)
         return launches[0], None, True, ""
     sizes = {"batch_size": variant.batch, "hidden_size": variant.hidden, "dtype": dtype}
-    sizes["has_lengths"] = variant.form != "small" and MODES[variant.mode].padded
     instead = variant.alternative.applied() if variant.alternative else contextlib.nullcontext()
     with recorded() as launches, instead:
         plan, chosen = (
@@ -68,9 +67,8 @@ def _launch(variant, plan, dtype):
         keep_gates=mode.keep_gates,
         keep_cells=mode.keep_cells,
     )
-    weights = (weight, weight) if variant.form == "persistent" else (weight,)
     if variant.kernel == "forward":
-        buffers = (gates, *weights, buffer(steps + 1, batch, hidden), cells)
+        buffers = (gates, weight, buffer(steps + 1, batch, hidden), cells)
         run, tile = (
             (forward_persistent.run, plan.forward)
             if variant.form == "persistent"
@@ -78,7 +76,7 @@ def _launch(variant, plan, dtype):
         )
     else:
         ends = (wide(batch, hidden), wide(batch, hidden))
-        buffers = (buffer(steps, batch, hidden), gates, cells, *weights, *ends)
+        buffers = (buffer(steps, batch, hidden), gates, cells, weight, *ends)
         run, tile = (
             (backward_persistent.run, plan.backward)
             if variant.form == "persistent"

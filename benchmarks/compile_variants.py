@@ -14,6 +14,8 @@ from ulmfit_fast.kernels.device import Device  # noqa: TID251
 
 DEVICES = {
     "sm_89": Device("cuda", (8, 9), 128, 101_376),
+    # An L4: too few multiprocessors for blocks of 16 units.
+    "sm_89 small": Device("cuda", (8, 9), 58, 101_376),
     "sm_80": Device("cuda", (8, 0), 108, 166_912),
     "sm_90": Device("cuda", (9, 0), 132, 232_448),
     "sm_100": Device("cuda", (10, 0), 148, 232_448),
@@ -21,6 +23,7 @@ DEVICES = {
 }
 TARGETS = {
     "sm_89": GPUTarget("cuda", 89, 32),
+    "sm_89 small": GPUTarget("cuda", 89, 32),
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
@@ -89,17 +92,18 @@ def variants() -> list[Variant]:
         for mode in modes:
             if kernel == "backward" and mode in _FORWARD_ONLY:
                 continue
-            if arch == "sm_89" and dtype != "bf16":
+            if arch.startswith("sm_89") and dtype == "fp16":
                 continue
             if DEVICES[arch].kind == "cuda":
                 every.append(Variant(arch, "persistent", *rest, mode))
             # Rows of the batch are a grid's business: B = 128 is the same kernel.
-            if batch == 64:
+            if batch == 64 and arch != "sm_89 small":
                 every.append(Variant(arch, "stepwise", *rest, mode))
     small = itertools.product(DEVICES, SMALL, DTYPES)
     every += [
         Variant(arch, "small", name, SMALL[name], 64, dtype, "dropout")
         for arch, name, dtype in small
+        if arch != "sm_89 small"
     ]
     return every
 
@@ -122,7 +126,7 @@ def selection() -> list[Variant]:
         for v in variants()
         if v.dtype == "bf16"
         and (v.hidden == 1152 or v.form == "small")
-        and v.arch != "sm_89"
+        and not v.arch.startswith("sm_89")
         and (v.batch == 64 or v.form == "persistent")
         and (v.mode == "dropout" or (v.mode == "weight-drop" and v.form == "persistent"))
     ]

@@ -29,7 +29,7 @@ __all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton"]
 KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = range(3)
 
 
-def _plan(x, hidden_size, form, lengths):
+def _plan(x, hidden_size, form):
     plan = tiles.choose(
         describe_device(x.device),
         batch_size=x.shape[1],
@@ -37,7 +37,6 @@ def _plan(x, hidden_size, form, lengths):
         dtype=x.dtype,
         precision=matmul_precision(x.device),
         form=None if form == "auto" else form,
-        has_lengths=lengths is not None,
     )
     if plan.form is None:
         raise RuntimeError(f"the Triton LSTM cannot run this call: {plan.reason}")
@@ -140,7 +139,7 @@ def lstm_triton(
         kept = x.new_empty(steps, batch_size, 4 * hidden) if keep == KEEP_GATES else nothing
         kept_cells = cells if keep else x.new_empty(0, dtype=torch.float32)
         return output, first.clone(), _copy(c0, c0.dtype), kept, kept_cells
-    plan = _plan(x, hidden, form, lengths)
+    plan = _plan(x, hidden, form)
     call = _call(x, weight_p, gate_p, sequence, stream, keep)
     # The products are torch's; autocast has had its say before this operator.
     with torch.autocast(x.device.type, enabled=False):
@@ -171,11 +170,9 @@ def _copy(tensor, dtype):
 def _recurrence_forward(plan, form, w_hh, gates, states, cells, lengths, seed, call):
     weight = w_hh.contiguous()
     if plan.form == "persistent":
-        tile = plan.forward
-        partly = tile.resident * tile.block_k < tile.depth(weight.shape[1])
-        dropped = _dropped(weight, seed, call) if partly else None
+        buffers = (gates, weight, states, cells)
         try:
-            forward_persistent.run(gates, weight, dropped, states, cells, lengths, seed, call, tile)
+            forward_persistent.run(*buffers, lengths, seed, call, plan.forward)
             return
         except LaunchRefused:
             if form == "persistent":
@@ -241,7 +238,7 @@ def _lstm_triton_backward(
             grad.contiguous() if need else x.new_empty(0)
             for grad, need in zip(zeros, needs, strict=True)
         )
-    plan = _plan(x, w_hh.shape[1], form, lengths)
+    plan = _plan(x, w_hh.shape[1], form)
     call = _call(x, weight_p, gate_p, sequence, stream, keep)
     seed = seed.to(x.device)
     rows = None if lengths is None else lengths.to(x.device, torch.int32)
@@ -268,12 +265,9 @@ def _recurrence_backward(
 ):
     weight, grad_output = w_hh.contiguous(), grad_output.contiguous()
     if plan.form == "persistent":
-        tile = plan.backward
-        partly = tile.resident * tile.block_k < tile.depth(weight.shape[1])
-        dropped = _dropped(weight, seed, call) if partly else None
-        buffers = (grad_output, gates, cells, weight, dropped, grad_h, grad_c)
+        buffers = (grad_output, gates, cells, weight, grad_h, grad_c)
         try:
-            return backward_persistent.run(*buffers, lengths, seed, call, tile)
+            return backward_persistent.run(*buffers, lengths, seed, call, plan.backward)
         except LaunchRefused:
             if form == "persistent":
                 raise

@@ -19,10 +19,13 @@ _HALF = (torch.bfloat16, torch.float16)
 # Beside the tiles a kernel keeps some scratch for reductions and layout changes.
 _SCRATCH = 2048
 # A block of the forward has 16 units, 64 columns with their gates; of the backward 16 units in a
-# piece of the weight that is 128 columns wide.
-_UNITS, _COLUMNS, _K_PARTS = 16, 128, 8
-# Input tiles ahead of their products, by bytes of an element: with one more, registers spill.
-_IN_FLIGHT_FORWARD, _IN_FLIGHT_BACKWARD = {2: 3, 4: 2}, {2: 3, 4: 1}
+# piece of the weight that is 128 columns wide. Where that makes more blocks than the device runs at
+# once, both have twice the units.
+_UNITS, _COLUMNS = (16, 32), 128
+# K-tiles of both operands on chip: with more the copies' latency is covered several times.
+_STAGES = 4
+# Bytes that the threads of so many warps copy at once.
+_COPY = {warps: warps * 32 * 16 for warps in (4, 8)}
 
 
 class StepTile(NamedTuple):
@@ -42,8 +45,7 @@ class PersistentTile(NamedTuple):
         rows: rows of the batch in a block.
         units: hidden units in a block, four columns each.
         block_k: depth of a K-tile.
-        resident: K-tiles of the weight that stay on chip; the others stream at each step.
-        in_flight: K-tiles of h loaded ahead of their products.
+        stages: K-tiles of both operands on chip, all but one copied ahead of their products.
         warps: warps of a block.
         groups: groups of rows in one launch.
         k_parts: ranges into which the H columns fall, as many blocks sharing their units; 1 unless
@@ -53,11 +55,11 @@ class PersistentTile(NamedTuple):
     rows: int
     units: int
     block_k: int
-    resident: int
-    in_flight: int
+    stages: int
     warps: int
     groups: int
     k_parts: int = 1
+    resident: bool = False
 
     def depth(self, hidden_size):
         """Return how many of the H columns, in whole K-tiles, a block multiplies."""
@@ -72,8 +74,7 @@ class BackwardTile(NamedTuple):
         k_parts: ranges into which the 4H gate columns fall.
         columns: width of a range of the H columns.
         block_k: depth of a K-tile.
-        resident: K-tiles of the weight that stay on chip; the others stream at each step.
-        in_flight: K-tiles of the gates' gradients loaded ahead of their products.
+        stages: K-tiles of both operands on chip, all but one copied ahead of their products.
         grouped: whether a block waits for those alone that it depends on.
         warps: warps of a block.
         groups: groups of rows in one launch.
@@ -83,11 +84,11 @@ class BackwardTile(NamedTuple):
     k_parts: int
     columns: int
     block_k: int
-    resident: int
-    in_flight: int
+    stages: int
     grouped: bool
     warps: int
     groups: int
+    resident: bool = False
 
     def depth(self, hidden_size):
         """Return how many of the 4H gate columns, of whole slices, a block multiplies."""
@@ -114,9 +115,7 @@ class Plan(NamedTuple):
     backward_step: StepTile | None = None
 
 
-def choose(
-    device, *, batch_size, hidden_size, dtype, precision="ieee", form=None, has_lengths=False
-):
+def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=None):
     """Choose form and tiles.
 
     Args:
@@ -126,7 +125,6 @@ def choose(
         dtype: compute dtype of the layer.
         precision: of float32 products, "tf32" or "ieee".
         form: "persistent", "stepwise", or None for the better one that can run.
-        has_lengths: whether rows end before T; the tiles differ, the form does not.
 
     Returns:
         A `Plan`; its form is None when none, or not the one asked for, can run.
@@ -139,25 +137,25 @@ def choose(
     if form == "stepwise":
         return Plan("stepwise", "asked for by name", None, None, *steps)
     why = _why_not_persistent(device, batch_size, hidden_size, dtype, precision)
-    if why is None:
-        if device.kind == "interpreter":
-            forward, backward = _interpreter_tiles(batch_size, hidden_size)
-        else:
-            forward = _forward_tile(device, batch_size, hidden_size, size, has_lengths)
-            backward = _backward_tile(device, batch_size, hidden_size, size)
-        if not (forward.resident and backward.resident and forward.in_flight):
-            why = (
-                f"{device.shared_memory} bytes of shared memory a block hold no tile of the weight"
-            )
-    if why is None and form is None:
-        why = _why_not_preferred(forward, backward, hidden_size, size)
-    if why is None and (form or device.kind != "interpreter"):
-        kept = f"{forward.resident} of {-(-hidden_size // forward.block_k)} weight tiles on chip"
-        return Plan("persistent", kept, forward, backward, *steps)
-    if form == "persistent":
+    if why is not None and form == "persistent":
         return Plan(None, why)
-    why = why or "the interpreter's default"
-    return Plan("stepwise", why, None, None, *steps)
+    if device.kind == "interpreter":
+        if form is None or why:
+            return Plan("stepwise", why or "the interpreter's default", None, None, *steps)
+        return Plan(
+            "persistent",
+            "one block in the interpreter",
+            *_interpreter_tiles(batch_size, hidden_size),
+            *steps,
+        )
+    if why:
+        return Plan("stepwise", why, None, None, *steps)
+    units = _units(device, hidden_size)
+    forward = _forward_tile(device, batch_size, hidden_size, size, units)
+    backward = _backward_tile(device, batch_size, hidden_size, size, units)
+    blocks = -(-hidden_size // units)
+    reason = f"{blocks} blocks at once, the device has {device.multiprocessors} multiprocessors"
+    return Plan("persistent", reason, forward, backward, *steps)
 
 
 def _why_none(device, batch_size, hidden_size, dtype):
@@ -194,24 +192,24 @@ def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
         return "the persistent form needs compute capability 8.0"
     if dtype == torch.float32 and precision == "ieee":
         return "float32 without tf32 has no tensor cores"
-    needed = max(-(-hidden_size // _UNITS), _K_PARTS * -(-hidden_size // _COLUMNS))
-    if needed > device.multiprocessors:
+    if _units(device, hidden_size) is None:
+        blocks = _blocks(hidden_size, _UNITS[-1])
         return (
-            f"H = {hidden_size} needs {needed} blocks at once, the device has "
+            f"H = {hidden_size} needs {blocks} blocks at once, the device has "
             f"{device.multiprocessors} multiprocessors"
         )
     return None
 
 
-def _why_not_preferred(forward, backward, hidden_size, size):
-    """Say why the persistent form, which can run, is not the better one."""
-    for tile in (forward, backward):
-        tiles = tile.depth(hidden_size) // tile.block_k
-        # What streams takes registers as well; in float32, or with next to nothing on chip, they
-        # spill, and the stepwise form streams no more than that.
-        if tile.resident < tiles and (size == 4 or 5 * tile.resident < tiles):
-            return f"only {tile.resident} of {tiles} weight tiles fit on chip"
-    return None
+def _blocks(hidden_size, units):
+    """Return how many blocks a launch of one group of rows has at most, either way."""
+    return max(-(-hidden_size // units), _COLUMNS // units * -(-hidden_size // _COLUMNS))
+
+
+def _units(device, hidden_size):
+    """Return the units of a block, the fewest with which all blocks run at once, or None."""
+    fitting = (n for n in _UNITS if _blocks(hidden_size, n) <= device.multiprocessors)
+    return next(fitting, None)
 
 
 def _step_tiles(device, batch_size, hidden_size, size):
@@ -221,8 +219,8 @@ def _step_tiles(device, batch_size, hidden_size, size):
     depth = 64 if size == 2 else 32
     if device.kind == "interpreter":
         stages = 1
-    forward = StepTile(rows, _UNITS, depth, 4, stages)
-    backward = StepTile(rows, _UNITS, 2 * depth, 4, stages)
+    forward = StepTile(rows, _UNITS[0], depth, 4, stages)
+    backward = StepTile(rows, _UNITS[0], 2 * depth, 4, stages)
     return forward, backward
 
 
@@ -233,89 +231,45 @@ def _rows(batch_size, most):
     return rows
 
 
-def _row_groups(device, batch_size, slices):
+def _row_groups(device, batch_size, slices, units):
     """Return rows of a block and groups of a launch: the fewest rows with all groups at once."""
-    # From 64 rows on, Triton uses tcgen05 on sm_100, with an accumulator of its own for each of
-    # the products in a chain: more than there is tensor memory.
-    most = 32 if device.capability[0] == 10 else 128
     rows = 16
-    while rows < most and -(-batch_size // rows) * slices > device.multiprocessors:
+    # More of both would spill.
+    while rows * units < 2048 and -(-batch_size // rows) * slices > device.multiprocessors:
         rows *= 2
     return rows, max(1, min(-(-batch_size // rows), device.multiprocessors // slices))
 
 
-def _residency(
-    shared_memory, weight_tile, input_tile, k_tiles, most_in_flight, most_streaming=2, least=0
-):
-    """Return how many weight tiles stay on chip, and how many input tiles fit beside them."""
-    room = shared_memory - _SCRATCH
-    beside = max(least, 2 * input_tile)
-    resident = min(k_tiles, max(0, room - beside) // weight_tile)
-    if resident < k_tiles:
-        # The streamed tiles pass through shared memory as well, and beside them nothing is reused.
-        room -= input_tile + 2 * weight_tile
-        resident = max(0, room - beside) // weight_tile
-        most_in_flight = min(most_streaming, most_in_flight)
-    left = room - resident * weight_tile
-    return resident, max(0, min(most_in_flight, k_tiles, left // input_tile))
+def _k_tiles(device, rows, columns, deepest):
+    """Return bytes of a row of a K-tile, halved until three tiles fit on chip, how many fit, warps.
 
-
-def _narrow(hidden_size, size):
-    """Say whether rows of H elements of 2 bytes are no multiple of 16, so that loads are narrow."""
-    return size == 2 and hidden_size % 8 != 0
-
-
-def _forward_tile(device, batch_size, hidden_size, size, has_lengths):
-    slices = -(-hidden_size // _UNITS)
-    rows, groups = _row_groups(device, batch_size, slices)
-    depth = 64 if size == 2 else 32
-    if _narrow(hidden_size, size) and device.capability < (9, 0):
+    Two warps a scheduler: one has work where the other waits. But each thread copies 16 bytes or
+    more of a tile of the input: smaller copies go through L1, and other blocks write past it.
+    """
+    room, depth = device.shared_memory - _SCRATCH, deepest
+    while 3 * (rows + columns) * depth > room and rows * depth > _COPY[4]:
         depth //= 2
-    resident, in_flight = _residency(
-        device.shared_memory,
-        depth * 4 * _UNITS * size,
-        rows * depth * size,
-        -(-hidden_size // depth),
-        # What rows of different lengths need takes the registers of one of them.
-        _IN_FLIGHT_FORWARD[size] - has_lengths,
-    )
-    # Sixteen rows a warp: with more warps two of them would compute the same rows.
-    warps = max(4, rows // 16)
-    return PersistentTile(rows, _UNITS, depth, resident, in_flight, warps, groups)
+    stages = min(_STAGES, room // ((rows + columns) * depth))
+    return depth, stages, 8 if rows * depth >= _COPY[8] else 4
 
 
-def _backward_tile(device, batch_size, hidden_size, size):
-    slices = -(-hidden_size // _COLUMNS)
-    rows, groups = _row_groups(device, batch_size, slices * _K_PARTS)
-    # Half the forward's depth: masking a deeper tile takes more registers than there are.
-    depth = 32 if size == 2 else 16
-    most_in_flight = _IN_FLIGHT_BACKWARD[size]
-    if device.capability[0] == 10:
-        most_in_flight = 1
-    elif _narrow(hidden_size, size):
-        # Narrow loads take more registers for their addresses.
-        depth, most_in_flight = depth if rows > 64 else depth // 2, 2
-    resident, in_flight = _residency(
-        device.shared_memory,
-        depth * _COLUMNS * size,
-        rows * depth * size,
-        4 * slices * _COLUMNS // _K_PARTS // depth,
-        most_in_flight,
-        most_streaming=1 if rows > 64 else 2,
-        # Above 64 rows the partial sums change their layout there, all at once.
-        least=4 * rows * _COLUMNS if rows > 64 else 0,
-    )
-    warps = max(4, rows // 16)
-    return BackwardTile(rows, _K_PARTS, _COLUMNS, depth, resident, in_flight, False, warps, groups)
+def _forward_tile(device, batch_size, hidden_size, size, units):
+    rows, groups = _row_groups(device, batch_size, -(-hidden_size // units), units)
+    depth, stages, warps = _k_tiles(device, rows, 4 * units, 256)
+    return PersistentTile(rows, units, depth // size, stages, warps, groups)
+
+
+def _backward_tile(device, batch_size, hidden_size, size, units):
+    k_parts = _COLUMNS // units
+    rows, groups = _row_groups(device, batch_size, k_parts * -(-hidden_size // _COLUMNS), units)
+    # A K range is a multiple of 64 gate columns, and no tile is a part of one.
+    depth, stages, warps = _k_tiles(device, rows, _COLUMNS, 128)
+    return BackwardTile(rows, k_parts, _COLUMNS, depth // size, stages, False, warps, groups)
 
 
 def _interpreter_tiles(batch_size, hidden_size):
     """One block of all units, and several K-tiles; groups of rows run one after the other."""
     units = _rows(hidden_size, 128)
     groups = -(-batch_size // 16)
-    depth = 16
-    forward_tiles = -(-hidden_size // depth)
-    backward_tiles = 4 * units // depth
-    forward = PersistentTile(16, units, depth, max(1, forward_tiles - 1), 2, 4, groups)
-    backward = BackwardTile(16, 1, units, depth, max(1, backward_tiles - 1), 3, False, 4, groups)
-    return forward, backward
+    forward = PersistentTile(16, units, 16, 1, 4, groups)
+    return forward, BackwardTile(16, 1, units, 16, 1, False, 4, groups)

@@ -153,9 +153,9 @@ class Grid:
 
 
 def forward_block(block, p, n, steps, group, fault):
-    """Slice p of h, step by step; one barrier a step because each step has its own slot."""
+    """Slice p of h, step by step; one barrier a step because two slots alternate."""
     counter = "shared" if fault == "groups share a counter" else group
-    slots = {"one slot": 1, "two slots": 2, "two slots through L1": 2}.get(fault, steps + 1)
+    slots = 1 if fault == "one slot" else 2
 
     def h(t, q):
         return "h", group, t % slots, q
@@ -163,7 +163,7 @@ def forward_block(block, p, n, steps, group, fault):
     for t in range(steps):
         last = t + 1 == steps
         for q in block.grid.shuffled(range(n)):
-            yield from block.load(h(t, q), (t, q), cached=fault == "two slots through L1")
+            yield from block.load(h(t, q), (t, q), cached=fault == "through L1")
         if fault == "arrive before the store" and not last:
             yield from block.arrive(counter)
         yield from block.store(h(t + 1, p), (t + 1, p))
@@ -183,10 +183,15 @@ def split_forward_block(block, part, piece, parts, pieces, steps, group, fault):
     count = parts * pieces
     counter = "shared" if fault == "groups share a counter" else group
     sums_done = counter, "sums", 0 if fault == "pairs share a counter" else piece
+    slots = 1 if fault == "one slot" else 2
+
+    def h(t, q):
+        return "h", group, t % slots, q
+
     for t in range(steps):
         last = t + 1 == steps
         for q in block.grid.shuffled(range(part * pieces, (part + 1) * pieces)):
-            yield from block.load(("h", group, t, q), (t, q))
+            yield from block.load(h(t, q), (t, q))
         if fault == "arrive before the sums":
             yield from block.arrive(sums_done)
         others = [piece * parts + (part + j) % parts for j in range(1, parts)]
@@ -202,7 +207,7 @@ def split_forward_block(block, part, piece, parts, pieces, steps, group, fault):
             yield from block.load(("sum", group, other, me), (t, other), cached)
         if fault == "arrive before the store" and not last:
             yield from block.arrive(counter)
-        yield from block.store(("h", group, t + 1, me), (t + 1, me))
+        yield from block.store(h(t + 1, me), (t + 1, me))
         if not last:
             if fault != "arrive before the store":
                 yield from block.arrive(counter, release=fault != "relaxed arrive")
@@ -224,6 +229,9 @@ def backward_block(block, kb, nb, KB, NB, grouped, steps, group, fault):
         parity = 0 if one_counter else s % 2
         return ("2", rows, parity, columns) if grouped else ("2", rows, parity)
 
+    def dg(s, u):
+        return "dg", group, 0 if fault == "one slot of gradients" else s % 2, u
+
     def part(s, k, u):
         return "part", group, 0 if fault == "one partial-sum buffer" else s % 2, k, u
 
@@ -239,7 +247,7 @@ def backward_block(block, kb, nb, KB, NB, grouped, steps, group, fault):
                 yield from block.load(part(s - 1, k, unit), (s - 1, k), cached)
         if fault == "arrive (1) before the store":
             yield from block.arrive(one)
-        yield from block.store(("dg", group, s, unit), (s, unit))
+        yield from block.store(dg(s, unit), (s, unit))
         if fault != "arrive (1) before the store":
             yield from block.arrive(one, release=fault != "relaxed arrive (1)")
         if fault != "no wait (1)":
@@ -248,7 +256,7 @@ def backward_block(block, kb, nb, KB, NB, grouped, steps, group, fault):
             if fault == "counter reset" and nb == 0 and (grouped or kb == 0):
                 block.grid.counters[one] = 0
         for u in block.grid.shuffled(range(kb * NB, (kb + 1) * NB)):
-            yield from block.load(("dg", group, s, u), (s, u))
+            yield from block.load(dg(s, u), (s, u), fault == "gradients through L1")
         block.grid.lead = max(block.grid.lead, s - min(b.step for b in block.grid.blocks))
         if fault == "arrive (2) before the store":
             yield from block.arrive(two(nb, s))

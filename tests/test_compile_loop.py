@@ -45,6 +45,26 @@ def test_a_time_step_with_its_poll() -> None:
     )
 
 
+def test_a_time_step_with_a_loop_of_its_own_for_the_products() -> None:
+    code = sass(
+        "LDGSTS.E.128 [R1], [R2.64]",  # 0x00, the time step begins
+        "LDG.E.64 R4, [R2.64]",
+        "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR56], R24",  # 0x20, a K tile
+        "LDGSTS.E.BYPASS.128 [R1], [R2.64]",
+        "@P0 BRA 0x20",
+        "@P1 BRA 0x0",
+        "EXIT",
+    )
+    loop = compile_loop.read_sass(code)
+    assert (loop.instructions, loop.inner, loop.loaded, loop.copied) == (6, 3, 8, 16)
+    assert loop.through_l1 == 1
+    variant = Variant("sm_90", "persistent", "forward", 1152, 64, "bf16", "dropout")
+    expected = Expected((64, 64, 64), turns=18)
+    assert loaded_in_a_step(variant, expected, Found(0, 0, 0, 0, loop=loop), 4) == 128 * (
+        8 + 18 * 16
+    )
+
+
 def test_code_without_a_loop_of_products() -> None:
     code = sass("LDG.E.128 R4, [R2.64]", "FADD R4, R4, R4", "@P0 BRA 0x10", "EXIT")
     assert compile_loop.read_sass(code) == compile_loop.Loop(4, loaded_outside=16)

@@ -9,7 +9,7 @@
 | `auto`      | the fastest of them that can run the call                    |                   |
 
 `triton` chooses between two forms, which have names of their own: `triton-persistent`, one launch
-for all time steps with the weight on chip, and `triton-stepwise`, one launch a step.
+for all time steps, and `triton-stepwise`, one launch a step.
 
 A backend asked for by name runs or raises; only `auto` chooses another one. Under forward-mode
 differentiation and torch.func's grad, vjp, jacrev and hessian `reference` alone is right; it is

@@ -19,7 +19,7 @@ from ulmfit_fast.kernels import (
     launch,
     weight_drop,
 )
-from ulmfit_fast.kernels.launch import DropArguments, LayerCall, cdiv
+from ulmfit_fast.kernels.launch import DropArguments, LayerCall
 from ulmfit_fast.kernels.tiles import BackwardTile, PersistentTile, StepTile
 
 pytestmark = pytest.mark.usefixtures("nan_workspaces")
@@ -55,9 +55,9 @@ class Layer:
         states = torch.full((steps + 1, batch_size, width // 4), fill)
         cells = states.clone()
         states[self.first], cells[self.first] = self.h0, self.c0
-        buffers = (self.dropped, states, cells, self.lengths, SEED, self.call, tile)
+        buffers = (states, cells, self.lengths, SEED, self.call, tile)
         if isinstance(tile, StepTile):
-            forward_stepwise.run(gates, *buffers)
+            forward_stepwise.run(gates, self.dropped, *buffers)
         else:
             forward_persistent.run(gates, self.weight, *buffers)
         return gates, states, cells
@@ -65,20 +65,20 @@ class Layer:
     def backward(self, gates, cells, tile):
         """Return grad_gates, grad_h0 and grad_c0."""
         grad_output, grad_h, grad_c = (grad.clone() for grad in self.grads)
-        buffers = (self.dropped, grad_h, grad_c, self.lengths, SEED, self.call, tile)
+        buffers = (grad_h, grad_c, self.lengths, SEED, self.call, tile)
         if isinstance(tile, StepTile):
-            result = backward_stepwise.run(grad_output, gates, cells, *buffers)
+            result = backward_stepwise.run(grad_output, gates, cells, self.dropped, *buffers)
         else:
             result = backward_persistent.run(grad_output, gates, cells, self.weight, *buffers)
         return *result, grad_c
 
 
-def forward_tile(resident=1, groups=1, k_parts=1):
-    return PersistentTile(16, 16, 16, resident, 2, 4, groups, k_parts)
+def forward_tile(groups=1, k_parts=1, resident=False):
+    return PersistentTile(16, 16, 16, 2, 4, groups, k_parts, resident)
 
 
-def backward_tile(grouped, resident=2, groups=1):
-    return BackwardTile(16, 2, 32, 16, resident, 2, grouped, 4, groups)
+def backward_tile(grouped, groups=1, resident=False):
+    return BackwardTile(16, 2, 32, 16, 2, grouped, 4, groups, resident)
 
 
 # Gate masks take half of the time, so they are where rows, units or steps could be mistaken.
@@ -97,6 +97,7 @@ LAYERS = {
         "reverse": True,
     },
 }
+resident = pytest.mark.parametrize("resident", [False, True], ids=["pipelined", "resident"])
 layers = pytest.mark.parametrize("settings", LAYERS.values(), ids=LAYERS)
 
 
@@ -105,11 +106,10 @@ def test_forward_under_any_schedule(settings):
     layer = Layer(**settings)
     expected = layer.forward(STEP)
     runs = []
-    whole = cdiv(settings["hidden"], 16)
-    # Nothing, something and all on chip; one, two and all groups of rows in a launch.
-    for seed, (resident, groups) in enumerate([(0, 1), (1, 2), (whole, 3)]):
+    # One, two and all groups of rows in a launch; the weight on chip or not.
+    for seed, groups in enumerate((1, 2, 3)):
         with concurrent_blocks(seed, at_accesses=seed != 1) as order:
-            runs.append(layer.forward(forward_tile(resident, groups)))
+            runs.append(layer.forward(forward_tile(groups, resident=seed == 1)))
         assert len(set(order)) >= 2
     for first, *others, want in zip(*runs, expected, strict=True):
         assert all(torch.equal(first, other) for other in others)
@@ -122,11 +122,9 @@ def test_a_forward_split_both_ways_under_any_schedule(settings, k_parts):
     layer = Layer(**settings)
     expected = layer.forward(STEP)
     runs = []
-    for seed, (resident, groups) in enumerate([(0, 3), (9, 2)]):
-        tile = forward_tile(resident, groups, k_parts)
-        tile = tile._replace(resident=min(resident, tile.depth(settings["hidden"]) // 16))
+    for seed, groups in enumerate((3, 2)):
         with concurrent_blocks(seed, at_accesses=bool(seed)) as order:
-            runs.append(layer.forward(tile))
+            runs.append(layer.forward(forward_tile(groups, k_parts, resident=not seed)))
         assert len(set(order)) >= k_parts
     for first, second, want in zip(*runs, expected, strict=True):
         assert torch.equal(first, second)
@@ -139,8 +137,7 @@ def test_backward_under_any_schedule(settings):
     gates, _, cells = layer.forward(STEP)
     expected = layer.backward(gates, cells, STEP)
     runs = []
-    whole = 4 * cdiv(settings["hidden"], 32)
-    for seed, tile in enumerate([(False, 2, 3), (True, whole, 2)]):
+    for seed, tile in enumerate([(False, 3, True), (True, 2, False)]):
         with concurrent_blocks(seed, at_accesses=bool(seed)):
             runs.append(layer.backward(gates, cells, backward_tile(*tile)))
     for got, again, want in zip(*runs, expected, strict=True):
@@ -152,7 +149,7 @@ def test_a_k_range_of_parts_of_tiles_is_refused():
     layer = Layer(2, 3, 48)
     gates, _, cells = layer.forward(STEP)
     with pytest.raises(ValueError, match="K-tiles of 64 do not divide K ranges of 96"):
-        layer.backward(gates, cells, BackwardTile(16, 2, 16, 64, 1, 1, False, 4, 1))
+        layer.backward(gates, cells, BackwardTile(16, 2, 16, 64, 1, False, 4, 1))
 
 
 @pytest.mark.parametrize("grouped", [False, True], ids=["whole-grid", "grouped"])
@@ -167,8 +164,9 @@ def test_backward_gives_the_same_bits_under_many_schedules(grouped):
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
+@resident
 @pytest.mark.parametrize("direction", ["forward", "split forward", "backward"])
-def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, monkeypatch):
+def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, resident, monkeypatch):
     """One block runs after the other here, so the first waits for what has not begun."""
     layer = Layer(4, 3, 48)
     gates, _, cells = layer.forward(STEP)
@@ -186,10 +184,10 @@ def test_a_barrier_that_waits_in_vain_ends_in_an_error_and_nan(direction, monkey
         monkeypatch.setattr(module, "MAX_SPINS", 3)
         monkeypatch.setattr(module, "watch", watch)
     if direction != "backward":
-        tile = forward_tile(k_parts=1 + (direction == "split forward"))
+        tile = forward_tile(k_parts=1 + (direction == "split forward"), resident=resident)
         results = [part[-1] for part in layer.forward(tile, fill=0.0)]
     else:
-        grad_gates, *rest = layer.backward(gates, cells, backward_tile(False))
+        grad_gates, *rest = layer.backward(gates, cells, backward_tile(False, resident=resident))
         results = [grad_gates[0], *rest]
     assert failed == [f"the {direction.split()[-1]} LSTM kernel"]
     assert all(part.isnan().all() for part in results)
