@@ -16,7 +16,10 @@ from ulmfit_fast.kernels.philox import gate_bits
 __all__ = ["carried_gradient", "run"]
 
 
-@triton.jit(do_not_specialize=["t", "s", "steps", "batch_size", "mask_stream"])
+@triton.jit(
+    do_not_specialize=["t", "s", "steps", "batch_size", "mask_stream"],
+    do_not_specialize_on_alignment=["seed"],
+)
 def backward_step_kernel(
     grad_output,
     gates,

@@ -13,7 +13,7 @@ __all__ = ["softmax_cross_entropy_"]
 _BLOCK = 4096
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+@triton.jit(do_not_specialize=["ignore_index"], do_not_specialize_on_alignment=["targets"])
 def cross_entropy_kernel(
     logits,
     targets,

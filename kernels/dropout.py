@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ulmfit_fast.kernels.launch import DropArguments, cdiv, launch
+from ulmfit_fast.kernels.philox import threshold_bits
 
 __all__ = [
     "BLOCK",
@@ -33,8 +34,7 @@ BLOCK, STEPS = 1024, 8
 @triton.jit
 def kept(word, threshold, scale):
     """Whether a word keeps its element; a scale of 0, that of p = 1, keeps none."""
-    bound = threshold.to(tl.uint32, bitcast=True)
-    return (word.to(tl.uint32, bitcast=True) >= bound) & (scale > 0.0)
+    return (word.to(tl.uint32, bitcast=True) >= threshold_bits(threshold)) & (scale > 0.0)
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def locked_keep(seed, block, threshold, scale, BLOCK: tl.constexpr):
     return kept(side_by_side(r_0, r_1, r_2, r_3, (BLOCK,)), threshold, scale)
 
 
-@triton.jit(do_not_specialize=["steps", "threshold"])
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["seed"])
 def locked_dropout_kernel(
     x, y, seed, steps, plane, stride, threshold, scale, BLOCK: tl.constexpr, STEPS: tl.constexpr
 ):
@@ -108,13 +108,13 @@ def locked_dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
 
     Args:
         x: `(T, B, F)`, or a gradient of it.
-        seed: 0-d int64.
+        seed: 0-d int64 on x's device.
         p: probability in [0, 1].
 
     Returns:
         `(T, B, F)`, the dtype of x.
     """
-    return drop_locked(x, seed.to(x.device), p)
+    return drop_locked(x, seed, p)
 
 
 @locked_dropout.register_fake

@@ -18,7 +18,10 @@ KIND_EMBEDDING: tl.constexpr = tl.constexpr(2)
 _ROWS, _COLUMNS = 16, 64
 
 
-@triton.jit(do_not_specialize=["steps", "batch", "vocab", "word_threshold", "locked_threshold"])
+@triton.jit(
+    do_not_specialize=["steps", "batch", "vocab"],
+    do_not_specialize_on_alignment=["tokens", "word_seed", "locked_seed"],
+)
 def embed_kernel(
     source,
     tokens,
@@ -122,11 +125,6 @@ def mask_rows(source, tokens, vocab, masks, *, gather):
     return target
 
 
-def _on(device, word_seed, word_p, locked_seed, locked_p):
-    seeds = [None if seed is None else seed.to(device) for seed in (word_seed, locked_seed)]
-    return seeds[0], word_p, seeds[1], locked_p
-
-
 @torch.library.custom_op("ulmfit_fast::embed_dropped", mutates_args=())
 def embed_dropped(
     weight: Tensor,
@@ -142,16 +140,16 @@ def embed_dropped(
     Args:
         weight: `(V, E)`.
         tokens: `(T, B)` int64 or int32; one outside [0, V) gives NaN, and reads nothing.
-        word_seed: 0-d int64; None for word_p = 0.
+        word_seed: 0-d int64 on weight's device; None for word_p = 0.
         word_p: probability of dropping a word type.
-        locked_seed: 0-d int64; None for locked_p = 0.
+        locked_seed: 0-d int64 on weight's device; None for locked_p = 0.
         locked_p: probability of dropping a feature.
         padding_idx: row without a gradient, or -1.
 
     Returns:
         `(T, B, E)`, the dtype of weight.
     """
-    masks = _on(weight.device, word_seed, word_p, locked_seed, locked_p)
+    masks = word_seed, word_p, locked_seed, locked_p
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     return mask_rows(weight, tokens, weight.shape[0], masks, gather=True)
 
@@ -171,7 +169,7 @@ def _mask_embedded(
     locked_p: float,
 ) -> Tensor:
     """Multiply a gradient of `embed_dropped`'s output by both masks."""
-    masks = _on(grad.device, word_seed, word_p, locked_seed, locked_p)
+    masks = word_seed, word_p, locked_seed, locked_p
     return mask_rows(grad.contiguous(), tokens, 0, masks, gather=False)
 
 

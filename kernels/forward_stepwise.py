@@ -18,7 +18,10 @@ from ulmfit_fast.kernels.philox import gate_bits
 __all__ = ["run"]
 
 
-@triton.jit(do_not_specialize=["t", "steps", "batch_size", "mask_stream"])
+@triton.jit(
+    do_not_specialize=["t", "steps", "batch_size", "mask_stream"],
+    do_not_specialize_on_alignment=["seed"],
+)
 def forward_step_kernel(
     gates,
     weight,

@@ -1,5 +1,6 @@
 """Launching kernels: arguments of the masks, refused launches, the barrier's error flag."""
 
+import contextlib
 import os
 import threading
 from typing import NamedTuple
@@ -14,6 +15,7 @@ __all__ = [
     "interpreted",
     "launch",
     "matmul_precision",
+    "on",
     "raise_failed",
     "watch",
 ]
@@ -34,7 +36,8 @@ class DropArguments(NamedTuple):
 
     Attributes:
         active: whether anything is dropped.
-        arguments: four thresholds floor(p 2^32) as signed 32-bit numbers, four scales 1/(1-p).
+        arguments: four thresholds floor(p 2^32), each the upper half of a 64-bit number, and four
+            scales 1/(1-p).
     """
 
     active: bool
@@ -47,7 +50,12 @@ class DropArguments(NamedTuple):
         for value in p:
             # p = 1 has no 32-bit threshold: its scale of 0 drops what the largest one keeps.
             threshold = min(int(value * 2.0**32), _WORDS - 1)
-            thresholds.append(threshold - _WORDS if threshold >= _WORDS // 2 else threshold)
+            # Triton compiles a kernel anew for a number that is 1, a multiple of 16, or of another
+            # width, in a tuple whatever one asks for. This is odd and a signed number of 64 bits,
+            # not of 32, whatever p is; its upper half costs no instruction to take.
+            lower = 1 if threshold >= _WORDS // 2 else _WORDS // 2 + 1
+            signed = threshold - _WORDS if threshold >= _WORDS // 2 else threshold
+            thresholds.append(signed * _WORDS + lower)
             scales.append(0.0 if value >= 1.0 else 1.0 / (1.0 - value))
         return cls(any(p), (*thresholds, *scales))
 
@@ -97,13 +105,18 @@ def matmul_precision(device):
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
+def on(device):
+    """Make a device the current one in a block: Triton launches there, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def launch(kernel, grid, args, constants, options, *, begun=False):
-    """Launch a kernel.
+    """Launch a kernel on the device of its tensors, and its current stream.
 
     Args:
         kernel: the kernel.
         grid: numbers of blocks.
-        args: its arguments.
+        args: its arguments, tensors of one device among them.
         constants: those that it is compiled for.
         options: of the compilation.
         begun: earlier launches of the same call have run, and written over what they read.
@@ -112,8 +125,10 @@ def launch(kernel, grid, args, constants, options, *, begun=False):
         LaunchRefused: if the blocks cannot be on the device together, or ask for too much of it.
         RuntimeError: if that is so and the call has begun, so that no other form can take over.
     """
+    device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
     try:
-        kernel[grid](*args, **constants, **options)
+        with on(device):
+            kernel[grid](*args, **constants, **options)
     except Exception as error:
         if _is_refusal(error) and begun:
             raise RuntimeError(
@@ -138,13 +153,14 @@ def watch(error, what):
         if int(error):
             raise RuntimeError(_message(what))
         return
-    if torch.cuda.is_current_stream_capturing():
-        # A replay cannot raise; a barrier that gave up shows as NaN in the outputs.
-        return
-    flag = torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True)
-    flag.copy_(error, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
+    with on(error.device):
+        if torch.cuda.is_current_stream_capturing():
+            # A replay cannot raise; a barrier that gave up shows as NaN in the outputs.
+            return
+        flag = torch.empty(1, dtype=torch.int32, device="cpu", pin_memory=True)
+        flag.copy_(error, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
     _pending.append((event, flag, what))
 
 

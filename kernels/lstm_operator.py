@@ -20,6 +20,7 @@ from ulmfit_fast.kernels.launch import (
     LaunchRefused,
     LayerCall,
     matmul_precision,
+    on,
     raise_failed,
 )
 
@@ -108,8 +109,8 @@ def lstm_triton(
         w_hh: `(4H, H)`, undropped.
         b_ih: `(4H,)` or None.
         b_hh: `(4H,)` or None.
-        lengths: `(B,)` int64 or None.
-        seed: 0-d int64.
+        lengths: `(B,)` int64 on x's device, or None.
+        seed: 0-d int64 on x's device; without dropout it is not read.
         weight_p: four probabilities of weight-drop.
         gate_p: four probabilities of gate dropout.
         sequence: one gate mask for all steps instead of one a step.
@@ -125,7 +126,8 @@ def lstm_triton(
     Raises:
         RuntimeError: if this form cannot run here.
     """
-    raise_failed()
+    with on(x.device):
+        raise_failed()
     steps, batch_size, _ = x.shape
     hidden = w_hh.shape[1]
     reverse = bool(stream & 1)
@@ -144,8 +146,7 @@ def lstm_triton(
     # The products are torch's; autocast has had its say before this operator.
     with torch.autocast(x.device.type, enabled=False):
         gates = _input_gates(x, w_ih, b_ih, b_hh)
-    seed = seed.to(x.device)
-    rows = None if lengths is None else lengths.to(x.device, torch.int32)
+    rows = None if lengths is None else lengths.to(torch.int32)
     _recurrence_forward(plan, form, w_hh, gates, states, cells, rows, seed, call)
     if lengths is None:
         h_n = output[0 if reverse else -1].clone()
@@ -227,7 +228,8 @@ def _lstm_triton_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # Not a list: PyTorch batches an operator over several gradients at once if it returns tensors.
-    raise_failed()
+    with on(x.device):
+        raise_failed()
     steps, batch_size, _ = x.shape
     grad_h = _copy(grad_h_n, torch.float32)
     grad_c = _copy(grad_c_n, torch.float32)
@@ -240,8 +242,7 @@ def _lstm_triton_backward(
         )
     plan = _plan(x, w_hh.shape[1], form)
     call = _call(x, weight_p, gate_p, sequence, stream, keep)
-    seed = seed.to(x.device)
-    rows = None if lengths is None else lengths.to(x.device, torch.int32)
+    rows = None if lengths is None else lengths.to(torch.int32)
     with torch.autocast(x.device.type, enabled=False):
         before = None
         if needs[4] or keep != KEEP_GATES:

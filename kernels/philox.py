@@ -14,6 +14,7 @@ __all__ = [
     "interleave_columns",
     "load_weights",
     "scales_of_bits",
+    "threshold_bits",
     "weight_scales",
 ]
 
@@ -22,18 +23,22 @@ KIND_GATE: tl.constexpr = tl.constexpr(1)
 
 
 @triton.jit
+def threshold_bits(threshold):
+    """The 32 bits of a threshold as `launch.DropArguments` passes it."""
+    return (threshold >> 32).to(tl.int32).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
 def _scale_of(word, threshold, scale):
-    """Scale where the word is at or above the threshold, an unsigned number, and 0 below it."""
-    # A threshold of 1 comes as a constant, which has no bits to cast; a tile of it has.
-    bound = tl.full((1, 1), threshold, tl.int32).to(tl.uint32, bitcast=True)
-    return tl.where(word.to(tl.uint32, bitcast=True) >= bound, scale, 0.0)
+    """Scale where the word is at or above the threshold, and 0 below it."""
+    return tl.where(word.to(tl.uint32, bitcast=True) >= threshold_bits(threshold), scale, 0.0)
 
 
 @triton.jit
 def _four_scales(seed, word_0, word_1, word_2, KIND: tl.constexpr, drop):
     """One Philox call a counter; its four words are the four gates i, f, g, o.
 
-    drop holds four thresholds, floor(p 2^32) as int32 bits, and then four scales 1/(1-p).
+    drop holds four thresholds and then four scales, see `launch.DropArguments`.
     """
     zero = word_0 * 0
     r_i, r_f, r_g, r_o = tl.philox(seed, word_0, zero + word_1, zero + word_2, zero + KIND)

@@ -21,7 +21,7 @@ def _step(x, t, steps, stride, element, inside):
     return tl.load(x + t * stride + element, mask=here, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["steps", "threshold"])
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["seed"])
 def dropout_and_means_kernel(
     raw,
     dropped,
@@ -63,7 +63,7 @@ def dropout_and_means_kernel(
     tl.store(parts + count + part, tl.sum(differences, 0) * difference_weight)
 
 
-@triton.jit(do_not_specialize=["steps", "threshold"])
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["seed"])
 def dropout_and_means_backward_kernel(
     grad_dropped,
     grad_means,
@@ -162,7 +162,7 @@ def dropout_and_means(raw: Tensor, seed: Tensor, p: float, on_raw: bool) -> tupl
 
     Args:
         raw: `(T, B, F)`, not empty.
-        seed: 0-d int64.
+        seed: 0-d int64 on raw's device.
         p: probability in [0, 1].
         on_raw: take the squares before the dropout.
 
@@ -170,7 +170,7 @@ def dropout_and_means(raw: Tensor, seed: Tensor, p: float, on_raw: bool) -> tupl
         The dropped output, the dtype of raw; and `(2,)` float32, the mean square and the mean
         squared difference of successive steps of raw, 0 for T = 1.
     """
-    return forward(raw, seed.to(raw.device), p, on_raw)
+    return forward(raw, seed, p, on_raw)
 
 
 @dropout_and_means.register_fake
@@ -188,7 +188,7 @@ def _dropout_and_means_backward(
     p: float,
     on_raw: bool,
 ) -> Tensor:
-    return backward(grad_dropped, grad_means, raw, seed.to(raw.device), p, on_raw)
+    return backward(grad_dropped, grad_means, raw, seed, p, on_raw)
 
 
 @_dropout_and_means_backward.register_fake

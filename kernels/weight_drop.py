@@ -16,7 +16,7 @@ from ulmfit_fast.kernels.philox import weight_scales
 __all__ = ["drop_weight", "drop_weight_triton", "interleave", "uninterleave", "unmix_gradient"]
 
 
-@triton.jit(do_not_specialize=["mask_stream"])
+@triton.jit(do_not_specialize=["mask_stream"], do_not_specialize_on_alignment=["seed"])
 def weight_drop_kernel(
     source,
     target,
@@ -100,14 +100,14 @@ def drop_weight_triton(weight: Tensor, seed: Tensor, p: Sequence[float], stream:
 
     Args:
         weight: `(4H, H)`, or a gradient of it.
-        seed: 0-d int64.
+        seed: 0-d int64 on weight's device.
         p: four drop probabilities.
         stream: 2 * layer + reverse.
 
     Returns:
         `(4H, H)`, the dtype of weight.
     """
-    drop, seed = DropArguments.of(p), seed.to(weight.device)
+    drop = DropArguments.of(p)
     return _run(weight, drop, seed, stream, source_interleaved=False, target_interleaved=False)
 
 

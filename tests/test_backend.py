@@ -120,6 +120,7 @@ def test_a_wider_state_keeps_the_fused_lstm_on_cuda_alone(device, dtype, expecte
         device=torch.device(device),
         dtype=dtype,
         batch_size=2,
+        input_size=4,
         hidden_size=8,
         has_gate_mask=False,
         mixed_state=True,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import pytest
 import torch
@@ -117,6 +118,10 @@ def test_the_barrier_compiles_for_a_gpu():
     launch = Launch(barrier_kernel._meet_kernel, (counter, error, 10), constants, options)
     code = compile_launch(launch, GPUTarget("cuda", 90, 32)).asm["ptx"]
     assert "atom.global.gpu.release" in code and "ld.acquire.gpu" in code
+    # A block gives up after a time, not after a number of polls; of its threads one warp polls, and
+    # the others wait at a barrier for what it saw.
+    one_warp = r"setp.lt.u32 mine, \w+, 32;\s+@!mine bra found;.*%globaltimer.*look:\s+ld.acquire"
+    assert re.search(one_warp + r".*found:\s.*barrier.red.or.pred", code, re.DOTALL)
 
 
 def test_the_floor_is_the_busier_of_the_two_and_the_waiting():

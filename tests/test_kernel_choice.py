@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+import ulmfit_fast as uf
+from ulmfit_fast import functional
 from ulmfit_fast.backend import Choice, KernelPlan, choose
+from ulmfit_fast.functional import kernel_plan
+from ulmfit_fast.kernels import tiles
+from ulmfit_fast.kernels.device import Device
 from ulmfit_fast.kernels.launch import matmul_precision
 
 CUDA = torch.device("cuda")
@@ -21,11 +26,11 @@ def plan(form):
 
 
 def chosen(backend="auto", form="persistent", hidden_size=1152, device=CUDA, **settings):
+    settings = {"batch_size": 64, "input_size": 400, **settings}
     settings = {"has_gate_mask": False, "dtype": torch.bfloat16, **settings}
     return choose(
         backend,
         device=device,
-        batch_size=64,
         hidden_size=hidden_size,
         kernels=plan(form),
         **settings,
@@ -55,6 +60,61 @@ def test_auto_on_cuda(form, hidden_size, settings, expected):
     assert choice.name == expected
     assert choice.form == "auto"
     assert choice.reason
+
+
+HALF = {"dtype": torch.float16, "batch_size": 128, "input_size": 512}
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "settings", "expected"),
+    [
+        (1024, {}, "torch"),
+        (256, {"batch_size": 8}, "torch"),
+        (1024, {"has_gate_mask": True}, "triton"),
+        (1024, {"dtype": torch.bfloat16}, "triton"),
+        (1152, {}, "triton"),
+        (1000, {}, "triton"),
+        (1024, {"input_size": 400}, "triton"),
+        (1024, {"batch_size": 60}, "triton"),
+        (1024, {"batch_size": 136}, "triton"),
+    ],
+    ids=str,
+)
+def test_auto_leaves_cudnn_what_its_own_persistent_algorithm_takes(hidden_size, settings, expected):
+    assert chosen(hidden_size=hidden_size, **{**HALF, **settings}).name == expected
+
+
+DEVICES = [Device("cuda", (8, 6), 84, 101_376), Device("cuda", (8, 9), 58, 101_376)]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=["sm_86", "sm_89"])
+@pytest.mark.parametrize("hidden_size", [400, 512, 650, 1150, 1152])
+def test_the_choice_is_that_of_the_batch(device, hidden_size, monkeypatch):
+    """At B = 128 not every form can run, or is the better one, that is so at B = 1."""
+    monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", lambda _: device)
+    settings = {"dtype": torch.bfloat16, "hidden_size": hidden_size}
+    for size in (1, 128):
+        plan = kernel_plan(None, device=CUDA, batch_size=size, **settings)
+        run = tiles.choose(device, batch_size=size, **settings)
+        assert (plan.form, plan.reason) == (run.form, run.reason)
+
+
+def test_what_the_kernels_are_asked_is_what_they_run(monkeypatch):
+    asked = []
+
+    def plan(form, **settings):
+        asked.append(settings)
+        return KernelPlan(None, "of some reason")
+
+    monkeypatch.setattr(functional, "kernel_plan", plan)
+    lstm, x, lengths = uf.LSTM(4, 8), torch.randn(5, 3, 4), torch.tensor([5, 2, 3])
+    for given in (None, lengths):
+        with pytest.raises(RuntimeError), uf.backend.use("triton"):
+            lstm(x, lengths=given)
+        with uf.backend.use("triton"):
+            uf.backend.explain(lstm, x, lengths=given)
+    assert [settings["batch_size"] for settings in asked] == [3] * 4
+    assert [settings["has_lengths"] for settings in asked] == [False, False, True, True]
 
 
 def test_auto_on_the_cpu_never_takes_the_interpreter():

@@ -12,6 +12,7 @@ from ulmfit_fast import SlantedTriangularLR, captured_step
 from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.loss_readings import LossReadings
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, LMLoss, language_model_loss
+from ulmfit_fast.optim import OneCycleLR
 
 WORDS = 30
 NONE = dict.fromkeys(("input_p", "hidden_p", "embed_p", "weight_p", "output_p"), 0.0)
@@ -168,7 +169,7 @@ def replays(monkeypatch):
     """Have a graph's replay call what it would capture; returns a list that grows with each."""
     calls, trained = [], []
 
-    def record(body):
+    def record(body, device):
         def replay():
             calls.append(1)
             # As in a graph, the gradients are new ones whatever stood there before.
@@ -205,7 +206,8 @@ def test_a_captured_step_trains_as_one_that_is_not(replays, clip, dropouts):
             losses.append(step(*text(*shape, seed=n)).total.item())
         assert step.steps == 12
         results.append((losses, [p.detach().clone() for p in model.parameters()]))
-    # Three steps before the capture, two of another shape, one of other parameters.
+    # Two steps before the first of the graph, which runs without it; two of another shape, one of
+    # other parameters.
     assert len(calls) == 6
     # A graph's learning rate is in float32.
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
@@ -227,6 +229,25 @@ def test_a_captured_loss_that_is_not_finite_changes_no_parameter(replays):
     handle.remove()
     step(*text(seed=6))
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("moms", [(0.95, 0.85, 0.95), None], ids=["moments", "rates-alone"])
+def test_a_graph_refuses_a_schedule_of_what_it_holds(replays, moms):
+    calls, trained = replays
+    model = make_model()
+    trained[:] = model.parameters()
+    optimizer = Adam(model.parameters(), lr=0.01, fused=True)
+    step = LanguageModelStep(model, optimizer, OneCycleLR(optimizer, 12, moms=moms))
+    step.capture, step.waits = True, False
+    for n in range(4):
+        step(*text(seed=n))
+    if moms is None:
+        step(*text(seed=4))
+        assert len(calls) == 2
+        return
+    with pytest.raises(ValueError, match=r"betas is \(0.85.*graph holds \(0.85.*moms=None"):
+        step(*text(seed=4))
+    assert step.steps == 4 and len(calls) == 1
 
 
 def test_capture_needs_cuda_and_autocast_a_dtype_it_has():

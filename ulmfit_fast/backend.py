@@ -42,8 +42,8 @@ BACKENDS = (
     "eager",
     "reference",
 )
-# Up to this H cuDNN has a persistent algorithm of its own (`get_algo` in PyTorch's cudnn/RNN.cpp:
-# LSTM forwards up to 192, backwards up to 128).
+# Up to this H cuDNN has a persistent algorithm of its own in any dtype (`get_algo` in PyTorch's
+# cudnn/RNN.cpp: LSTM forwards up to 192, backwards up to 128).
 _CUDNN_PERSISTENT_HIDDEN = 192
 _ENVIRONMENT_VARIABLE = "ULMFIT_FAST_BACKEND"
 # The choice of a block that is traced into a graph, which cannot set a context variable. Never set
@@ -190,6 +190,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
+    input_size: int,
     hidden_size: int,
     has_gate_mask: bool,
     has_lengths: bool = False,
@@ -203,6 +204,7 @@ def choose(
         device: device of the tensors.
         dtype: compute dtype.
         batch_size: B.
+        input_size: E.
         hidden_size: H.
         has_gate_mask: gate dropout is on, or a gate mask was injected.
         has_lengths: rows have lengths of their own.
@@ -236,7 +238,8 @@ def choose(
     if "Vmap" in transforms:
         return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
     if device.type == "cuda":
-        return _choose_on_cuda(kernels(None), hidden_size, why_not_torch)
+        sizes = batch_size, input_size, hidden_size
+        return _choose_on_cuda(kernels(None), dtype, sizes, why_not_torch)
     if why_not_torch:
         return Choice("eager", why_not_torch)
     if mixed_state:
@@ -246,22 +249,43 @@ def choose(
     return Choice("torch", "no gate dropout")
 
 
-def _choose_on_cuda(plan: KernelPlan, hidden_size: int, why_not_torch: str | None) -> Choice:
+def _cudnn_persists(dtype: torch.dtype, sizes: tuple[int, int, int]) -> bool:
+    """Say whether cuDNN has a persistent algorithm for (B, E, H), some 2 us a step.
+
+    Source:
+        `get_algo`, `use_persist_common_heuristics` and `use_persist_device_heuristics` in PyTorch's
+        cudnn/RNN.cpp. What they ask of the device is left out: it is 98 multiprocessors or more,
+        and compute capability 8.0 or above but not 8.6.
+    """
+    batch_size, input_size, hidden_size = sizes
+    if hidden_size <= _CUDNN_PERSISTENT_HIDDEN:
+        return True
+    whole = hidden_size % 128 == 0 and input_size % 128 == 0 and batch_size % 8 == 0
+    return dtype == torch.float16 and whole and hidden_size <= 1024 and batch_size <= 128
+
+
+def _choose_on_cuda(
+    plan: KernelPlan,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    why_not_torch: str | None,
+) -> Choice:
     """Choose by what is known of cuDNN's algorithms; no measurement of ours stands behind it yet.
 
     Above a small H, and in bfloat16 and float32 altogether, cuDNN launches two or more kernels a
     step, where the persistent form launches one in all. The stepwise form launches one a step from
     Python, which a launch-bound cuDNN does from C++: it serves what cuDNN cannot do.
     """
-    if plan.form == "persistent" and (hidden_size > _CUDNN_PERSISTENT_HIDDEN or why_not_torch):
-        return Choice("triton", f"persistent form, {plan.reason}")
     if plan.form is not None and (why_not_torch or torch.compiler.is_compiling()):
         why = why_not_torch or "torch.compile takes this operator whole"
         return Choice("triton", f"{plan.form} form, {plan.reason}; {why}")
     if why_not_torch:
         return Choice("eager", f"{why_not_torch}, and the kernels cannot run: {plan.reason}")
+    if plan.form == "persistent" and _cudnn_persists(dtype, sizes):
+        what = "B = {}, E = {}, H = {}".format(*sizes)
+        return Choice("torch", f"{what}: cuDNN has a persistent algorithm of its own")
     if plan.form == "persistent":
-        return Choice("torch", f"H = {hidden_size}: cuDNN has a persistent algorithm of its own")
+        return Choice("triton", f"persistent form, {plan.reason}")
     return Choice("torch", f"no gate dropout, and no persistent form: {plan.reason}")
 
 

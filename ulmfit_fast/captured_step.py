@@ -19,7 +19,11 @@ __all__ = ["CapturedStep"]
 
 
 class CapturedStep:
-    """A whole step as a CUDA graph, with the tensors that it reads and writes."""
+    """A whole step as a CUDA graph, with the tensors that it reads and writes.
+
+    Its first batch runs as it is, on the tensors of the graph: what has to be compiled and loaded
+    for them, which is forbidden during a capture, is then there, and the seeds are counted.
+    """
 
     def __init__(
         self,
@@ -29,46 +33,81 @@ class CapturedStep:
         state: State,
         trained: list[bool],
     ) -> None:
-        self.trained = trained
+        self.step, self.trained = step, trained
         self.inputs, self.targets = inputs.clone(), targets.clone()
         self.state = [(h.clone(), c.clone()) for h, c in state]
-        # A seed that is drawn on the host would be the same one at each replay.
-        self.seeds = torch.zeros(_seeds_of(step), dtype=torch.int64, device=inputs.device)
-        # So would a learning rate that is a number.
+        # A learning rate that is a number would be the same one at each replay.
         self.groups = step.optimizer.param_groups
         lr = torch.zeros((), dtype=torch.float32, device=inputs.device)
         self.lrs = [lr.clone() for _ in self.groups]
         for group in self.groups:
             group["capturable"] = True
-        step.optimizer.zero_grad(set_to_none=True)
         self.parameters = [p for p in step.model.parameters() if p.requires_grad]
+        # So would a seed that is drawn on the host.
+        self.seeds: Tensor | None = None
+        self.replay: Callable[[], LMLoss] | None = None
+        # What the graph holds.
+        self.numbers: list[dict[str, object]] = []
+        self.grads: list[Tensor | None] = []
 
-        def body() -> LMLoss:
-            with seeds_from(iter(self.seeds.unbind()).__next__):
-                loss, state = step.forward_backward(self.inputs, self.targets, self.state)
-            numbers = [group["lr"] for group in self.groups]
-            try:
-                for group, lr in zip(self.groups, self.lrs, strict=True):
-                    group["lr"] = lr
-                step.update(loss)
-            finally:
-                for group, number in zip(self.groups, numbers, strict=True):
-                    group["lr"] = number
-            _copy(self.state, state)
-            return loss
+    def _body(self, source: Callable[[], Tensor]) -> LMLoss:
+        with seeds_from(source):
+            loss, state = self.step.forward_backward(self.inputs, self.targets, self.state)
+        numbers = [group["lr"] for group in self.groups]
+        try:
+            for group, lr in zip(self.groups, self.lrs, strict=True):
+                group["lr"] = lr
+            self.step.update(loss)
+        finally:
+            for group, number in zip(self.groups, numbers, strict=True):
+                group["lr"] = number
+        _copy(self.state, state)
+        return loss
 
-        self.replay = record(body)
+    def _first(self) -> LMLoss:
+        """Run a batch without a graph, and count the seeds that it draws."""
+        count = 0
+
+        def counting() -> Tensor:
+            nonlocal count
+            count += 1
+            return draw_seed(torch.default_generator).to(self.inputs.device, non_blocking=True)
+
+        self.step.optimizer.zero_grad(set_to_none=True)
+        loss = self._body(counting)
+        self.seeds = torch.zeros(count, dtype=torch.int64, device=self.inputs.device)
+        return loss
+
+    def _capture(self, seeds: Tensor) -> Callable[[], LMLoss]:
+        self.step.optimizer.zero_grad(set_to_none=True)
+        self.numbers = self._numbers()
+        replay = record(lambda: self._body(iter(seeds.unbind()).__next__), seeds.device)
         self.grads = [p.grad for p in self.parameters]
+        return replay
+
+    def _numbers(self) -> list[dict[str, object]]:
+        """Return what else of the optimizer's settings the graph holds."""
+        left_out = ("params", "lr", "initial_lr")
+        return [{k: v for k, v in group.items() if k not in left_out} for group in self.groups]
+
+    def _refuse_other_numbers(self) -> None:
+        for held, now in zip(self.numbers, self._numbers(), strict=True):
+            for name, value in held.items():
+                if now[name] is not value and now[name] != value:
+                    raise ValueError(
+                        f"{name} is {now[name]}, and the captured graph holds {value}: leave "
+                        "capture out, or have the schedule change the learning rate alone, as "
+                        "moms=None does"
+                    )
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, state: State | None
     ) -> tuple[LMLoss, State]:
-        """Run a batch of the captured shape."""
-        drawn = [int(draw_seed()) for _ in range(len(self.seeds))]
-        seeds = torch.tensor(drawn, dtype=torch.int64, device="cpu")
-        if self.seeds.device.type == "cuda":
-            seeds = seeds.pin_memory()
-        self.seeds.copy_(seeds, non_blocking=True)
+        """Run a batch of the captured shape.
+
+        Raises:
+            ValueError: if a number that the graph holds has changed since its capture.
+        """
         for group, lr in zip(self.groups, self.lrs, strict=True):
             lr.fill_(group["lr"])
         self.inputs.copy_(inputs, non_blocking=True)
@@ -78,6 +117,16 @@ class CapturedStep:
         elif state is not self.state:
             # A batch of another size may have come in between.
             _copy(self.state, resize_state(state, inputs.shape[1]))
+        if self.seeds is None:
+            return self._first(), self.state
+        if self.replay is None:
+            self.replay = self._capture(self.seeds)
+        self._refuse_other_numbers()
+        if len(self.seeds):
+            seeds = torch.stack([draw_seed() for _ in range(len(self.seeds))])
+            if self.seeds.device.type == "cuda":
+                seeds = seeds.pin_memory()
+            self.seeds.copy_(seeds, non_blocking=True)
         # A step of another shape has put its own gradients there.
         for parameter, grad in zip(self.parameters, self.grads, strict=True):
             parameter.grad = grad
@@ -91,33 +140,26 @@ def _copy(into: State, state: State) -> None:
             tensor.copy_(value)
 
 
-def _seeds_of(step: LanguageModelStep) -> int:
-    """Count the seeds that a step draws, by the dropouts that are on."""
-    count = 0
-
-    def counting() -> Tensor:
-        nonlocal count
-        count += 1
-        return torch.zeros((), dtype=torch.int64, device="cpu")
-
-    tokens = torch.zeros(1, 1, dtype=torch.int64, device=step.device)
-    with seeds_from(counting), torch.no_grad():
-        step.model.loss(tokens, tokens, alpha=step.alpha, beta=step.beta)
-    return count
-
-
-def record(body: Callable[[], LMLoss]) -> Callable[[], LMLoss]:
+def record(body: Callable[[], LMLoss], device: torch.device) -> Callable[[], LMLoss]:
     """Capture a function in a CUDA graph and return its replay; the result stays in place.
 
     Args:
         body: reads and writes tensors that stay where they are.
+        device: where they are.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = body()
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                result = body()
+        finally:
+            # A capture that failed leaves its own one behind.
+            torch.cuda.set_stream(stream)
 
     def replay() -> LMLoss:
-        graph.replay()
+        with torch.cuda.device(device):
+            graph.replay()
         return result
 
     return replay

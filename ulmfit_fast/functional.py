@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast import backend as backends
-from ulmfit_fast import reference, rng
+from ulmfit_fast import reference, rng, scoped
 from ulmfit_fast.checks import as_seed, check_layer, check_pair
 from ulmfit_fast.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.operators import drop_weight as _drop_weight
@@ -20,6 +20,8 @@ from ulmfit_fast.operators import lstm_eager as _lstm_eager
 from ulmfit_fast.seeds import draw_seed
 
 __all__ = ["lstm"]
+
+_NOT_IN_ONE = "RNN module weights are not part of single contiguous chunk of memory"
 
 
 def _lstm_torch(
@@ -40,7 +42,13 @@ def _lstm_torch(
     # cuDNN differentiates only what ran in its training mode. A trace keeps the flag for good, and
     # what it is checked against runs without gradients.
     train = training if backends.in_jit_trace() else torch.is_grad_enabled()
-    output, h_n, c_n = torch.lstm(inputs, state, weights, bool(biases), 1, 0.0, train, False, False)
+    # cuDNN copies weights into one piece of memory at each call, and warns of it; a dropped weight
+    # is new each time, so that nothing would be won by doing it here.
+    quiet = x.device.type == "cuda" and not torch.compiler.is_compiling()
+    with scoped.ignoring(UserWarning, _NOT_IN_ONE) if quiet else contextlib.nullcontext():
+        output, h_n, c_n = torch.lstm(
+            inputs, state, weights, bool(biases), 1, 0.0, train, False, False
+        )
     return output.flip(0) if reverse else output, h_n[0], c_n[0].to(c0.dtype)
 
 
@@ -50,7 +58,9 @@ def kernel_plan(
     device: torch.device,
     dtype: torch.dtype,
     hidden_size: int,
-    injected_gate_mask: bool,
+    batch_size: int = 1,
+    has_lengths: bool = False,
+    injected_gate_mask: bool = False,
 ) -> backends.KernelPlan:
     """Ask the kernels whether, and in which form, they can run a layer's call.
 
@@ -59,6 +69,8 @@ def kernel_plan(
         device: device of the tensors.
         dtype: compute dtype.
         hidden_size: H.
+        batch_size: B.
+        has_lengths: rows have lengths of their own.
         injected_gate_mask: a gate mask was given as a tensor.
     """
     if injected_gate_mask:
@@ -74,11 +86,12 @@ def kernel_plan(
 
     plan = tiles.choose(
         describe_device(device),
-        batch_size=1,
+        batch_size=batch_size,
         hidden_size=hidden_size,
         dtype=dtype,
         precision=launch.matmul_precision(device),
         form=form,
+        has_lengths=has_lengths,
     )
     return backends.KernelPlan(plan.form, plan.reason)
 
@@ -190,6 +203,7 @@ def lstm(
         device=x.device,
         dtype=x.dtype,
         batch_size=batch_size,
+        input_size=x.shape[2],
         hidden_size=hidden_size,
         has_gate_mask=gate_masks is not None or any(gate_ps),
         has_lengths=lengths is not None,
@@ -199,19 +213,29 @@ def lstm(
             device=x.device,
             dtype=x.dtype,
             hidden_size=hidden_size,
+            # A graph for any B takes the kernels in either form: it asks for none in particular.
+            batch_size=1 if torch.compiler.is_compiling() else batch_size,
+            has_lengths=lengths is not None,
             injected_gate_mask=gate_masks is not None,
         ),
     )
     stream = 2 * layer + int(reverse)
+    drops = any(weight_ps) or any(gate_ps)
     if seed is None:
-        seed = draw_seed() if any(weight_ps) or any(gate_ps) else as_seed(0)
+        seed = draw_seed() if drops else as_seed(0)
 
     if weight_mask is not None and choice.name in ("torch", "triton"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)
     if choice.name == "triton":
         inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
-        drops = (lengths, seed, weight_ps, gate_ps, gate_mask == "sequence", stream)
-        output, h_n, c_n = _lstm_triton(inputs, drops, choice.form, recompute_gates)
+        # Once for forward and backward, without waiting. Where nothing is dropped no kernel reads
+        # it, and a captured graph could not copy it.
+        if drops:
+            seed = seed.to(x.device, non_blocking=True)
+        else:
+            seed = torch.empty_like(seed, device=x.device)
+        settings = (lengths, seed, weight_ps, gate_ps, gate_mask == "sequence", stream)
+        output, h_n, c_n = _lstm_triton(inputs, settings, choice.form, recompute_gates)
     elif choice.name == "eager":
         output, h_n, c_n, *_ = _lstm_eager(
             x,
@@ -262,14 +286,17 @@ def lstm(
 
 
 def _lstm_triton(
-    inputs: tuple[Tensor | None, ...], drops: tuple[object, ...], form: str, recompute_gates: bool
+    inputs: tuple[Tensor | None, ...],
+    settings: tuple[object, ...],
+    form: str,
+    recompute_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ulmfit_fast.kernels import lstm_operator
 
     keep = lstm_operator.KEEP_NOTHING
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         keep = lstm_operator.KEEP_CELLS if recompute_gates else lstm_operator.KEEP_GATES
-    output, h_n, c_n, *_ = lstm_operator.lstm_triton(*inputs, *drops, form, keep)
+    output, h_n, c_n, *_ = lstm_operator.lstm_triton(*inputs, *settings, form, keep)
     return output, h_n, c_n
 
 
@@ -281,12 +308,12 @@ def _dropped(w_hh: Tensor, seed: Tensor, weight_ps: Sequence[float], stream: int
             device=w_hh.device,
             dtype=w_hh.dtype,
             hidden_size=w_hh.shape[1],
-            injected_gate_mask=False,
         )
         if plan.form is not None:
             from ulmfit_fast.kernels import weight_drop
 
-            kernel: Tensor = weight_drop.drop_weight_triton(w_hh, seed, weight_ps, stream)
+            placed = seed.to(w_hh.device, non_blocking=True)
+            kernel: Tensor = weight_drop.drop_weight_triton(w_hh, placed, weight_ps, stream)
             return kernel
     dropped: Tensor = _drop_weight(w_hh, seed, weight_ps, stream)
     return dropped

@@ -20,9 +20,7 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @functools.lru_cache(maxsize=64)
 def _runs_on(device: torch.device, dtype: torch.dtype) -> bool:
     # The smallest of LSTMs asks no more of a device than these kernels do.
-    plan = functional.kernel_plan(
-        "stepwise", device=device, dtype=dtype, hidden_size=16, injected_gate_mask=False
-    )
+    plan = functional.kernel_plan("stepwise", device=device, dtype=dtype, hidden_size=16)
     return plan.form is not None
 
 

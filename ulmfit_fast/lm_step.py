@@ -24,8 +24,8 @@ from ulmfit_fast.precision import autocast as autocasting
 
 __all__ = ["LanguageModelStep", "trainable"]
 
-# Steps before a capture: the first ones compile kernels and make the optimizer's buffers.
-_WARM_UP = 3
+# Steps before those of a graph: the first ones compile kernels and make the optimizer's buffers.
+_WARM_UP = 2
 
 
 def trainable(optimizer: Optimizer) -> list[Tensor]:
@@ -77,7 +77,8 @@ class LanguageModelStep:
             overflow changes no parameter. None for none.
         capture: on CUDA, capture the step in a CUDA graph after the first few, the update with it,
             and replay it for every batch of that shape. The masks are those of a run without it;
-            the optimizer's state_dict then says `capturable`.
+            the optimizer's state_dict then says `capturable`. A schedule may change the learning
+            rate, and nothing else.
 
     Attributes:
         state: what goes into the next batch; None at the start of texts.

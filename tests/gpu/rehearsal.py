@@ -4,9 +4,12 @@ So that a GPU's minutes are not spent on typing errors, all that does not need C
 on a CPU with TRITON_INTERPRET=1.
 """
 
+import contextlib
 import os
+import warnings
 
 import pytest
+import torch
 
 REHEARSAL = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
@@ -21,3 +24,17 @@ def rehearsed(test):
 def sized(real, tiny):
     """Return the real size on a GPU and the tiny one in the interpreter."""
     return tiny if REHEARSAL else real
+
+
+@contextlib.contextmanager
+def never_waiting():
+    """Raise where the device is waited for."""
+    torch.cuda.synchronize()
+    try:
+        with warnings.catch_warnings():
+            # PyTorch says that it may overlook some, after it has set the mode.
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

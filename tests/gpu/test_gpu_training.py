@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mortal_runs import TOKENIZER, Died, MortalRun, assert_equal_runs
-from rehearsal import DEVICE, REHEARSAL, rehearsed, sized
+from rehearsal import DEVICE, REHEARSAL, never_waiting, rehearsed, sized
 from torch.amp import GradScaler
 
 from ulmfit_fast import backend
@@ -171,9 +171,5 @@ def test_a_step_with_scaled_gradients_never_waits_for_the_device():
     ids = torch.randint(2, WORDS, (LANGUAGE_MODEL.bptt + 1, LANGUAGE_MODEL.batch_size)).to(DEVICE)
     for _ in range(3):
         step(ids[:-1], ids[1:])
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         step(ids[:-1], ids[1:])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

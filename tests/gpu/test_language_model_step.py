@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from rehearsal import DEVICE, REHEARSAL, rehearsed, sized
+from rehearsal import DEVICE, REHEARSAL, never_waiting, rehearsed, sized
 from rounding import errors, reach
 
 from ulmfit_fast import backend, fused
@@ -111,12 +111,8 @@ def test_a_step_never_waits_for_the_device():
     for n in range(3):
         step(*batch(STEPS, n))
     inputs, targets = batch(STEPS, 3)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         step(inputs, targets)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

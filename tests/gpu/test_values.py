@@ -30,7 +30,7 @@ CASES = sized(
 STEPS, BATCH_SIZE, WIDTH, HIDDEN = sized((7, 64, 400, 1152), (2, 3, 5, 17))
 
 
-def assert_as_near_as_torch(form, inputs, **settings):
+def assert_as_near_as_torch(form, inputs, share=2, **settings):
     """PyTorch's own LSTM cannot mask gates: its error without them is the yardstick with them."""
     truth = run("reference", inputs, wide=True, **settings)
     ours = errors(run(form, inputs, **settings), truth)
@@ -38,7 +38,9 @@ def assert_as_near_as_torch(form, inputs, **settings):
     theirs = errors(run("torch", inputs, **plain), run("reference", inputs, wide=True, **plain))
     reach = bounds(inputs, **settings)
     for name, our, their, bound in zip(NAMES, ours, theirs, reach, strict=True):
-        assert our <= max(2 * their, bound), f"{name}: {our:.2e}, torch {their:.2e}, {bound:.2e}"
+        assert our <= max(share * their, bound), (
+            f"{name}: {our:.2e}, torch {their:.2e}, {bound:.2e}"
+        )
 
 
 @rehearsed
@@ -62,7 +64,10 @@ def test_float32(form, tf32, legacy_switch, monkeypatch):
         precision = "tf32" if tf32 else "ieee"
         monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
     inputs = tensors(STEPS, BATCH_SIZE, WIDTH, HIDDEN, torch.float32, device=DEVICE)
-    assert_as_near_as_torch(form, inputs, weight_p=0.5, seed=3)
+    # Triton hands float32 to the tensor cores as it is, and these drop the low 13 bits, where cuDNN
+    # may round before. An operand is then off by up to 2^-10 instead of 2^-11: twice as far.
+    share = 4 if tf32 and not REHEARSAL else 2
+    assert_as_near_as_torch(form, inputs, share, weight_p=0.5, seed=3)
 
 
 @rehearsed

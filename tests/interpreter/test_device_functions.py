@@ -106,7 +106,12 @@ def test_gate_masks_are_those_of_rng(seed, hidden_size, t, stream, p):
 def test_thresholds_are_floors_in_32_bits_and_all_is_dropped_at_1():
     active, arguments = DropArguments.of((0.0, 0.25, 0.5, 1.0))
     assert active and not DropArguments.of((0.0,) * 4).active
-    assert arguments == (0, 2**30, -(2**31), -1, 1.0, 1 / 0.75, 2.0, 0.0)
+    assert [value >> 32 for value in arguments[:4]] == [0, 2**30, -(2**31), -1]
+    # Of one kind for Triton, for any p: odd, and too large for 32 bits.
+    for p in (0.0, 2.0**-32, 0.1, 0.25, 0.5 - 2.0**-32, 0.5, 0.75, 1 - 2.0**-32, 1.0):
+        value = DropArguments.of([p]).arguments[0]
+        assert value % 2 == 1 and 2**31 < abs(value) < 2**63
+    assert arguments[4:] == (1.0, 1 / 0.75, 2.0, 0.0)
 
 
 @overflows

@@ -228,20 +228,23 @@ class LSTM(PlainForward):
             batch_size = 1 if x.dim() == 2 else x.shape[0 if self.batch_first else 1]
         dtype = functional.autocast_dtype(data) or data.dtype
         dropped = rng.gate_probabilities("gate_p", self.gate_p) if self.training else ()
+        has_lengths = lengths is not None or isinstance(x, PackedSequence)
         return {
             "device": data.device,
             "dtype": dtype,
             "batch_size": batch_size,
+            "input_size": self.input_size,
             "hidden_size": self.hidden_size,
             "has_gate_mask": any(dropped),
-            "has_lengths": lengths is not None or isinstance(x, PackedSequence),
+            "has_lengths": has_lengths,
             "mixed_state": hx is not None and hx[1].dtype != dtype,
             "kernels": functools.partial(
                 functional.kernel_plan,
                 device=data.device,
                 dtype=dtype,
                 hidden_size=self.hidden_size,
-                injected_gate_mask=False,
+                batch_size=batch_size,
+                has_lengths=has_lengths,
             ),
         }
 
@@ -319,7 +322,7 @@ class LSTM(PlainForward):
             if packed.sorted_indices is not None:
                 h_0, c_0 = (state.index_select(1, packed.sorted_indices) for state in hx)
                 hx = (h_0, c_0)
-        output, h_n, c_n = self._run(x, hx, lengths.to(x.device), seed, masks)
+        output, h_n, c_n = self._run(x, hx, lengths.to(x.device, non_blocking=True), seed, masks)
         data = packed_data(output, lengths, packed)
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)

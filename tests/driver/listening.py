@@ -1,0 +1,303 @@
+"""A CUDA device that only listens: the real launch path, on a machine without a GPU.
+
+PyTorch's fake tensors stand for the device's memory, and `listening_device.cpp` for the driver's
+library and for what PyTorch asks of a device. Triton compiles for sm_90 as it would on one. Nothing
+is computed: what is seen is what is loaded, launched and copied, when, where and in what order.
+"""
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import threading
+import types
+from pathlib import Path
+
+__all__ = ["Listener", "build", "connect"]
+
+_HERE = Path(__file__).parent
+_LIBRARY = "libcuda.so.1"
+# What CUDA refuses while a stream is captured.
+_FORBIDDEN = ("load", "wait", "synchronize")
+
+
+def _root(package):
+    return Path(importlib.util.find_spec(package).origin).parent
+
+
+def build(compiler, directory):
+    """Compile the library into a directory, against the PyTorch and the Triton that are here."""
+    torch_root, triton_root = _root("torch"), _root("triton")
+    include = [torch_root / "include", triton_root / "backends/nvidia/include"]
+    command = [compiler, "-std=c++20", "-O0", "-w", "-shared", "-fPIC", f"-Wl,-soname,{_LIBRARY}"]
+    command += [f"-I{path}" for path in include]
+    command += [str(_HERE / "listening_device.cpp"), "-o", str(Path(directory) / _LIBRARY)]
+    command += [f"-L{torch_root / 'lib'}", "-lc10", "-ltorch_cpu"]
+    subprocess.run(command, check=True, timeout=120)
+    # The linker of Triton's own module looks for this name.
+    Path(directory, "libcuda.so").symlink_to(_LIBRARY)
+
+
+def connect(directory):
+    """Load the library and turn PyTorch and Triton to it; before anything has imported torch."""
+    os.environ["TRITON_LIBCUDA_PATH"] = str(directory)
+    for name in ("libc10.so", "libtorch_cpu.so"):
+        ctypes.CDLL(str(_root("torch") / "lib" / name), ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(Path(directory) / _LIBRARY), ctypes.RTLD_GLOBAL)
+    library.current_stream.restype = ctypes.c_int64
+    library.set_stream.argtypes = (ctypes.c_int, ctypes.c_int64)
+    return Listener(library)
+
+
+class Listener:
+    """The device, and what it has heard.
+
+    Attributes:
+        events: dicts in the order in which they came. All have `what`, `operator`, the innermost
+            operator of ours that they came from, or "", and `capturing`.
+    """
+
+    def __init__(self, library):
+        self.library = library
+        self.events = []
+        self.capturing = set()
+        self.names = {}
+        self._loaded = 0
+        # Streams that have no name any more are numbers all the same.
+        self._streams = 0
+        self._operators = threading.local()
+        load = ctypes.CFUNCTYPE(None)(self._on_load)
+        launch = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_int] * 6)(self._on_launch)
+        # What C holds alone, Python would collect.
+        self._held = load, launch
+        library.listen(load, launch)
+        self._stand_in_for_cuda()
+        self._stand_in_for_the_driver()
+        self.mode = self._make_mode()
+
+    def note(self, what, **facts):
+        operators = getattr(self._operators, "open", [])
+        event = {"what": what, "operator": operators[-1] if operators else "", **facts}
+        event["device"] = self.library.current_device()
+        event["capturing"] = self.stream(event["device"]) in self.capturing
+        self.events.append(event)
+
+    def reset(self):
+        """Put current device and streams back to the first ones."""
+        for device in range(2):
+            self.library.set_stream(device, 0)
+        self.library.set_device(0)
+        self.capturing.clear()
+
+    def stream(self, device):
+        """Return (device, number) of the device's current stream."""
+        return device, self.library.current_stream(device)
+
+    def _on_load(self):
+        self._loaded += 1
+
+    def _on_launch(self, function, stream, x, y, z, threads, shared, cooperative):
+        self.note(
+            "launch",
+            name=self.names[function],
+            stream=stream,
+            grid=[x, y, z],
+            threads=threads,
+            shared=shared,
+            cooperative=bool(cooperative),
+        )
+
+    def _stand_in_for_the_driver(self):
+        import triton.backends.nvidia.driver as nvidia
+        from triton.runtime import driver
+
+        made = nvidia.CudaDriver.__new__(nvidia.CudaDriver)
+        made.utils, made.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
+        made.get_current_device = self.library.current_device
+        made.set_current_device = self.library.set_device
+        made.get_current_stream = self.library.current_stream
+        made.get_device_capability = lambda device: (9, 0)
+        load_binary = made.utils.load_binary
+
+        def load(name, *args):
+            before = self._loaded
+            loaded = load_binary(name, *args)
+            assert self._loaded == before + 1
+            # Modules and their functions have the number of the load.
+            self.names[loaded[1]] = name
+            self.note("load", name=name)
+            return loaded
+
+        made.utils.load_binary = load
+        driver.set_active(made)
+
+    def _stand_in_for_cuda(self):
+        import torch
+        from torch._subclasses import fake_tensor
+
+        listener = self
+
+        class Stream:
+            def __init__(self, device=None, priority=0, number=None):
+                index = listener._index(device)
+                if number is None:
+                    listener._streams += 1
+                    number = listener._streams
+                self.device, self.stream_id = torch.device("cuda", index), number
+                self.cuda_stream, self.device_type = number, 1
+
+            def __eq__(self, other):
+                return (self.device, self.stream_id) == (other.device, other.stream_id)
+
+            def __hash__(self):
+                return hash((self.device, self.stream_id))
+
+            def wait_stream(self, other):
+                pass
+
+        class Event:
+            def record(self, stream=None):
+                pass
+
+            def query(self):
+                return True
+
+            def synchronize(self):
+                listener.note("synchronize")
+
+        class Graph:
+            def capture_begin(self, **_):
+                device = listener.library.current_device()
+                self.stream, self.begun = listener.stream(device), len(listener.events)
+                listener.capturing.add(self.stream)
+
+            def capture_end(self):
+                listener.capturing.discard(self.stream)
+                if any(e["what"] in _FORBIDDEN for e in listener.events[self.begun :]):
+                    raise RuntimeError("operation failed due to a previous error during capture")
+
+            def replay(self):
+                listener.note("replay")
+
+        def set_stream(stream):
+            listener.library.set_stream(stream.device.index, stream.stream_id)
+
+        def current_stream(device=None):
+            index = listener._index(device)
+            return Stream(index, number=listener.library.current_stream(index))
+
+        def exchange_device(index):
+            before = listener.library.current_device()
+            if index >= 0:
+                listener.library.set_device(index)
+            return before
+
+        properties = types.SimpleNamespace(
+            major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=232_448
+        )
+        stand_ins = {
+            "CUDAGraph": Graph,
+            "Event": Event,
+            "Stream": Stream,
+            "current_device": lambda: listener.library.current_device(),
+            "current_stream": current_stream,
+            "empty_cache": lambda: None,
+            "get_device_properties": lambda device=None: properties,
+            "is_available": lambda: True,
+            "is_bf16_supported": lambda *_, **__: True,
+            "is_current_stream_capturing": lambda: (
+                listener.stream(listener.library.current_device()) in listener.capturing
+            ),
+            "set_device": lambda device: listener.library.set_device(listener._index(device)),
+            "set_stream": set_stream,
+            "synchronize": lambda device=None: listener.note("synchronize"),
+            "_exchange_device": exchange_device,
+            "_lazy_init": lambda: None,
+            "_maybe_exchange_device": exchange_device,
+        }
+        for name, stand_in in stand_ins.items():
+            setattr(torch.cuda, name, stand_in)
+        torch._C._host_emptyCache = lambda: None
+        fake_tensor.init_gpu_context = lambda device: None
+
+        def data_ptr(tensor):
+            """Storages begin at multiples of 256 bytes, as those of the allocator do."""
+            start = tensor.untyped_storage()._cdata << 8
+            return start + tensor.storage_offset() * tensor.itemsize
+
+        fake_tensor.FakeTensor.data_ptr = data_ptr
+
+    def _index(self, device):
+        import torch
+
+        if isinstance(device, int):
+            return device
+        index = None if device is None else torch.device(device).index
+        return self.library.current_device() if index is None else index
+
+    def _make_mode(self):
+        import torch
+        from torch._library.custom_ops import OPDEFS
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        listener = self
+        values = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
+
+        class Mode(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                kwargs = kwargs or {}
+                if func.namespace == "ulmfit_fast":
+                    # What runs on a device, where fake tensors would take the operator's fake.
+                    opened = listener._operators.__dict__.setdefault("open", [])
+                    opened.append(func._schema.name.partition("::")[2])
+                    try:
+                        with self:
+                            return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+                    finally:
+                        opened.pop()
+                listener._hear(func, args, kwargs)
+                if func in values:
+                    # Whatever is in memory that holds nothing.
+                    return 0.0 if args[0].is_floating_point() else 0
+                # These two have no fake.
+                if func is torch.ops.aten._fused_adam_.tensor_lr:
+                    return None
+                if func._schema.name in ("aten::pin_memory", "aten::_pin_memory"):
+                    return args[0]
+                return func(*args, **kwargs)
+
+        return FakeTensorMode(allow_non_fake_inputs=True), Mode()
+
+    def __enter__(self):
+        for mode in self.mode:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        for mode in reversed(self.mode):
+            mode.__exit__(*error)
+
+    def _hear(self, func, args, kwargs):
+        import torch
+
+        name = func._schema.name.removeprefix("aten::")
+        names = (argument.name for argument in func._schema.arguments)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for value in given.values():
+            # Or a number's tensor would be moved in earnest.
+            if getattr(value, "constant", None) is not None:
+                value.constant = None
+        if name in ("item", "_local_scalar_dense") and args[0].device.type == "cuda":
+            self.note("wait", name="item")
+        if name not in ("_to_copy", "to", "copy_"):
+            return
+        source, target = given.get("src", given.get("self")), given.get("device")
+        if name == "copy_":
+            target = given["self"].device
+        if target is None or torch.device(target).type == source.device.type:
+            return
+        way = "upload" if torch.device(target).type == "cuda" else "download"
+        self.note(way)
+        if not given.get("non_blocking"):
+            self.note("wait", name=way)

@@ -1,0 +1,143 @@
+"""What a listening device hears of a step, a capture and a layer; prints all of it as JSON.
+
+Run as `python scenarios.py DIRECTORY`, where the library is: it must be there before torch is.
+"""
+
+import json
+import sys
+import warnings
+
+import listening
+
+listener = listening.connect(sys.argv[1])
+
+import torch  # noqa: E402
+
+import ulmfit_fast as uf  # noqa: E402
+from ulmfit_fast import backend, captured_step  # noqa: E402
+from ulmfit_fast.lm_step import LanguageModelStep  # noqa: E402
+from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel  # noqa: E402
+
+# Not the current one, which is the first.
+DEVICE = "cuda:1"
+# An odd batch, so that a view of a batch of texts begins at no multiple of 16 bytes.
+STEPS, BATCH_SIZE, WORDS, WIDTH = 4, 3, 50, 64
+DROPOUTS = ("embed_p", "input_p", "weight_p", "hidden_p", "output_p")
+# As PyTorch's cudnn/RNN.cpp has it.
+NOT_IN_ONE = (
+    "RNN module weights are not part of single contiguous chunk of memory. This means they need "
+    "to be compacted at every call, possibly greatly increasing memory usage. To compact weights "
+    "again call flatten_parameters()."
+)
+heard = {}
+
+
+def hear(name, function, *args, **settings):
+    """Run something, and put down what was heard of it and what it raised."""
+    before, error = len(listener.events), None
+    try:
+        function(*args, **settings)
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    current = [listener.stream(device)[1] for device in range(2)]
+    events = [dict(event) for event in listener.events[before:]]
+    heard[name] = {"events": events, "error": error, "streams": current}
+    listener.reset()
+
+
+def make_step(dropouts=DROPOUTS, p=0.5, **options):
+    config = {name: p if name in dropouts else 0.0 for name in DROPOUTS}
+    sizes = {"emb_size": WIDTH, "hidden_size": WIDTH, "num_layers": 2}
+    config = AWDLSTMConfig.language_model(WORDS, **sizes, **config)
+    model = LanguageModel(config, device=DEVICE).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.pop("lr", 1e-3), fused=True)
+    return LanguageModelStep(model, optimizer, clip=0.25, autocast=torch.bfloat16, **options)
+
+
+def batch():
+    ids = torch.randint(2, WORDS, (STEPS + 1, BATCH_SIZE), device=DEVICE)
+    return ids[:-1], ids[1:]
+
+
+def warm(step):
+    for _ in range(3):
+        step(*batch())
+    return step
+
+
+def run(step):
+    step(*batch())
+
+
+def inference(model, tokens):
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        return model(tokens)
+
+
+def capture(body):
+    captured_step.record(body, torch.device(DEVICE))
+
+
+def fail():
+    raise ValueError("made up")
+
+
+LAYER_STEPS, LAYER_BATCH, LAYER_IN, LAYER_HIDDEN = 3, 20, 24, 256
+
+
+def layer(p=0.5, seed=3, stream=None):
+    lstm = uf.LSTM(
+        LAYER_IN, LAYER_HIDDEN, weight_p=p, gate_p=p, device=DEVICE, dtype=torch.bfloat16,
+        backend="triton-persistent",
+    )  # fmt: skip
+    x = torch.randn(LAYER_STEPS, LAYER_BATCH, LAYER_IN, device=DEVICE, dtype=torch.bfloat16)
+    with torch.cuda.stream(stream):
+        lstm(x.requires_grad_(), seed=seed)[0].sum().backward()
+
+
+def cudnn():
+    """PyTorch's own LSTM on a dropped weight; what it computes is made up, its warning is not."""
+
+    def lstm(x, state, *_):
+        warnings.warn(NOT_IN_ONE, UserWarning, stacklevel=1)
+        return torch.zeros_like(x).sum(2, keepdim=True) + state[0], *state
+
+    real, torch.lstm = torch.lstm, lstm
+    try:
+        with warnings.catch_warnings(), backend.use("torch"):
+            warnings.simplefilter("error")
+            lstm = uf.LSTM(LAYER_IN, LAYER_HIDDEN, weight_p=0.5, device=DEVICE)
+            lstm(torch.randn(LAYER_STEPS, LAYER_BATCH, LAYER_IN, device=DEVICE))
+    finally:
+        torch.lstm = real
+
+
+def main():
+    with listener, backend.use("triton"):
+        hear("layer", layer)
+        hear("layer on a stream", layer, stream=torch.cuda.Stream(DEVICE))
+        # Thresholds that are multiples of 16, that are not, of the highest bit, and 1.
+        for p in (0.2, 0.25, 1.0, 2.0**-32):
+            hear(f"layer with p = {p}", layer, p=p)
+        seeds = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+        for index in range(2):
+            hear(f"layer with seed {index}", layer, seed=seeds[index])
+        hear("first steps", warm, step := make_step())
+        hear("step", run, step)
+        for p, lr in ((0.2, 1e-2), (0.25, 1.0)):
+            hear(f"steps with p = {p}", warm, make_step(p=p, lr=lr))
+        for count in (5, 4, 2, 0):
+            step = make_step(DROPOUTS[:count], capture=True)
+            hear(f"first steps with {count}", warm, step)
+            hear(f"capture with {count}", run, step)
+            hear(f"replay with {count}", run, step)
+        model, (tokens, _) = step.model.eval(), batch()
+        hear("cudnn", cudnn)
+        hear("inference", inference, model, tokens)
+        hear("capture of inference", capture, lambda: inference(model, tokens))
+        hear("a body that fails", capture, fail)
+        hear("a capture that fails", capture, lambda: torch.zeros(1).to(DEVICE))
+    json.dump(heard, sys.stdout)
+
+
+main()

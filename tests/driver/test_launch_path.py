@@ -1,0 +1,143 @@
+"""The launch path on a machine without a GPU: what is loaded, launched, copied, when and where."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import listening
+import pytest
+import torch
+
+from ulmfit_fast.kernels import tiles
+from ulmfit_fast.kernels.device import Device
+
+HERE = Path(__file__).parent
+HOPPER = Device("cuda", (9, 0), 132, 232_448)
+# Beside the embedding's seeds are those of two layers, of what is between them, and of the output.
+SEEDS = {5: 6, 4: 5, 2: 2, 0: 0}
+captures = pytest.mark.parametrize("count", SEEDS)
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory):
+    """Return what a listening device heard, by the names that scenarios.py gives."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if sys.platform != "linux" or not compiler:
+        pytest.skip("needs Linux and a C++ compiler, to build the library that listens")
+    pytest.importorskip("triton", reason="needs Triton, whose launches are listened to")
+    if torch.version.cuda or torch.version.hip:
+        pytest.skip("this PyTorch has a device of its own, which cannot be stood in for")
+    library, cache = (tmp_path_factory.mktemp(name) for name in ("library", "cache"))
+    listening.build(compiler, library)
+    left_out = ("TRITON_INTERPRET", "ULMFIT_FAST_BACKEND")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(HERE.parents[1])
+    command = [sys.executable, HERE / "scenarios.py", library]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def events(heard, name, *kinds):
+    """Return the events of a scenario that went well, of some kinds or of all."""
+    assert heard[name]["error"] is None
+    found = heard[name]["events"]
+    return [event for event in found if event["what"] in kinds] if kinds else found
+
+
+def test_launches_go_to_the_device_and_the_stream_of_their_tensors(heard):
+    """The device is not the current one."""
+    for name in ("layer", "layer on a stream", "step", "capture with 5", "inference"):
+        launches = events(heard, name, "launch")
+        assert launches and {launch["device"] for launch in launches} == {1}
+    (default,) = {launch["stream"] for launch in events(heard, "layer", "launch")}
+    (own,) = {launch["stream"] for launch in events(heard, "layer on a stream", "launch")}
+    assert default == 0 and own > 0
+
+
+def test_the_persistent_form_is_launched_as_its_tiles_say(heard):
+    plan = tiles.choose(
+        HOPPER, batch_size=20, hidden_size=256, dtype=torch.bfloat16, form="persistent"
+    )
+    forward, backward, unmix = events(heard, "layer", "launch")
+    assert [launch["name"] for launch in (forward, backward, unmix)] == [
+        "forward_kernel", "backward_kernel", "weight_drop_kernel"
+    ]  # fmt: skip
+    assert forward["cooperative"] and backward["cooperative"] and not unmix["cooperative"]
+    slices = 256 // plan.forward.units
+    assert forward["grid"] == [slices, min(plan.forward.groups, -(-20 // plan.forward.rows)), 1]
+    pieces = 256 // plan.backward.columns * plan.backward.k_parts
+    assert backward["grid"] == [pieces, min(plan.backward.groups, -(-20 // plan.backward.rows)), 1]
+    assert forward["threads"] == 32 * plan.forward.warps
+    assert backward["threads"] == 32 * plan.backward.warps
+    widths = 4 * plan.forward.units, plan.backward.columns
+    for launch, tile, width in zip((forward, backward), plan[2:4], widths, strict=True):
+        weights = 2 * tile.resident * tile.block_k * width
+        assert weights <= launch["shared"] <= HOPPER.shared_memory
+
+
+@pytest.mark.parametrize("p", [0.2, 0.25, 1.0, 2.0**-32])
+def test_no_probability_compiles_anything(heard, p):
+    assert len(events(heard, "layer", "load")) == 3
+    assert not events(heard, f"layer with p = {p}", "load")
+
+
+@pytest.mark.parametrize("p", [0.2, 0.25])
+def test_no_probability_and_no_learning_rate_of_a_step_compile_anything(heard, p):
+    assert events(heard, "first steps", "load")
+    assert not events(heard, f"steps with p = {p}", "load")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_no_place_of_a_seed_in_memory_compiles_anything(heard, index):
+    assert not events(heard, f"layer with seed {index}", "load")
+
+
+@pytest.mark.parametrize("name", ["layer", "step", "inference"])
+def test_nothing_waits_and_no_operator_copies_from_the_host(heard, name):
+    assert not events(heard, name, "wait", "synchronize")
+    assert not [event for event in events(heard, name, "upload") if event["operator"]]
+
+
+def test_cudnn_on_a_dropped_weight_neither_warns_nor_waits(heard):
+    """Warnings are errors there."""
+    assert not events(heard, "cudnn", "wait", "synchronize")
+    (launch,) = events(heard, "cudnn", "launch")
+    assert launch["name"] == "weight_drop_kernel" and launch["device"] == 1
+
+
+def test_a_seed_is_moved_once(heard):
+    assert len(events(heard, "layer", "upload")) == 1
+    assert len(events(heard, "step", "upload")) == SEEDS[5]
+    assert not events(heard, "inference", "upload")
+
+
+@captures
+def test_a_captured_step_loads_copies_and_waits_for_nothing(heard, count):
+    assert len(events(heard, f"first steps with {count}", "upload")) == 3 * SEEDS[count]
+    captured = [event for event in events(heard, f"capture with {count}") if event["capturing"]]
+    assert {event["what"] for event in captured} == {"launch"}
+    # All of a step, and nothing beside it.
+    names = [event["name"] for event in captured]
+    warm = events(heard, f"first steps with {count}", "launch")
+    assert [event["name"] for event in warm] == 3 * names
+    replayed = [event["what"] for event in events(heard, f"replay with {count}")]
+    assert replayed == [*["upload"] * (count > 0), "replay"]
+
+
+def test_a_model_that_drops_nothing_can_be_captured(heard):
+    captured = [event for event in events(heard, "capture of inference") if event["capturing"]]
+    assert [event["name"] for event in captured] == 2 * ["forward_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("a body that fails", "ValueError: made up"), ("a capture that fails", "RuntimeError: ")],
+)
+def test_after_a_capture_that_failed_the_stream_is_the_callers(heard, name, error):
+    assert heard[name]["error"].startswith(error)
+    assert heard[name]["streams"] == [0, 0]
