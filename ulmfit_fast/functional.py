@@ -59,7 +59,6 @@ def kernel_plan(
     dtype: torch.dtype,
     hidden_size: int,
     batch_size: int = 1,
-    has_lengths: bool = False,
     injected_gate_mask: bool = False,
 ) -> backends.KernelPlan:
     """Ask the kernels whether, and in which form, they can run a layer's call.
@@ -70,7 +69,6 @@ def kernel_plan(
         dtype: compute dtype.
         hidden_size: H.
         batch_size: B.
-        has_lengths: rows have lengths of their own.
         injected_gate_mask: a gate mask was given as a tensor.
     """
     if injected_gate_mask:
@@ -91,7 +89,6 @@ def kernel_plan(
         dtype=dtype,
         precision=launch.matmul_precision(device),
         form=form,
-        has_lengths=has_lengths,
     )
     return backends.KernelPlan(plan.form, plan.reason)
 
@@ -215,7 +212,6 @@ def lstm(
             hidden_size=hidden_size,
             # A graph for any B takes the kernels in either form: it asks for none in particular.
             batch_size=1 if torch.compiler.is_compiling() else batch_size,
-            has_lengths=lengths is not None,
             injected_gate_mask=gate_masks is not None,
         ),
     )

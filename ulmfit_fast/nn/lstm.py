@@ -228,7 +228,6 @@ class LSTM(PlainForward):
             batch_size = 1 if x.dim() == 2 else x.shape[0 if self.batch_first else 1]
         dtype = functional.autocast_dtype(data) or data.dtype
         dropped = rng.gate_probabilities("gate_p", self.gate_p) if self.training else ()
-        has_lengths = lengths is not None or isinstance(x, PackedSequence)
         return {
             "device": data.device,
             "dtype": dtype,
@@ -236,7 +235,7 @@ class LSTM(PlainForward):
             "input_size": self.input_size,
             "hidden_size": self.hidden_size,
             "has_gate_mask": any(dropped),
-            "has_lengths": has_lengths,
+            "has_lengths": lengths is not None or isinstance(x, PackedSequence),
             "mixed_state": hx is not None and hx[1].dtype != dtype,
             "kernels": functools.partial(
                 functional.kernel_plan,
@@ -244,7 +243,6 @@ class LSTM(PlainForward):
                 dtype=dtype,
                 hidden_size=self.hidden_size,
                 batch_size=batch_size,
-                has_lengths=has_lengths,
             ),
         }
 
