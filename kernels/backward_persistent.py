@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ulmfit_fast.kernels.backward_stepwise import carried_gradient
-from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, MAX_SPINS, arrive, wait
+from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, MAX_SPINS, arrive, make_counters, wait
 from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
 from ulmfit_fast.kernels.lstm_step import step_gradients
 from ulmfit_fast.kernels.philox import gate_bits
@@ -284,9 +284,7 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
     padded = groups * tile.rows, pieces * tile.columns
     exchange = gates.new_empty(2, *padded, 4)
     sums = torch.empty(2, tile.k_parts, *padded, dtype=torch.float32, device=device)
-    words = tile.groups * (tile.k_parts + 2 * pieces) * COUNTER_STRIDE.value
-    counters = torch.zeros(launches, words, dtype=torch.int32, device=device)
-    error = torch.zeros(1, dtype=torch.int32, device=device)
+    counters, error = make_counters(launches, tile.groups * (tile.k_parts + 2 * pieces), device)
     buffers = (grad_output, gates, cells, weight, slices, exchange, grad_gates, grad_h, grad_c)
     drops = (call.weight_drop.arguments, call.gate_drop.arguments)
     for index in range(launches):

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, MAX_SPINS, arrive, wait
+from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, MAX_SPINS, arrive, make_counters, wait
 from ulmfit_fast.kernels.launch import cdiv, interpreted, launch, watch
 from ulmfit_fast.kernels.lstm_step import finish_step
 from ulmfit_fast.kernels.philox import gate_bits
@@ -274,10 +274,8 @@ def run(gates, weight, states, cells, lengths, seed, call, tile):
     options["launch_cooperative_grid"] = True
     groups = cdiv(batch_size, tile.rows)
     launches = cdiv(groups, tile.groups)
-    # Zeroed for this call and never shared with another stream; a captured graph zeroes it again.
     split = tile.k_parts > 1
-    words = tile.groups * (1 + split * pieces) * COUNTER_STRIDE.value
-    counters = torch.zeros(launches, words, dtype=torch.int32, device=gates.device)
+    counters, error = make_counters(launches, tile.groups * (1 + split * pieces), gates.device)
     shape = (tile.k_parts - 1, batch_size, width) if split else (0,)
     sums = torch.empty(shape, dtype=torch.float32, device=gates.device)
     depth = tile.depth(hidden)
@@ -285,7 +283,6 @@ def run(gates, weight, states, cells, lengths, seed, call, tile):
     # Beside the H columns nobody writes, and the weight is 0: so must this be, lest it be NaN.
     exchange = gates.new_zeros(2, groups * tile.rows, tile.k_parts * depth)
     exchange[0, :batch_size, :hidden] = states[-1 if call.reverse else 0]
-    error = torch.zeros(1, dtype=torch.int32, device=gates.device)
     buffers = (gates, weight, slices, exchange, states, cells, sums, lengths, seed)
     drops = (call.weight_drop.arguments, call.gate_drop.arguments)
     for index in range(launches):

@@ -4,16 +4,27 @@ Counters start at 0 and only grow: the s-th meeting of n blocks is over at (s + 
 reset inside a kernel. README.md beside this file argues why this is correct.
 """
 
+import torch
 import triton
 import triton.language as tl
 
-__all__ = ["COUNTER_STRIDE", "MAX_SPINS", "arrive", "wait"]
+__all__ = ["COUNTER_STRIDE", "MAX_SPINS", "arrive", "make_counters", "wait"]
 
 # Counters in int32, each on its own 128-byte line.
 COUNTER_STRIDE: tl.constexpr = tl.constexpr(32)
 # How long a block waits. On a device a poll counts for 15 us, whatever one takes: three seconds,
 # far beyond a peer that straggles behind another process, below the 4.2 of the clock's lower half.
 MAX_SPINS = 200_000
+
+
+def make_counters(launches, count, device):
+    """Return counters for each launch and an error flag for all of them, all 0.
+
+    For one call and never shared with another stream; a captured graph makes them 0 again.
+    """
+    stride = COUNTER_STRIDE.value
+    zeros = torch.zeros(launches * count + 1, stride, dtype=torch.int32, device=device)
+    return zeros[:-1].view(launches, count * stride), zeros[-1, :1]
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from ulmfit_fast.kernels.launch import (
     raise_failed,
 )
 
-__all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton"]
+__all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton", "with_gates_together"]
 
 # What a forward leaves for the backward; without the gates, the backward computes them again.
 KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = range(3)
@@ -58,21 +58,24 @@ def _call(x, weight_p, gate_p, sequence, stream, keep):
     )
 
 
-def _interleaved_bias(b_ih, b_hh):
-    biases = [bias for bias in (b_ih, b_hh) if bias is not None]
-    if not biases:
-        return None
-    # Added in float32, as one rounding is less than two.
-    bias = biases[0] if len(biases) == 1 else (biases[0].float() + biases[1].float())
-    return weight_drop.interleave(bias.to(biases[0].dtype))
+def with_gates_together(w_ih, b_ih, b_hh, dtype):
+    """Return the weight `(4H, E)` and the sum of the biases `(4H,)` as `lstm_triton` takes them.
+
+    Once a step: one copy changes both order and dtype, and the backward finds it done.
+    """
+    if b_ih is not None and b_hh is not None:
+        bias = b_ih + b_hh
+    else:
+        bias = b_hh if b_ih is None else b_ih
+    if bias is not None:
+        bias = weight_drop.interleave(bias, dtype)
+    return weight_drop.interleave(w_ih, dtype), bias
 
 
-def _input_gates(x, w_ih, b_ih, b_hh):
+def _input_gates(x, w_ih, bias):
     """Return x W_ih^T + b, `(T, B, 4H)` interleaved."""
     flat = x.reshape(-1, x.shape[2])
-    weight = weight_drop.interleave(w_ih)
-    bias = _interleaved_bias(b_ih, b_hh)
-    gates = torch.mm(flat, weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
+    gates = torch.mm(flat, w_ih.t()) if bias is None else torch.addmm(bias, flat, w_ih.t())
     return gates.view(x.shape[0], x.shape[1], -1)
 
 
@@ -88,8 +91,7 @@ def lstm_triton(
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
+    bias: Tensor | None,
     lengths: Tensor | None,
     seed: Tensor,
     weight_p: Sequence[float],
@@ -105,10 +107,9 @@ def lstm_triton(
         x: `(T, B, E)`.
         h0: `(B, H)`.
         c0: `(B, H)`, possibly of a wider dtype than x.
-        w_ih: `(4H, E)`.
-        w_hh: `(4H, H)`, undropped.
-        b_ih: `(4H,)` or None.
-        b_hh: `(4H,)` or None.
+        w_ih: `(4H, E)` interleaved.
+        w_hh: `(4H, H)` in PyTorch's order, undropped.
+        bias: `(4H,)` interleaved, or None.
         lengths: `(B,)` int64 on x's device, or None.
         seed: 0-d int64 on x's device; without dropout it is not read.
         weight_p: four probabilities of weight-drop.
@@ -145,7 +146,7 @@ def lstm_triton(
     call = _call(x, weight_p, gate_p, sequence, stream, keep)
     # The products are torch's; autocast has had its say before this operator.
     with torch.autocast(x.device.type, enabled=False):
-        gates = _input_gates(x, w_ih, b_ih, b_hh)
+        gates = _input_gates(x, w_ih, bias)
     rows = None if lengths is None else lengths.to(torch.int32)
     _recurrence_forward(plan, form, w_hh, gates, states, cells, rows, seed, call)
     if lengths is None:
@@ -188,7 +189,7 @@ def _dropped(weight, seed, call):
 
 @lstm_triton.register_fake
 def _(x, h0, c0, w_ih, w_hh, *rest):
-    stream, keep = rest[7], rest[9]
+    stream, keep = rest[6], rest[8]
     steps, batch_size, _ = x.shape
     hidden = w_hh.shape[1]
     output, first = _slots(x.new_empty(steps + 1, batch_size, hidden), bool(stream & 1))
@@ -205,15 +206,14 @@ def _(x, h0, c0, w_ih, w_hh, *rest):
 @torch.library.custom_op("ulmfit_fast::lstm_triton_backward", mutates_args=())
 def _lstm_triton_backward(
     grad_output: Tensor,
-    grad_h_n: Tensor,
-    grad_c_n: Tensor,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
+    bias: Tensor | None,
     lengths: Tensor | None,
     seed: Tensor,
     weight_p: Sequence[float],
@@ -231,8 +231,10 @@ def _lstm_triton_backward(
     with on(x.device):
         raise_failed()
     steps, batch_size, _ = x.shape
-    grad_h = _copy(grad_h_n, torch.float32)
-    grad_c = _copy(grad_c_n, torch.float32)
+    grad_h, grad_c = (
+        torch.zeros_like(like, dtype=torch.float32) if grad is None else _copy(grad, torch.float32)
+        for grad, like in ((grad_h_n, h0), (grad_c_n, c0))
+    )
     if steps == 0 or batch_size == 0:
         zeros = [torch.zeros_like(like) for like in (x, h0, c0, w_ih, w_hh, w_hh[:, 0])]
         zeros[1], zeros[2] = grad_h.to(h0.dtype), grad_c.to(c0.dtype)
@@ -248,7 +250,7 @@ def _lstm_triton_backward(
         if needs[4] or keep != KEEP_GATES:
             before = recompute.previous_states(output, h0, lengths, call.reverse)
         if keep != KEEP_GATES:
-            gates = _input_gates(x, w_ih, b_ih, b_hh)
+            gates = _input_gates(x, w_ih, bias)
             flat = gates.view(-1, gates.shape[2])
             dropped = _dropped(w_hh.contiguous(), seed, call)
             flat.addmm_(before.view(-1, before.shape[2]), dropped.t())
@@ -283,19 +285,18 @@ def _gradients(x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, se
     # A custom op may not return one tensor twice.
     grads = [x.new_empty(0) for _ in needs]
     if needs[0]:
-        grads[0] = torch.mm(flat, weight_drop.interleave(w_ih)).view(x.shape)
+        grads[0] = torch.mm(flat, w_ih).view(x.shape)
     if needs[1]:
         grads[1] = grad_first.to(h0.dtype)
     if needs[2]:
         grads[2] = grad_c.to(c0.dtype)
     if needs[3]:
-        mixed = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
-        grads[3] = weight_drop.uninterleave(mixed)
+        grads[3] = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
     if needs[4]:
         mixed = torch.mm(flat.t(), before.view(-1, before.shape[2]))
         grads[4] = weight_drop.unmix_gradient(mixed, call.weight_drop, seed, call.mask_stream)
     if needs[5]:
-        grads[5] = weight_drop.uninterleave(flat.sum(0)).contiguous()
+        grads[5] = flat.sum(0)
     return tuple(grads)
 
 
@@ -309,34 +310,24 @@ def _(grad_output, grad_h_n, grad_c_n, x, h0, c0, w_ih, w_hh, *rest):
 
 
 def _save_for_backward(ctx, inputs, output):
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, seed, *ctx.scalars = inputs
+    x, h0, c0, w_ih, w_hh, bias, lengths, seed, *ctx.scalars = inputs
     out, _, _, gates, cells = output
     keep = ctx.scalars[-1]
-    # Biases serve to compute the gates again, and for nothing else.
-    biases = (None, None) if keep == KEEP_GATES else (b_ih, b_hh)
-    ctx.save_for_backward(x, h0, c0, w_ih, w_hh, *biases, lengths, seed, out, gates, cells)
+    # The bias serves to compute the gates again, and for nothing else.
+    bias = None if keep == KEEP_GATES else bias
+    ctx.save_for_backward(x, h0, c0, w_ih, w_hh, bias, lengths, seed, out, gates, cells)
     ctx.mark_non_differentiable(gates, cells)
     ctx.set_materialize_grads(False)
 
 
 def _lstm_triton_gradients(ctx, *grads):
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, seed, *kept = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    needs = [*wanted[:5], wanted[5] or wanted[6]]
-    likes = (kept[0], h0, c0)
-    grads = tuple(
-        torch.zeros_like(like) if grad is None else grad
-        for grad, like in zip(grads[:3], likes, strict=True)
-    )
-    inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, lengths, seed)
-    results = _lstm_triton_backward(*grads, *inputs, *ctx.scalars, *kept, needs)
-    by_input = [grad if need else None for grad, need in zip(results, needs, strict=True)]
-    grad_bias = by_input.pop()
-    grad_b_ih, grad_b_hh = (grad_bias if want else None for want in wanted[5:7])
-    if grad_b_ih is not None and grad_b_hh is not None:
-        # Equal, but not one tensor: gradients are clipped and unscaled in place.
-        grad_b_hh = grad_b_hh.clone()
-    return (*by_input, grad_b_ih, grad_b_hh, *([None] * 8))
+    x, h0, c0, w_ih, w_hh, bias, lengths, seed, *kept = ctx.saved_tensors
+    grad_output = torch.zeros_like(kept[0]) if grads[0] is None else grads[0]
+    inputs = (x, h0, c0, w_ih, w_hh, bias, lengths, seed)
+    needs = list(ctx.needs_input_grad[:6])
+    results = _lstm_triton_backward(grad_output, *grads[1:3], *inputs, *ctx.scalars, *kept, needs)
+    by_input = (grad if need else None for grad, need in zip(results, needs, strict=True))
+    return (*by_input, *([None] * 8))
 
 
 def _no_double_backward(ctx, *grads):

@@ -25,7 +25,7 @@ KIND_GATE: tl.constexpr = tl.constexpr(1)
 @triton.jit
 def threshold_bits(threshold):
     """The 32 bits of a threshold as `launch.DropArguments` passes it."""
-    # The interpreter holds a number below 2^32, as that of 0 is, in 32 bits until something is done.
+    # Below 2^32, as that of 0 is, the interpreter holds it in 32 bits until something is done.
     return ((threshold | 0) >> 32).to(tl.int32).to(tl.uint32, bitcast=True)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ulmfit_fast.kernels.launch import DropArguments, cdiv, launch
 from ulmfit_fast.kernels.philox import weight_scales
 
-__all__ = ["drop_weight", "drop_weight_triton", "interleave", "uninterleave", "unmix_gradient"]
+__all__ = ["drop_weight", "drop_weight_triton", "interleave", "unmix_gradient"]
 
 
 @triton.jit(do_not_specialize=["mask_stream"], do_not_specialize_on_alignment=["seed"])
@@ -84,14 +84,10 @@ def unmix_gradient(grad, drop, seed, mask_stream):
     return _run(grad, drop, seed, mask_stream, source_interleaved=True, target_interleaved=False)
 
 
-def interleave(matrix):
+def interleave(matrix, dtype):
     """Reorder the rows of a `(4H, ...)` weight or bias, so that a unit's gates are adjacent."""
-    return matrix.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)
-
-
-def uninterleave(matrix):
-    """Undo `interleave`."""
-    return matrix.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+    by_unit = matrix.unflatten(0, (4, -1)).transpose(0, 1)
+    return by_unit.to(dtype, copy=True, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 @torch.library.custom_op("ulmfit_fast::drop_weight_triton", mutates_args=())

@@ -65,3 +65,8 @@ def assert_within_rounding(backend, inputs, **settings):
     truth = run("reference", inputs, wide=True, **settings)
     got = run(backend, inputs, keep=keep, **settings)
     assert_within(got, truth, bounds(inputs, **settings), NAMES)
+
+
+def uninterleave(matrix):
+    """Put the rows of a `(4H, ...)` matrix, whose unit's gates are adjacent, in PyTorch's order."""
+    return matrix.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)

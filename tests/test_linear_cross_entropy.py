@@ -1,5 +1,7 @@
 """The decoder with its loss in chunks: value, gradients, memory and refusals."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,18 +120,23 @@ def test_the_logits_are_never_held_at_once():
 
 
 @pytest.mark.parametrize(
-    ("rows", "classes", "device", "expected"),
+    ("rows", "classes", "gib", "expected"),
     [
-        (1120, 15_008, "cpu", 560),
-        (4480, 60_008, "cpu", 560),
-        (4480, 60_008, "cuda", 1120),
-        (100, 60_008, "cpu", 100),
-        (4480, 17, "cpu", 4480),
-        (0, 17, "cuda", 1),
+        (1120, 15_008, None, 560),
+        (4480, 60_008, None, 560),
+        (4480, 60_008, 8, 1120),
+        (4480, 60_008, 24, 4480),
+        (4480, 60_008, 2, 560),
+        (100, 60_008, None, 100),
+        (4480, 17, None, 4480),
+        (0, 17, 8, 1),
     ],
 )
-def test_chunks_are_even_and_few(rows, classes, device, expected):
-    assert _even_chunks(rows, classes, device) == expected
+def test_chunks_are_even_and_few(rows, classes, gib, expected, monkeypatch):
+    device = torch.device("cpu" if gib is None else "cuda")
+    memory = SimpleNamespace(total_memory=(gib or 0) << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
+    assert _even_chunks(rows, classes, torch.bfloat16, device) == expected
 
 
 @pytest.mark.parametrize("needs", [[True, True, True], [False, True, False], [False] * 3])

@@ -238,8 +238,12 @@ def check_layer(
     b_hh: Tensor | None,
     lengths: Tensor | None,
     masks: DropoutMasks | None,
+    *,
+    cast: bool = False,
 ) -> None:
     """Refuse arguments of `functional.lstm` that do not fit together.
+
+    With cast, weights of another dtype than x are brought to it later, as autocast has it.
 
     Raises:
         FitError: for shapes and devices.
@@ -259,11 +263,11 @@ def check_layer(
     if w_hh.dim() != 2 or w_hh.shape[0] != 4 * w_hh.shape[1]:
         raise FitError(f"w_hh has shape {_shape(w_hh)}, expected (4H, H)")
     hidden_size = w_hh.shape[1]
-    _check_weight("w_ih", w_ih, (4 * hidden_size, input_size), x)
-    _check_weight("w_hh", w_hh, (4 * hidden_size, hidden_size), x)
+    _check_weight("w_ih", w_ih, (4 * hidden_size, input_size), x, cast)
+    _check_weight("w_hh", w_hh, (4 * hidden_size, hidden_size), x, cast)
     for name, bias in (("b_ih", b_ih), ("b_hh", b_hh)):
         if bias is not None:
-            _check_weight(name, bias, (4 * hidden_size,), x)
+            _check_weight(name, bias, (4 * hidden_size,), x, cast)
     if state is not None:
         _check_state(state, batch_size, hidden_size, x)
     if lengths is not None:
@@ -281,12 +285,12 @@ def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
         )
 
 
-def _check_weight(name: str, weight: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+def _check_weight(name: str, weight: Tensor, shape: tuple[int, ...], x: Tensor, cast: bool) -> None:
     if tuple(weight.shape) != shape:
         raise FitError(
             f"{name} has shape {_shape(weight)}, expected {shape} for x of shape {_shape(x)}"
         )
-    if weight.dtype != x.dtype:
+    if weight.dtype != x.dtype and not cast:
         raise KindError(
             f"{name} has dtype {weight.dtype} and x has {x.dtype}, expected one dtype; "
             f"convert one with .to({x.dtype})"

@@ -177,8 +177,11 @@ def lstm(
         seed = as_seed(seed)
     autocast = autocast_dtype(x)
     if autocast is not None:
-        x, w_ih, w_hh, b_ih, b_hh, state = _to_dtype(autocast, x, w_ih, w_hh, b_ih, b_hh, state)
-    check_layer(x, state, w_ih, w_hh, b_ih, b_hh, lengths, masks)
+        # As autocast would, c left as it is.
+        x, w_hh = x.to(autocast), w_hh.to(autocast)
+        state = None if state is None else (state[0].to(autocast), state[1])
+    cast = autocast is not None
+    check_layer(x, state, w_ih, w_hh, b_ih, b_hh, lengths, masks, cast=cast)
     batch_size, hidden_size = x.shape[1], w_hh.shape[1]
     weight_ps = rng.gate_probabilities("weight_p", weight_p)
     gate_ps = gate_probabilities(gate_p, gate_mask)
@@ -223,7 +226,6 @@ def lstm(
     if weight_mask is not None and choice.name in ("torch", "triton"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)
     if choice.name == "triton":
-        inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
         # Once for forward and backward, without waiting. Where nothing is dropped no kernel reads
         # it, and a captured graph could not copy it.
         if drops:
@@ -231,8 +233,13 @@ def lstm(
         else:
             seed = torch.empty_like(seed, device=x.device)
         settings = (lengths, seed, weight_ps, gate_ps, gate_mask == "sequence", stream)
+        inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
         output, h_n, c_n = _lstm_triton(inputs, settings, choice.form, recompute_gates)
-    elif choice.name == "eager":
+        return output, (h_n, c_n)
+    if autocast is not None:
+        w_ih = w_ih.to(autocast)
+        b_ih, b_hh = (None if bias is None else bias.to(autocast) for bias in (b_ih, b_hh))
+    if choice.name == "eager":
         output, h_n, c_n, *_ = _lstm_eager(
             x,
             h0,
@@ -282,7 +289,7 @@ def lstm(
 
 
 def _lstm_triton(
-    inputs: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     settings: tuple[object, ...],
     form: str,
     recompute_gates: bool,
@@ -292,7 +299,12 @@ def _lstm_triton(
     keep = lstm_operator.KEEP_NOTHING
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         keep = lstm_operator.KEEP_CELLS if recompute_gates else lstm_operator.KEEP_GATES
-    output, h_n, c_n, *_ = lstm_operator.lstm_triton(*inputs, *settings, form, keep)
+    x, h0, c0, w_ih, w_hh, b_ih, b_hh = inputs
+    # In the dtype of x only now: one copy changes that and the order of the rows.
+    w_ih, bias = lstm_operator.with_gates_together(w_ih, b_ih, b_hh, x.dtype)
+    output, h_n, c_n, *_ = lstm_operator.lstm_triton(
+        x, h0, c0, w_ih, w_hh, bias, *settings, form, keep
+    )
     return output, h_n, c_n
 
 
@@ -377,19 +389,3 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     if not known or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
-
-
-def _to_dtype(
-    dtype: torch.dtype,
-    x: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    state: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """Cast as autocast would: h and the weights to its dtype, c left as it is."""
-    biases = [None if bias is None else bias.to(dtype) for bias in (b_ih, b_hh)]
-    if state is not None:
-        state = (state[0].to(dtype), state[1])
-    return x.to(dtype), w_ih.to(dtype), w_hh.to(dtype), biases[0], biases[1], state

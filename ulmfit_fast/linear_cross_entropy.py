@@ -1,4 +1,4 @@
-"""The decoder and its loss as one step that never holds all logits."""
+"""The decoder and its loss as one step, in as few rows at a time as there is room for logits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ __all__ = ["linear_cross_entropy"]
 
 # Logits held at once, and the fewest rows: each chunk reads the whole weight and adds to the whole
 # of its gradient, so short ones are slow. Two chunks of 560 rows beat any others on 2 cores.
-_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
+_LOGITS = 1 << 23
 _MIN_ROWS = 512
+# Share of a device's memory for them.
+_SHARE = 64
 
 
 def linear_cross_entropy(
@@ -50,7 +52,7 @@ def linear_cross_entropy(
         targets: `(N,)` int64.
         ignore_index: target that does not count.
         label_smoothing: share of the target spread evenly over all V classes, in [0, 1].
-        chunk_rows: rows of logits held at once; None chooses by V and the device.
+        chunk_rows: rows of logits held at once; None chooses by V and the memory of the device.
 
     Returns:
         The mean over the targets that count, 0-d, in at least float32. Under autocast the products
@@ -75,20 +77,21 @@ def linear_cross_entropy(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         keywords: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": smoothing}
         return F.cross_entropy(logits, targets, reduction="sum", **keywords) / count
-    if chunk_rows is None:
-        chunk_rows = _even_chunks(x.shape[0], weight.shape[0], x.device.type)
     recording = torch.is_grad_enabled()
     needs = [recording and t is not None and t.requires_grad for t in (x, weight, bias)]
     summed, *_ = _summed_loss(
-        x, weight, bias, targets, ignore_index, smoothing, chunk_rows, dtype, needs
+        x, weight, bias, targets, ignore_index, smoothing, chunk_rows or 0, dtype, needs
     )
     mean: Tensor = summed / count
     return mean
 
 
-def _even_chunks(rows: int, classes: int, device: str) -> int:
+def _even_chunks(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> int:
     """Return the rows of chunks of like size: a short one at the end would cost as much."""
-    chunks = round(rows * classes / _LOGITS["cpu" if device == "cpu" else "cuda"])
+    held = _LOGITS
+    if device.type == "cuda":
+        held = torch.cuda.get_device_properties(device).total_memory // _SHARE // dtype.itemsize
+    chunks = round(rows * classes / held)
     chunks = max(1, min(chunks, rows // _MIN_ROWS))
     return max(1, -(-rows // chunks))
 
@@ -133,7 +136,10 @@ def _summed_loss(
     """Return the sum of the losses and its gradients; those that are not needed are empty."""
     needs_x, needs_weight, needs_bias = needs
     wide = torch.promote_types(dtype, torch.float32)
-    classes, rows = weight.shape[0], min(chunk_rows, max(1, x.shape[0]))
+    classes = weight.shape[0]
+    if not chunk_rows:
+        chunk_rows = _even_chunks(x.shape[0], classes, dtype, x.device)
+    rows = min(chunk_rows, max(1, x.shape[0]))
     w = weight.to(dtype)
     b = None if bias is None else bias.to(dtype)
     summed = x.new_zeros((), dtype=wide)

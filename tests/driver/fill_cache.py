@@ -5,7 +5,7 @@
 The stages run on a device that only listens, so that each variant is asked for as on a GPU, here a
 Hopper one. A cache is one Triton's: run this with the version that the GPU's machine has. If that
 one is built for another Python, name its `triton/_C/libtriton.so`, the only file of Triton by which
-the two builds differ. `benchmarks.first_run --cache DIRECTORY` takes the directory wherever it lies.
+the two builds differ. `benchmarks.first_run --cache DIRECTORY` takes it wherever it lies.
 """
 
 from __future__ import annotations

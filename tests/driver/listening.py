@@ -17,6 +17,11 @@ __all__ = ["Listener", "build", "connect"]
 
 _HERE = Path(__file__).parent
 _LIBRARY = "libcuda.so.1"
+# What PyTorch does on the host alone, beside its views.
+_LAUNCH_NOTHING = (
+    "_local_scalar_dense", "_pin_memory", "_reshape_alias", "_unsafe_view", "detach", "empty",
+    "empty_like", "empty_strided", "item", "new_empty", "new_empty_strided", "pin_memory",
+)  # fmt: skip
 # What CUDA refuses while a stream is captured.
 _FORBIDDEN = ("load", "wait", "synchronize")
 
@@ -36,6 +41,14 @@ def build(compiler, directory):
     subprocess.run(command, check=True, timeout=120)
     # The linker of Triton's own module looks for this name.
     Path(directory, "libcuda.so").symlink_to(_LIBRARY)
+
+
+def _on_a_device(given):
+    """Say whether there is a tensor of a device among arguments, or a device to make one on."""
+    from torch.utils._pytree import tree_leaves
+
+    places = (getattr(value, "device", value) for value in tree_leaves(list(given)))
+    return any(str(place).startswith("cuda") for place in places)
 
 
 def connect(directory):
@@ -134,6 +147,7 @@ class Listener:
     def _stand_in_for_cuda(self):
         import torch
         from torch._subclasses import fake_tensor
+        from torch.utils import _foreach_utils as foreach
 
         listener = self
 
@@ -193,7 +207,11 @@ class Listener:
             return before
 
         properties = types.SimpleNamespace(
-            major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=232_448
+            major=9,
+            minor=0,
+            multi_processor_count=132,
+            shared_memory_per_block_optin=232_448,
+            total_memory=141 << 30,
         )
         stand_ins = {
             "CUDAGraph": Graph,
@@ -218,6 +236,8 @@ class Listener:
         for name, stand_in in stand_ins.items():
             setattr(torch.cuda, name, stand_in)
         torch._C._host_emptyCache = lambda: None
+        # Many at once, as tensors of a device are.
+        foreach._foreach_supported_types.append(fake_tensor.FakeTensor)
         fake_tensor.init_gpu_context = lambda device: None
 
         def data_ptr(tensor):
@@ -256,6 +276,12 @@ class Listener:
                             return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
                     finally:
                         opened.pop()
+                # What is made of other operations comes here whole from inside an operator of ours.
+                if func.namespace == "aten":
+                    with self:
+                        parts = func.decompose(*args, **kwargs)
+                    if parts is not NotImplemented:
+                        return parts
                 listener._hear(func, args, kwargs)
                 if func in values:
                     # Whatever is in memory that holds nothing.
@@ -288,6 +314,13 @@ class Listener:
             # Or a number's tensor would be moved in earnest.
             if getattr(value, "constant", None) is not None:
                 value.constant = None
+        if (
+            not func.is_view
+            and func.namespace == "aten"
+            and name not in _LAUNCH_NOTHING
+            and _on_a_device(given.values())
+        ):
+            self.note("operation", name=name)
         if name in ("item", "_local_scalar_dense") and args[0].device.type == "cuda":
             self.note("wait", name="item")
         if name not in ("_to_copy", "to", "copy_"):

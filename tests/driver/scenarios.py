@@ -45,9 +45,9 @@ def hear(name, function, *args, **settings):
     listener.reset()
 
 
-def make_step(dropouts=DROPOUTS, p=0.5, **options):
+def make_step(dropouts=DROPOUTS, p=0.5, layers=2, **options):
     config = {name: p if name in dropouts else 0.0 for name in DROPOUTS}
-    sizes = {"emb_size": WIDTH, "hidden_size": WIDTH, "num_layers": 2}
+    sizes = {"emb_size": WIDTH, "hidden_size": WIDTH, "num_layers": layers}
     config = AWDLSTMConfig.language_model(WORDS, **sizes, **config)
     model = LanguageModel(config, device=DEVICE).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=options.pop("lr", 1e-3), fused=True)
@@ -63,10 +63,6 @@ def warm(step):
     for _ in range(3):
         step(*batch())
     return step
-
-
-def run(step):
-    step(*batch())
 
 
 def inference(model, tokens):
@@ -123,14 +119,16 @@ def main():
         for index in range(2):
             hear(f"layer with seed {index}", layer, seed=seeds[index])
         hear("first steps", warm, step := make_step())
-        hear("step", run, step)
+        hear("step", step, *batch())
+        hear("first steps of three layers", warm, step := make_step(layers=3))
+        hear("step of three layers", step, *batch())
         for p, lr in ((0.2, 1e-2), (0.25, 1.0)):
             hear(f"steps with p = {p}", warm, make_step(p=p, lr=lr))
         for count in (5, 4, 2, 0):
             step = make_step(DROPOUTS[:count], capture=True)
             hear(f"first steps with {count}", warm, step)
-            hear(f"capture with {count}", run, step)
-            hear(f"replay with {count}", run, step)
+            hear(f"capture with {count}", step, *batch())
+            hear(f"replay with {count}", step, *batch())
         model, (tokens, _) = step.model.eval(), batch()
         hear("cudnn", cudnn)
         hear("inference", inference, model, tokens)

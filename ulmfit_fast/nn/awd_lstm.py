@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ulmfit_fast.functional import autocast_dtype
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout, embed
 from ulmfit_fast.nn.lstm import LSTM
@@ -95,8 +96,9 @@ class AWDLSTM(nn.Module):
                 self.sizes, batch=batch, dtype=weight.dtype, device=weight.device
             )
         else:
+            dtype = autocast_dtype(weight) or weight.dtype
             incoming = prepare_state(
-                state, self.sizes, batch=batch, dtype=weight.dtype, device=weight.device
+                state, self.sizes, batch=batch, dtype=dtype, device=weight.device
             )
         word_p, input_p = (self.config.embed_p, self.input_dropout.p) if self.training else (0, 0)
         x = embed(self.encoder, tokens, word_p, locked_p=input_p)

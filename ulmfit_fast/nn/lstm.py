@@ -411,6 +411,8 @@ class LSTM(PlainForward):
             if seed is not None and layer_p > 0 and layer < self.num_layers - 1:
                 x = functional.drop_between_layers(x, seed, layer_p, layer)
         h_n, c_n = zip(*finals, strict=True)
+        if len(finals) == 1:
+            return x, h_n[0][None], c_n[0][None]
         return x, torch.stack(h_n), torch.stack(c_n)
 
 

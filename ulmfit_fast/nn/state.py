@@ -69,7 +69,7 @@ def prepare_state(
         state: per layer (h, c), each (1, B, H_l).
         sizes: H_l of each layer.
         batch: rows of the input.
-        dtype: dtype of the layers' parameters.
+        dtype: dtype that the layers run in.
         device: device of the layers' parameters.
 
     Returns:
