@@ -114,6 +114,18 @@ class Plan(NamedTuple):
     forward_step: StepTile | None = None
     backward_step: StepTile | None = None
 
+    def tiles(self):
+        """Say the product's tiles in words, rows by columns by depth."""
+        if self.form == "persistent":
+            forward, backward, columns = self.forward, self.backward, self.backward.columns
+        else:
+            forward, backward = self.forward_step, self.backward_step
+            columns = backward.units
+        return (
+            f"tiles of {forward.rows} x {4 * forward.units} x {forward.block_k} forwards and "
+            f"{backward.rows} x {columns} x {backward.block_k} backwards"
+        )
+
 
 def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=None):
     """Choose form and tiles.

@@ -32,8 +32,7 @@ def chosen(backend="auto", form="persistent", hidden_size=1152, device=CUDA, **s
         backend,
         device=device,
         hidden_size=hidden_size,
-        kernels=plan(form),
-        **settings,
+        **{"kernels": plan(form), **settings},
     )
 
 
@@ -60,6 +59,28 @@ def test_auto_on_cuda(form, hidden_size, settings, expected):
     assert choice.name == expected
     assert choice.form == "auto"
     assert choice.reason
+
+
+@pytest.mark.parametrize(
+    ("form", "hidden_size"), [("persistent", 1152), ("persistent", 128), (None, 9)]
+)
+def test_what_auto_prefers_is_a_prediction(form, hidden_size):
+    assert chosen(form=form, hidden_size=hidden_size).reason.endswith("; predicted, not measured")
+    if form:
+        named = chosen(f"triton-{form}", form, hidden_size)
+        assert "predicted" not in named.reason
+
+
+def test_a_user_reads_of_form_and_tiles(monkeypatch):
+    device = Device("cuda", (9, 0), 132, 232_448)
+    monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", lambda _: device)
+    settings = {"dtype": torch.bfloat16, "hidden_size": 1152, "batch_size": 64}
+    plan = kernel_plan(None, device=CUDA, **settings)
+    choice = chosen(**settings, kernels=lambda _: plan)
+    assert f"{choice.name}: {choice.reason}" == (
+        "triton: persistent form, 72 blocks at once, the device has 132 multiprocessors, tiles of "
+        "64 x 64 x 128 forwards and 64 x 128 x 64 backwards; predicted, not measured"
+    )
 
 
 HALF = {"dtype": torch.float16, "batch_size": 128, "input_size": 512}
@@ -96,7 +117,7 @@ def test_the_choice_is_that_of_the_batch(device, hidden_size, monkeypatch):
     for size in (1, 128):
         plan = kernel_plan(None, device=CUDA, batch_size=size, **settings)
         run = tiles.choose(device, batch_size=size, **settings)
-        assert (plan.form, plan.reason) == (run.form, run.reason)
+        assert (plan.form, plan.reason) == (run.form, f"{run.reason}, {run.tiles()}")
 
 
 def test_what_the_kernels_are_asked_is_what_they_run(monkeypatch):

@@ -42,6 +42,7 @@ BACKENDS = (
     "eager",
     "reference",
 )
+_PREDICTED = "predicted, not measured"
 # Up to this H cuDNN has a persistent algorithm of its own in any dtype (`get_algo` in PyTorch's
 # cudnn/RNN.cpp: LSTM forwards up to 192, backwards up to 128).
 _CUDNN_PERSISTENT_HIDDEN = 192
@@ -283,10 +284,10 @@ def _choose_on_cuda(
         return Choice("eager", f"{why_not_torch}, and the kernels cannot run: {plan.reason}")
     if plan.form == "persistent" and _cudnn_persists(dtype, sizes):
         what = "B = {}, E = {}, H = {}".format(*sizes)
-        return Choice("torch", f"{what}: cuDNN has a persistent algorithm of its own")
+        return Choice("torch", f"{what}: cuDNN has a persistent algorithm of its own; {_PREDICTED}")
     if plan.form == "persistent":
-        return Choice("triton", f"persistent form, {plan.reason}")
-    return Choice("torch", f"no gate dropout, and no persistent form: {plan.reason}")
+        return Choice("triton", f"persistent form, {plan.reason}; {_PREDICTED}")
+    return Choice("torch", f"no gate dropout, and no persistent form: {plan.reason}; {_PREDICTED}")
 
 
 def _choose_on_cpu(dtype: torch.dtype) -> Choice:

@@ -90,7 +90,8 @@ def kernel_plan(
         precision=launch.matmul_precision(device),
         form=form,
     )
-    return backends.KernelPlan(plan.form, plan.reason)
+    reason = f"{plan.reason}, {plan.tiles()}" if plan.form else plan.reason
+    return backends.KernelPlan(plan.form, reason)
 
 
 # Constant for Dynamo: it depends on the device, not on a tensor's values.

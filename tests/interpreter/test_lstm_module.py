@@ -187,7 +187,9 @@ def test_explain_names_the_form_and_the_reason():
     assert explained.startswith(
         'triton: persistent form, asked for by backend="triton-persistent"; '
     )
-    assert explained.endswith("one block in the interpreter")
+    assert explained.endswith(
+        "one block in the interpreter, tiles of 16 x 64 x 16 forwards and 16 x 16 x 16 backwards"
+    )
     big = uf.LSTM(5, 400, backend="triton-persistent")
     assert "of at most 128 units" in uf.backend.explain(big, x)
     wide = uf.LSTM(5, 16, backend="triton", dtype=torch.float64)
