@@ -4,9 +4,9 @@
 
 Each stage is a process of its own, with a time limit, and writes each result as it comes: what
 fails, hangs or is killed leaves the results before it, and the stages after it run. All of them
-share one of Triton's caches, so that nothing is compiled twice; `--cache` names a folder of one,
-wherever it was filled. `--dry-run` walks the same path on a CPU, at tiny shapes, with the kernels
-in the Triton interpreter.
+share one of Triton's caches, so that nothing is compiled twice; `--cache` names a folder that
+`tests/driver/fill_cache.py` has filled, wherever it lies now. `--dry-run` walks the same path on a
+CPU, at tiny shapes, with the kernels in the Triton interpreter.
 """
 
 from __future__ import annotations
