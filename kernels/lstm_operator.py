@@ -232,8 +232,8 @@ def _lstm_triton_backward(
         raise_failed()
     steps, batch_size, _ = x.shape
     grad_h, grad_c = (
-        torch.zeros_like(like, dtype=torch.float32) if grad is None else _copy(grad, torch.float32)
-        for grad, like in ((grad_h_n, h0), (grad_c_n, c0))
+        h0.new_zeros(h0.shape, dtype=torch.float32) if grad is None else _copy(grad, torch.float32)
+        for grad in (grad_h_n, grad_c_n)
     )
     if steps == 0 or batch_size == 0:
         zeros = [torch.zeros_like(like) for like in (x, h0, c0, w_ih, w_hh, w_hh[:, 0])]
