@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from benchmarks.layers import Make
     from benchmarks.rows import Row
     from benchmarks.settings import Settings
 
@@ -45,6 +46,14 @@ def compiled(settings: Settings, write: Write) -> None:
     write({"notes": settings.notes})
 
 
+def forms(settings: Settings, **drops: float) -> dict[str, Make]:
+    """Return the makers of our layer in each form, by the form's name."""
+    from benchmarks import baselines, layers
+
+    made = {form: layers.ours(settings, form, **drops) for form in (*baselines.KERNELS, "eager")}
+    return {**made, "resident": layers.resident(settings, **drops)}
+
+
 def values(settings: Settings, write: Write) -> None:
     """Compare outputs and gradients of each form with float64, with dropout."""
     import torch
@@ -60,12 +69,12 @@ def values(settings: Settings, write: Write) -> None:
     grad = torch.randn(steps, batch_size, widths[1]).to(settings.device)
     for gate_p in (0.0, GATE_P):
         wanted = None
-        for form in (*baselines.KERNELS, "eager"):
-            drops = {"weight_p": WEIGHT_P, "gate_p": gate_p}
+        drops = {"weight_p": WEIGHT_P, "gate_p": gate_p}
+        for form, make in forms(settings, **drops).items():
             row: dict[str, Any] = {"form": form, "dtype": str(settings.dtype), **drops}
             start = time.perf_counter()
             try:
-                made = baselines.ours(weights, form, settings.dtype, **drops)
+                made = make(weights)
                 if wanted is None:
                     wanted = baselines.truth(made, weights, x, grad)
                 error = check.error_of(baselines.results(made, x, grad), wanted)
@@ -79,7 +88,7 @@ def values(settings: Settings, write: Write) -> None:
 def steps(settings: Settings, write: Write) -> None:
     """Time one step of a layer: cuDNN and each form, launched one by one and in a graph."""
     from benchmarks.baselines import KERNELS, PLAIN
-    from benchmarks.layers import compare_layers, ours, plain, today
+    from benchmarks.layers import compare_layers, ours, plain, resident, today
 
     shapes: list[tuple[tuple[int, int], int]] = settings.sized(
         [],
@@ -89,6 +98,7 @@ def steps(settings: Settings, write: Write) -> None:
     length = settings.sized(0, 70, 2)
     for widths, batch_size in shapes:
         makers = [plain(settings), today(settings), *(ours(settings, form) for form in KERNELS)]
+        makers.append(resident(settings))
         compare_layers(
             settings,
             makers,

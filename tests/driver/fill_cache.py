@@ -38,11 +38,11 @@ def fill() -> None:
     first_run.steps(settings, print)
     widths, batch_size = (400, 1152), 64
     weights = baselines.make_weights(widths, "cuda")
-    for form in baselines.KERNELS:
-        for gate_p in (0.0, first_run.GATE_P):
-            made = baselines.ours(
-                weights, form, settings.dtype, weight_p=first_run.WEIGHT_P, gate_p=gate_p
-            )
+    for gate_p in (0.0, first_run.GATE_P):
+        for make in first_run.forms(settings, weight_p=first_run.WEIGHT_P, gate_p=gate_p).values():
+            made = make(weights)
+            if not made.kernels:
+                continue
             x = torch.randn(2, batch_size, widths[0], device="cuda")
             grad = torch.randn(2, batch_size, widths[1], device="cuda")
             layers.step_of(made.run, made, [x], grad, "training")(0)
