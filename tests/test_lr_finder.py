@@ -176,6 +176,11 @@ def test_bad_arguments(options, message):
         search(make("language model"), **options)
 
 
+def test_a_ulmfit_is_no_model():
+    with pytest.raises(TypeError, match="model is a ULMFiT, expected a LanguageModel or a TextCl"):
+        find_lr(ULMFiT(), [], TrainingSettings())
+
+
 def test_labels_are_for_classifiers():
     labels = torch.zeros(24, dtype=torch.int64)
     with pytest.raises(ValueError, match="model is a LanguageModel, expected labels=None"):

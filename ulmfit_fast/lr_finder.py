@@ -73,6 +73,7 @@ def find_lr(
         The curve and the suggested rates.
 
     Raises:
+        TypeError: if the model is neither of the two.
         ValueError: if an argument does not fit, or the loss ran away before there was a curve.
     """
     if not (0.0 < start_lr < end_lr and math.isfinite(end_lr)):
@@ -84,6 +85,11 @@ def find_lr(
     if not stop_factor > 1.0:
         raise ValueError(f"stop_factor is {stop_factor}, expected a number above 1")
     is_classifier = isinstance(model, TextClassifier)
+    if not is_classifier and not isinstance(model, LanguageModel):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected a LanguageModel or a TextClassifier: of a "
+            "ULMFiT, pass its language_model or its classifier"
+        )
     if is_classifier != (labels is not None):
         expected = "labels for each text" if is_classifier else "labels=None"
         raise ValueError(f"the model is a {type(model).__name__}, expected {expected}")
