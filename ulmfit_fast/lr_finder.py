@@ -87,8 +87,8 @@ def find_lr(
     is_classifier = isinstance(model, TextClassifier)
     if not is_classifier and not isinstance(model, LanguageModel):
         raise TypeError(
-            f"model is a {type(model).__name__}, expected a LanguageModel or a TextClassifier: of a "
-            "ULMFiT, pass its language_model or its classifier"
+            f"model is a {type(model).__name__}, expected a LanguageModel or a TextClassifier: of "
+            "a ULMFiT, pass its language_model or its classifier"
         )
     if is_classifier != (labels is not None):
         expected = "labels for each text" if is_classifier else "labels=None"
