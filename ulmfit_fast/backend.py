@@ -19,6 +19,7 @@ also what torch.onnx.export is given where PyTorch's own LSTM cannot do what was
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -166,6 +167,20 @@ def in_onnx_export() -> bool:
 in_onnx_export._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def warn_of_own_operators() -> None:
+    """Say of a program that is being recorded that it will need this package."""
+    warnings.warn(
+        "dropout in training is recorded as operators of this package, and the result runs only "
+        "where ulmfit_fast is imported: call eval() before tracing or exporting, or take "
+        "what ulmfit_fast.restore_lstm makes of the model",
+        stacklevel=4,
+    )
+
+
+# Dynamo runs it while it records, instead of recording it.
+warn_of_own_operators._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _why_reference(transforms: tuple[str, ...]) -> str | None:
     """The other backends have neither forward derivatives nor rules for torch.func."""
     if "Jvp" in transforms:
@@ -196,6 +211,7 @@ def choose(
     has_gate_mask: bool,
     has_lengths: bool = False,
     mixed_state: bool = False,
+    drops: bool = False,
     kernels: Callable[[str | None], KernelPlan] = _no_kernels,
 ) -> Choice:
     """Choose the implementation of one layer's call.
@@ -210,6 +226,7 @@ def choose(
         has_gate_mask: gate dropout is on, or a gate mask was injected.
         has_lengths: rows have lengths of their own.
         mixed_state: the state's dtype is wider than the input's.
+        drops: masks are drawn for the weight or the gates.
         kernels: says whether the Triton kernels can run the call in a form, None for any.
 
     Returns:
@@ -236,6 +253,8 @@ def choose(
         return Choice(name, who)
     if why_reference:
         return Choice("reference", why_reference)
+    if torch.compiler.is_exporting() and not drops:
+        return Choice("reference", "an exported program has PyTorch's operators alone")
     if "Vmap" in transforms:
         return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
     if device.type == "cuda":

@@ -314,6 +314,19 @@ def _check_state(
         raise KindError(f"c0 has dtype {state[1].dtype}, expected {x.dtype} or wider")
 
 
+def refuse_mapped(name: str, values: Tensor) -> None:
+    """Refuse a tensor whose values have to be read, where torch.func.vmap maps over it.
+
+    Raises:
+        FitError: if it does.
+    """
+    if torch._C._functorch.is_batchedtensor(values):
+        raise FitError(
+            f"{name} is mapped over by torch.func.vmap, expected the same for all (in_dims None): "
+            "put the mapped dimension into B, or call the layer in a loop"
+        )
+
+
 def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
     """Refuse lengths that do not fit `(T, B, ...)`; their values are read on the CPU alone.
 
@@ -332,6 +345,7 @@ def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
         raise TypeError(f"lengths has dtype {lengths.dtype}, expected torch.int64")
     if torch.compiler.is_compiling() or lengths.device.type != "cpu" or batch_size == 0:
         return
+    refuse_mapped("lengths", lengths)
     shortest, longest = int(lengths.min()), int(lengths.max())
     if shortest < 0 or longest > steps:
         raise ValueError(

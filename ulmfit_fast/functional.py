@@ -199,6 +199,9 @@ def lstm(
         zeros = x.new_zeros(batch_size, hidden_size)
         state = (zeros, zeros)
     h0, c0 = state
+    drops = any(weight_ps) or any(gate_ps)
+    if drops and (backends.in_jit_trace() or torch.compiler.is_exporting()):
+        backends.warn_of_own_operators()
     choice = backends.choose(
         backend,
         device=x.device,
@@ -209,6 +212,7 @@ def lstm(
         has_gate_mask=gate_masks is not None or any(gate_ps),
         has_lengths=lengths is not None,
         mixed_state=h0.dtype != x.dtype or c0.dtype != x.dtype,
+        drops=drops,
         kernels=functools.partial(
             kernel_plan,
             device=x.device,
@@ -220,7 +224,6 @@ def lstm(
         ),
     )
     stream = 2 * layer + int(reverse)
-    drops = any(weight_ps) or any(gate_ps)
     if seed is None:
         seed = draw_seed() if drops else as_seed(0)
 
@@ -373,6 +376,8 @@ def drop_between_layers(x: Tensor, seed: Tensor, p: float, layer: int) -> Tensor
     Returns:
         `(T, B, D * H)`, the dtype of x.
     """
+    if torch.compiler.is_exporting():
+        backends.warn_of_own_operators()
     keep = rng.keep_mask(seed, x.numel(), p, kind=rng.KIND_LAYER, stream=2 * layer, device=x.device)
     # In half precision the scale itself would be rounded, and the mean shifted.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))

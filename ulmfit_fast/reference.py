@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,6 +11,8 @@ from torch.nn import functional as F
 from ulmfit_fast.masks import DropoutMasks
 
 __all__ = ["lstm_layer"]
+
+State = tuple[Tensor, Tensor]
 
 
 def lstm_layer(
@@ -60,22 +64,60 @@ def lstm_layer(
     if masks.weight is not None:
         w_hh = w_hh * masks.weight
     h, c = h0, c0.to(torch.promote_types(compute, c0.dtype))
-    outputs: list[Tensor] = [h] * steps
-    for t in reversed(range(steps)) if reverse else range(steps):
-        activations = F.linear(x[t], w_ih, b_ih) + F.linear(h.to(compute), w_hh, b_hh)
+
+    def step(state: State, x: Tensor, z: Tensor | None, active: Tensor | None) -> State:
+        h, c = state
+        activations = F.linear(x, w_ih, b_ih) + F.linear(h.to(compute), w_hh, b_hh)
         a_i, a_f, a_g, a_o = activations.chunk(4, dim=1)
         gates = torch.cat([a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()], dim=1)
-        if masks.gate is not None:
-            gates = gates * masks.gate[t if masks.gate.shape[0] > 1 else 0]
+        if z is not None:
+            gates = gates * z
         gate_i, gate_f, gate_g, gate_o = gates.chunk(4, dim=1)
         c_new = gate_f * c + gate_i * gate_g
         h_new = (gate_o * c_new.tanh()).to(dtype)
-        if lengths is None:
-            h, c = h_new, c_new
-            outputs[t] = h
-        else:
-            active = (t < lengths)[:, None]
-            h, c = torch.where(active, h_new, h), torch.where(active, c_new, c)
-            outputs[t] = torch.where(active, h_new, torch.zeros_like(h_new))
+        if active is None:
+            return h_new, c_new
+        return torch.where(active, h_new, h), torch.where(active, c_new, c)
+
+    if torch.compiler.is_exporting():
+        output, h, c = _scanned(step, (h, c), x, masks.gate, lengths, reverse=reverse)
+        return output, h, c.to(c0.dtype)
+    outputs: list[Tensor] = [h] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        z = None if masks.gate is None else masks.gate[t if masks.gate.shape[0] > 1 else 0]
+        active = None if lengths is None else (t < lengths)[:, None]
+        h, c = step((h, c), x[t], z, active)
+        outputs[t] = h if active is None else h.masked_fill(~active, 0.0)
     output = torch.stack(outputs) if steps else h0.new_zeros(0, *h0.shape)
     return output, h, c.to(c0.dtype)
+
+
+def _scanned(
+    step: Callable[..., State],
+    state: State,
+    x: Tensor,
+    gate_mask: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Go over the steps in an operator of PyTorch's own, whose program takes any T."""
+    from torch._higher_order_ops.scan import scan
+
+    given = {"x": x}
+    if gate_mask is not None:
+        given["z"] = gate_mask.expand(x.shape[0], -1, -1)
+    if lengths is not None:
+        steps = torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
+        given["active"] = (steps[:, None] < lengths)[:, :, None]
+    if reverse:
+        given = {name: value.flip(0) for name, value in given.items()}
+
+    def one(state: State, given: dict[str, Tensor]) -> tuple[State, Tensor]:
+        active = given.get("active")
+        h, c = step(state, given["x"], given.get("z"), active)
+        # What is carried on and what is given out must be two tensors.
+        return (h, c), h.clone() if active is None else h.masked_fill(~active, 0.0)
+
+    (h, c), output = scan(one, (state[0].clone(), state[1].clone()), given)
+    return output.flip(0) if reverse else output, h, c

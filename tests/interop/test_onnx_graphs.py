@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import ulmfit_fast as uf
-from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel
+from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="in the extra [interop]")
 pytest.importorskip("onnxscript", reason="in the extra [interop]")
@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:.*ONNX:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*LSTM:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
     pytest.mark.filterwarnings("ignore:Exporting a model while it is in training:UserWarning"),
 ]
 
@@ -108,6 +110,24 @@ def test_defaults_export_the_models(tmp_path):
         model = kind(AWDLSTMConfig(10, emb_size=4, hidden_size=6)).eval()
         for dynamo in (True, False):
             assert_exports(tmp_path, model, (tokens,), (others,), dynamo=dynamo)
+
+
+def test_defaults_export_a_classifier_and_any_length(tmp_path):
+    config = AWDLSTMConfig.classifier(10, emb_size=4, hidden_size=6, num_layers=2)
+    model = TextClassifier(AWDLSTM(config), num_classes=2, bptt=3, max_len=4).eval()
+    calls = [
+        (torch.randint(10, (steps, len(lengths))), torch.tensor(lengths))
+        for steps, lengths in ((5, [5, 2]), (9, [9, 1, 3, 8]))
+    ]
+    shapes = {"tokens": {0: "steps", 1: "batch"}, "lengths": {0: "batch"}}
+    assert_exports(tmp_path, model, *calls, dynamic_shapes=shapes)
+    older = {"dynamo": False, "input_names": list(shapes), "dynamic_axes": shapes}
+    assert_exports(tmp_path, model, *calls, **older)
+    module = Everything(layer(bidirectional=True)).eval()
+    shapes = {"x": {0: "steps", 1: "batch"}, "h": {1: "batch"}, "c": {1: "batch"}}
+    shapes |= {"lengths": {0: "batch"}}
+    calls = everything(5, [5, 3]), everything(7, [1, 0, 7])
+    assert_exports(tmp_path, module, *calls, dynamic_shapes=shapes)
 
 
 def test_the_older_exporter_takes_any_size(tmp_path):

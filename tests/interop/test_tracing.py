@@ -13,11 +13,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import ulmfit_fast as uf
 from ulmfit_fast import functional
 from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
-from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel
+from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:torch.compile is ignored when called:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     # PyTorch's own: its exporter's, its scripted graph modules', its quantization's.
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
@@ -239,9 +241,7 @@ def test_scripted_and_traced_after_one_another():
     assert_same(torch.jit.script(uf.restore_lstm(module))(large), expected)
 
 
-@pytest.mark.parametrize(
-    "dropping", [{"weight_p": 0.1}, {"gate_p": 0.1}, {"num_layers": 2, "dropout": 0.1}]
-)
+@pytest.mark.parametrize("dropping", [{"weight_p": 0.1}, {"gate_p": 0.1}])
 def test_a_scripted_layer_refuses_to_drop(dropping):
     module = Output(uf.LSTM(4, 3, **dropping))
     scripted = torch.jit.script(module)
@@ -328,6 +328,129 @@ def test_an_exported_program_takes_other_sizes(strict):
     assert_same(program.module()(large[:5]), module(large[:5]))
 
 
+@layers
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_lengths_and_any_t_are_exported_in_pytorchs_operators(options, strict, training):
+    lstm = layer(**options)
+    if training:
+        lstm.weight_p = lstm.gate_p = lstm.dropout = 0.0
+    module = Everything(lstm).train(training)
+    small, large = example(lstm, 5, 2, [5, 3]), example(lstm, 7, 3, [2, 0, 7])
+    steps, batch = torch.export.Dim("steps", max=99), torch.export.Dim("batch", max=99)
+    shapes = (
+        {0: batch, 1: steps} if lstm.batch_first else {0: steps, 1: batch},
+        {1: batch},
+        {1: batch},
+        {0: batch},
+    )
+    program = torch.export.export(module, small, dynamic_shapes=shapes, strict=strict)
+    fixed = torch.export.export(module, small, strict=strict)
+    assert not uses_own_operators(str(program.graph) + str(fixed.graph))
+    assert_same(program.module()(*large), module(*large))
+    assert_same(fixed.module()(*small), module(*small))
+
+
+# --- what drops in training ---
+
+
+def traced(module, x):
+    return torch.jit.trace(module, x, check_trace=False)
+
+
+RECORDED = {
+    "trace": traced,
+    "script": lambda module, _: torch.jit.script(module),
+    "export": lambda module, x: torch.export.export(module, (x,)).module(),
+    "strict export": lambda module, x: torch.export.export(module, (x,), strict=True).module(),
+}
+
+
+@pytest.mark.parametrize("record", RECORDED.values(), ids=RECORDED.keys())
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}])
+def test_dropout_between_layers_is_that_of_pytorchs_lstm(record, options):
+    module = Output(uf.LSTM(4, 3, 3, dropout=0.5, dtype=torch.float64, **options))
+    theirs = nn.LSTM(4, 3, 3, dropout=0.5, dtype=torch.float64, **options)
+    theirs.load_state_dict(module.lstm.state_dict())
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    recorded = record(module, x)
+    torch.manual_seed(3)
+    ours = recorded(x)
+    torch.manual_seed(3)
+    assert_same(ours, theirs(x)[0])
+    assert not torch.allclose(recorded(x), recorded(x))
+
+
+@pytest.mark.parametrize("way", ["trace", "export", "strict export"])
+@pytest.mark.parametrize("dropping", [{"weight_p": 0.5}, {"gate_p": 0.5}])
+def test_what_only_this_package_drops_is_told(way, dropping):
+    module = Output(uf.LSTM(4, 3, **dropping))
+    with pytest.warns(UserWarning, match=r"ulmfit_fast is imported.*ulmfit_fast\.restore_lstm"):
+        recorded = RECORDED[way](module, torch.randn(5, 2, 4))
+    x = torch.randn(5, 2, 4)
+    assert not torch.allclose(recorded(x), recorded(x))
+
+
+def test_what_a_trace_cannot_drop_names_the_mend():
+    lstm = uf.LSTM(4, 3, 2, dropout=0.5, weight_p=0.5)
+    with pytest.raises(RuntimeError, match=r"eval\(\) first.*ulmfit_fast\.restore_lstm"):
+        torch.jit.trace(lstm, torch.randn(5, 2, 4))
+
+
+def test_dropout_between_layers_of_an_exported_program_with_any_t_is_told():
+    shapes = ({0: torch.export.Dim("steps", max=99)},)
+    lstm = uf.LSTM(4, 3, 2, dropout=0.5)
+    with pytest.warns(UserWarning, match=r"ulmfit_fast is imported.*ulmfit_fast\.restore_lstm"):
+        torch.export.export(lstm, (torch.randn(5, 2, 4),), dynamic_shapes=shapes)
+
+
+# --- a classifier ---
+
+
+def classifier():
+    config = AWDLSTMConfig.classifier(10, emb_size=4, hidden_size=6, num_layers=2)
+    return TextClassifier(AWDLSTM(config), num_classes=2, bptt=3, max_len=4).eval()
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_a_classifier_is_exported_for_any_texts(strict):
+    model = classifier()
+    sizes = torch.export.Dim("steps", max=99), torch.export.Dim("batch", max=99)
+    program = torch.export.export(
+        model,
+        (torch.randint(10, (5, 2)), torch.tensor([5, 2])),
+        dynamic_shapes=(dict(enumerate(sizes)), {0: sizes[1]}),
+        strict=strict,
+    )
+    assert not uses_own_operators(str(program.graph))
+    texts = torch.randint(10, (9, 4)), torch.tensor([9, 0, 3, 8])
+    torch.testing.assert_close(program.module()(*texts), model(*texts))
+
+
+def test_a_traced_classifier_reads_the_lengths_that_it_is_given():
+    model = classifier()
+    traced = torch.jit.trace(model, (torch.randint(10, (5, 2)), torch.tensor([5, 2])))
+    assert not uses_own_operators(str(traced.inlined_graph))
+    texts = torch.randint(10, (9, 4)), torch.tensor([9, 0, 3, 8])
+    for clone in (traced, saved_and_loaded(traced)):
+        torch.testing.assert_close(clone(*texts), model(*texts))
+
+
+@pytest.mark.parametrize("take", [torch.export.export, torch.jit.trace], ids=["export", "trace"])
+def test_a_classifier_in_training_is_not_recorded(take):
+    args = torch.randint(10, (5, 2)), torch.tensor([5, 2])
+    with pytest.raises(RuntimeError, match=r"call eval\(\).*serving\.export_classifier"):
+        take(classifier().train(), args)
+
+
+def test_a_classifier_is_not_compiled_whole():
+    args = torch.randint(10, (5, 2)), torch.tensor([5, 2])
+    model = classifier()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"leave fullgraph out, compile its"):
+        torch.compile(model, fullgraph=True, backend="eager")(*args)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(*args), model(*args))
+
+
 # --- torch.func ---
 
 
@@ -342,6 +465,24 @@ def test_functional_transforms_take_an_evaluated_layer():
     assert_same(torch.func.vmap(lstm)(rows)[0], torch.stack([lstm(row)[0] for row in rows]))
     jacobian = torch.func.jacrev(lambda x: lstm(x)[0])(x)
     assert_same(jacobian, torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x))
+
+
+def test_lengths_that_are_mapped_over_are_refused():
+    lstm, model = layer(), classifier()
+    x = example(lstm, 5, 2, [])[0]
+    tokens, lengths = torch.randint(10, (5, 2)), torch.tensor([[5, 3], [0, 1]])
+    weights = [weight.detach() for weight in lstm.all_weights[0]]
+    for call in (
+        lambda lengths: lstm(x, lengths=lengths)[0],
+        lambda lengths: functional.lstm(x, None, *weights, lengths=lengths)[0],
+        lambda lengths: model.encoder(tokens, lengths=lengths)[0],
+        lambda lengths: model(tokens, lengths),
+    ):
+        with pytest.raises(ValueError, match=r"lengths is mapped over by torch\.func\.vmap"):
+            torch.func.vmap(call)(lengths)
+    rows = torch.stack([x, -x])
+    mapped = torch.func.vmap(lambda x: lstm(x, lengths=lengths[0])[0])(rows)
+    assert_same(mapped, torch.stack([lstm(row, lengths=lengths[0])[0] for row in rows]))
 
 
 # --- a layer under other names ---

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ulmfit_fast.backend import in_jit_trace
+from ulmfit_fast.checks import refuse_mapped
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.dropout import check_probability
 from ulmfit_fast.nn.pooling import ConcatPool, SpanRegularisers
@@ -193,7 +195,16 @@ class TextClassifier(nn.Module):
     def _pooled(
         self, tokens: Tensor, lengths: Tensor, regularisers: SpanRegularisers | None
     ) -> Tensor:
-        counts = _checked_lengths(tokens, lengths)
+        _check_shapes(tokens, lengths)
+        if torch.compiler.is_exporting() or in_jit_trace():
+            return self._pooled_whole(tokens, lengths, regularisers)
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(
+                "the number of windows of a TextClassifier depends on the values of lengths: leave "
+                "fullgraph out, compile its encoder, or write it whole with "
+                "ulmfit_fast.serving.export_classifier"
+            )
+        counts = _checked_counts(tokens, lengths)
         ends = lengths.to(tokens.device, torch.int64)
         span = ((ends - self.max_len).clamp(min=0), ends)
         pool = ConcatPool(*span, self.encoder.encoder.weight)
@@ -216,6 +227,25 @@ class TextClassifier(nn.Module):
                     regularisers.add(output, start)
         return pool.result().to(next(self.head.parameters()).dtype)
 
+    def _pooled_whole(
+        self, tokens: Tensor, lengths: Tensor, regularisers: SpanRegularisers | None
+    ) -> Tensor:
+        """Pool all time steps as one window, whose number depends on no value of lengths."""
+        if self.training or regularisers is not None:
+            raise RuntimeError(
+                "a TextClassifier in training is read in windows whose number depends on lengths, "
+                "which no exporter or tracer can record: call eval(), or "
+                "ulmfit_fast.serving.export_classifier(model, path)"
+            )
+        if not in_jit_trace():  # the older exporter to ONNX has no such operator
+            inside = (lengths >= 0) & (lengths <= tokens.shape[0])
+            torch._assert_async(inside.all(), "a length is outside [0, T], the rows of tokens")
+        output, _ = self.encoder(tokens)
+        ends = lengths.to(torch.int64)
+        pool = ConcatPool((ends - self.max_len).clamp(min=0), ends, output)
+        pool.add(output, 0)
+        return pool.result().to(next(self.head.parameters()).dtype)
+
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the parameters by depth, for layer-wise learning rates and unfreezing.
 
@@ -236,7 +266,7 @@ class _BatchNorm(nn.BatchNorm1d):
         return super().forward(input)
 
 
-def _checked_lengths(tokens: Tensor, lengths: Tensor) -> list[int]:
+def _check_shapes(tokens: Tensor, lengths: Tensor) -> None:
     for name, value in (("tokens", tokens), ("lengths", lengths)):
         if not isinstance(value, Tensor):
             shown = " ".join(repr(value).split())  # an array's repr has several lines
@@ -259,6 +289,10 @@ def _checked_lengths(tokens: Tensor, lengths: Tensor) -> list[int]:
             f"lengths must have shape ({tokens.shape[1]},), one per column of tokens, got "
             f"{tuple(lengths.shape)}, {lengths.tolist()!s:.60}: count the tokens of each column"
         )
+
+
+def _checked_counts(tokens: Tensor, lengths: Tensor) -> list[int]:
+    refuse_mapped("lengths", lengths)
     # The number of windows depends on the lengths: the one place that waits for the device.
     counts: list[int] = lengths.tolist()
     for row, count in enumerate(counts):

@@ -40,8 +40,9 @@ class LSTM(PlainForward):
     Parameters bear nn.LSTM's names and shapes, so a state_dict loads both ways. It is not a
     subclass of nn.LSTM: `torch.compile` refuses that class, and takes this one whole, with a
     PackedSequence too. `torch.jit`, `torch.fx`, `torch.export` and `torch.onnx` take it as they
-    take nn.LSTM wherever nothing is dropped; `torch.ao.quantization` goes by that class, and wants
-    `restore_lstm(model)` first.
+    take nn.LSTM wherever neither weights nor gates are dropped, and give dropout between layers as
+    nn.LSTM draws it; `torch.ao.quantization` goes by that class, and wants `restore_lstm(model)`
+    first.
 
     Example:
         >>> import torch
@@ -292,7 +293,7 @@ class LSTM(PlainForward):
             check_hx(hx, shape if batched else (shape[0], shape[2]), x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
-        if is_walked(x.shape[0], lengths) and self._takes_plain(x, hx, masks):
+        if is_walked(x.shape[0], lengths) and self._takes_plain(x, hx, seed, masks):
             return self._plain(input, hx, lengths)
         if hx is not None and not batched:
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
@@ -311,7 +312,7 @@ class LSTM(PlainForward):
         masks: Sequence[DropoutMasks] | None,
     ) -> tuple[PackedSequence, State]:
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
-        if backends.in_jit_trace() and self._takes_plain(packed.data, hx, masks):
+        if backends.in_jit_trace() and self._takes_plain(packed.data, hx, seed, masks):
             return self._plain_packed(packed, hx)
         x, lengths = padded(packed, hx)
         check_input(x, self.input_size)
@@ -336,20 +337,28 @@ class LSTM(PlainForward):
     @property
     def _drops_anything(self) -> bool:
         """Whether training drops anything, in the recurrence or between two layers."""
-        return self._drops() or (self.dropout > 0 and self.num_layers > 1)
+        return self._drops or (self.dropout > 0 and self.num_layers > 1)
 
+    @property
     def _drops(self) -> bool:
         """Say whether drawn masks of the recurrence have anything to drop."""
         weight_p = rng.gate_probabilities("weight_p", self.weight_p)
         return any(weight_p) or any(rng.gate_probabilities("gate_p", self.gate_p))
 
     def _takes_plain(
-        self, x: Tensor, hx: State | None, masks: Sequence[DropoutMasks] | None
+        self,
+        x: Tensor,
+        hx: State | None,
+        seed: Tensor | int | None,
+        masks: Sequence[DropoutMasks] | None,
     ) -> bool:
         """Say whether PyTorch's own LSTM gives what this call asks for."""
+        # Dropout between layers it has as well, drawn from PyTorch's generator; torch.onnx has not.
+        own_draws = seed is not None or backends.in_onnx_export()
+        drops = self._drops_anything if own_draws else self._drops
         return (
             backends._requested(self.backend)[0] in ("auto", "torch")
-            and not (self.training and (masks is not None or self._drops_anything))
+            and not (self.training and (masks is not None or drops))
             and functional.autocast_dtype(x) is None
             and (hx is None or hx[0].dtype == hx[1].dtype)
         )
@@ -374,12 +383,18 @@ class LSTM(PlainForward):
         layer_p = self.dropout if self.training and self.num_layers > 1 else 0.0
         if seed is not None:
             seed = as_seed(seed)
-        elif layer_p > 0 or (self.training and masks is None and self._drops()):
+        elif layer_p > 0 or (self.training and masks is None and self._drops):
             seed = draw_seed()
         if seed is not None and self.training and backends.in_onnx_export():
             raise RuntimeError(
                 "torch.onnx has no operators for weight_p, gate_p and dropout in training: call "
                 "eval(), or export what ulmfit_fast.restore_lstm makes of the model"
+            )
+        if layer_p > 0 and backends.in_jit_trace():
+            raise RuntimeError(
+                "torch.jit.trace cannot record dropout between layers beside weight_p, gate_p, a "
+                "seed or masks: call eval() first, or trace what ulmfit_fast.restore_lstm makes of "
+                "the model"
             )
         states: list[State | None] = [None] * len(weights)
         if hx is not None:

@@ -35,7 +35,7 @@ class ConcatPool:
         self.stop = stop
         half = like.dtype in (torch.float16, torch.bfloat16)
         dtype = torch.float32 if half else like.dtype
-        shape = (len(first), like.shape[-1])
+        shape = (first.shape[0], like.shape[-1])
         self.last = torch.zeros(shape, dtype=dtype, device=like.device)
         self.total = torch.zeros_like(self.last)
         self.maximum = torch.full_like(self.last, -torch.inf)
@@ -52,9 +52,9 @@ class ConcatPool:
         self.total = self.total + output.masked_fill(outside, 0.0).sum(0)
         self.maximum = torch.maximum(self.maximum, output.masked_fill(outside, -torch.inf).amax(0))
         final = self.stop - 1 - start
-        ends_here = (final >= 0) & (final < len(output)) & (self.stop > self.first)
+        ends_here = (final >= 0) & (final < output.shape[0]) & (self.stop > self.first)
         rows = torch.arange(output.shape[1], dtype=torch.int64, device=output.device)
-        at_end = output[final.clamp(0, len(output) - 1), rows]
+        at_end = output[final.clamp(0, output.shape[0] - 1), rows]
         self.last = torch.where(ends_here.unsqueeze(1), at_end, self.last)
 
     def result(self) -> Tensor:
@@ -143,6 +143,6 @@ class SpanRegularisers:
 
 def _outside(output: Tensor, start: int, first: Tensor, stop: Tensor) -> Tensor:
     """Say of each step of a window whether it is outside a row's span, (T, B, 1)."""
-    steps = torch.arange(start, start + len(output), dtype=torch.int64, device=output.device)
+    steps = torch.arange(start, start + output.shape[0], dtype=torch.int64, device=output.device)
     step = steps.unsqueeze(1)
     return ((step < first) | (step >= stop)).unsqueeze(-1)

@@ -25,8 +25,8 @@ State = tuple[Tensor, Tensor]
 def is_walked(steps: int, lengths: Tensor | None) -> bool:
     """Say whether a tracer or exporter is at work that takes PyTorch's own LSTM.
 
-    An exported program keeps this package's operators for lengths and for a T that is dynamic:
-    PyTorch's would be unrolled to the one T of the example.
+    For lengths and for a T that is dynamic an exported program has a `scan` over the steps instead:
+    PyTorch's LSTM would be unrolled to the one T of the example.
 
     Args:
         steps: T; a symbol where it is dynamic.
@@ -38,7 +38,7 @@ def is_walked(steps: int, lengths: Tensor | None) -> bool:
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    return backends.in_onnx_export() or has_static_value(steps)
+    return has_static_value(steps)
 
 
 def fx_call(layer: nn.Module, x: Any, **options: Any) -> Any:
@@ -84,7 +84,7 @@ class _OnlyScripted:
 
 
 class PlainForward(nn.Module):
-    """The forward of an LSTM layer that drops nothing, in operators that need no Python.
+    """An LSTM layer that drops neither weights nor gates, in operators that need no Python.
 
     Written in TorchScript, which compiles the two as overloads of the layer's forward; the other
     walkers run them.
@@ -97,6 +97,7 @@ class PlainForward(nn.Module):
         "_flat_weights_names",
         "_flat_weights",
         "_plain_weights",
+        "_drops",
         "_drops_anything",
     )
 
@@ -107,8 +108,9 @@ class PlainForward(nn.Module):
         bias: bool
         batch_first: bool
         bidirectional: bool
+        dropout: float
         _plain_weights: Any
-        _drops_anything: Any
+        _drops: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "qconfig" and name not in self.__dict__:
@@ -127,7 +129,7 @@ class PlainForward(nn.Module):
         """Let torch.jit.script see the overloads, and attributes where there are properties."""
         # Types are inferred from these; values come by getattr, which finds the properties first.
         self.__dict__["_plain_weights"] = [torch.empty(0, dtype=torch.float32, device="cpu")]
-        self.__dict__["_drops_anything"] = False
+        self.__dict__["_drops"] = False
         self.__dict__["__overloads__"] = {"forward": ["_scripted", "_scripted_packed"]}
         return self
 
@@ -176,7 +178,7 @@ class PlainForward(nn.Module):
                 self._plain_weights,
                 self.bias,
                 self.num_layers,
-                0.0,
+                self.dropout,
                 self.training,
                 self.bidirectional,
                 self.batch_first,
@@ -220,7 +222,7 @@ class PlainForward(nn.Module):
             self._plain_weights,
             self.bias,
             self.num_layers,
-            0.0,
+            self.dropout,
             self.training,
             self.bidirectional,
         )
@@ -230,8 +232,9 @@ class PlainForward(nn.Module):
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
 
     def _check_scripted(self) -> None:
-        if self.training and self._drops_anything:
+        if self.training and self._drops:
             raise RuntimeError(
-                "a scripted LSTM applies no dropout, and it is in training mode with some: call "
-                "eval(), or script what ulmfit_fast.restore_lstm makes of the model"
+                "a scripted LSTM drops neither weights nor gates, and it is in training mode with "
+                "weight_p or gate_p: call eval(), or script what ulmfit_fast.restore_lstm makes of "
+                "the model"
             )

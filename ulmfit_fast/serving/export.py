@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from ulmfit_fast.backend import use
 from ulmfit_fast.files import file_in_place
-from ulmfit_fast.nn import LSTM, TextClassifier
-from ulmfit_fast.nn.pooling import ConcatPool
+from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.serving.checks import HasClassifier, prediction_copy
 
 if TYPE_CHECKING:
@@ -65,57 +63,14 @@ def export_classifier(
 
     if Path(path).suffix != ".pt2":
         raise ValueError(f"path is {os.fspath(path)!r}, expected a name that ends in .pt2")
-    whole = _WholeTexts(prediction_copy(model, "exported")).eval()
+    whole = prediction_copy(model, "exported")
     # None is 1: a size of 1 would become a constant.
-    tokens = torch.full((3, 2), whole.pad_id, dtype=torch.int64, device="cpu")
+    tokens = torch.full((3, 2), whole.encoder.config.pad_id, dtype=torch.int64, device="cpu")
     example = (tokens, torch.tensor([3, 2], dtype=torch.int64, device="cpu"))
     sizes = {"tokens": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}
-    program = export(whole, example, dynamic_shapes=sizes, strict=True)
+    with use("reference"):  # whatever else was asked for
+        program = export(whole, example, dynamic_shapes=sizes, strict=True)
     extra = {} if isinstance(model, TextClassifier) else {LABELS: json.dumps(list(model.labels))}
     with file_in_place(path) as file:
         save(program, file, extra_files=extra)
     return program
-
-
-class _WholeTexts(nn.Module):
-    """The classifier with all time steps as one window, in operators that need no Python."""
-
-    def __init__(self, classifier: TextClassifier) -> None:
-        super().__init__()
-        self.embedding = classifier.encoder.encoder
-        self.rnns = classifier.encoder.rnns
-        self.head = classifier.head
-        self.max_len = classifier.max_len
-        self.pad_id = classifier.encoder.config.pad_id
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return logits, `(B, C)`."""
-        inside = (lengths >= 0) & (lengths <= tokens.shape[0])
-        torch._assert_async(inside.all(), "a length is outside [0, T], the rows of tokens")
-        x = F.embedding(tokens, self.embedding.weight)
-        for rnn in self.rnns:
-            x = _scanned(cast(LSTM, rnn), x)
-        pool = ConcatPool((lengths - self.max_len).clamp(min=0), lengths, x)
-        pool.add(x, start=0)
-        logits: Tensor = self.head(pool.result())
-        return logits
-
-
-def _scanned(layer: LSTM, x: Tensor) -> Tensor:
-    from torch._higher_order_ops.scan import scan
-
-    w_ih, w_hh, b_ih, b_hh = layer.all_weights[0]
-    weight = w_hh.t()
-
-    def step(state: tuple[Tensor, Tensor], gates: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        h, c = state
-        gate_i, gate_f, gate_g, gate_o = (gates + h @ weight).chunk(4, 1)
-        c = gate_f.sigmoid() * c + gate_i.sigmoid() * gate_g.tanh()
-        h = gate_o.sigmoid() * c.tanh()
-        # What is carried on and what is given out must be two tensors.
-        return (h, c), h.clone()
-
-    zeros = x.new_zeros(x.shape[1], layer.hidden_size)
-    _, output = scan(step, (zeros, zeros.clone()), F.linear(x, w_ih, b_ih + b_hh))
-    result: Tensor = output
-    return result
