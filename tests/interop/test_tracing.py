@@ -351,6 +351,36 @@ def test_lengths_and_any_t_are_exported_in_pytorchs_operators(options, strict, t
     assert_same(fixed.module()(*small), module(*small))
 
 
+def test_an_export_starts_no_compiler(monkeypatch):
+    # Dynamo's guards of an earlier export can fail in a later one, of another model.
+    def refuse(*_, **__):
+        raise AssertionError("compiled")
+
+    module = Everything(layer(bidirectional=True)).eval()
+    small, large = example(module.lstm, 5, 2, [5, 3]), example(module.lstm, 7, 3, [2, 0, 7])
+    steps, batch = torch.export.Dim("steps", max=99), torch.export.Dim("batch", max=99)
+    shapes = ({0: steps, 1: batch}, {1: batch}, {1: batch}, {0: batch})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", refuse)
+        program = torch.export.export(module, small, dynamic_shapes=shapes)
+        fixed = torch.export.export(module, small)
+    assert_same(program.module()(*large), module(*large))
+    assert_same(fixed.module()(*small), module(*small))
+
+
+def test_an_exported_program_trains_where_nothing_is_dropped():
+    lstm = layer(num_layers=1, dropout=0.0, weight_p=0.0, gate_p=0.0).train()
+    module = Everything(lstm)
+    program = torch.export.export(module, example(lstm, 5, 2, [5, 3])).module()
+    args = example(lstm, 5, 2, [2, 4])
+    gradients = []
+    for one in (program, module):
+        one.zero_grad()
+        sum(output.sin().sum() for output in one(*args)).backward()
+        gradients.append([weight.grad.clone() for weight in one.parameters()])
+    assert_same(*gradients)
+
+
 # --- what drops in training ---
 
 
