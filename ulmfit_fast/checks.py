@@ -314,17 +314,11 @@ def _check_state(
         raise KindError(f"c0 has dtype {state[1].dtype}, expected {x.dtype} or wider")
 
 
-def refuse_mapped(name: str, values: Tensor) -> None:
-    """Refuse a tensor whose values have to be read, where torch.func.vmap maps over it.
-
-    Raises:
-        FitError: if it does.
-    """
-    if torch._C._functorch.is_batchedtensor(values):
-        raise FitError(
-            f"{name} is mapped over by torch.func.vmap, expected the same for all (in_dims None): "
-            "put the mapped dimension into B, or call the layer in a loop"
-        )
+def behind_vmap(values: Tensor) -> Tensor:
+    """Return the tensor with the values of all rows, of which torch.func.vmap lets none be read."""
+    while torch._C._functorch.is_batchedtensor(values):
+        values = torch._C._functorch.get_unwrapped(values)
+    return values
 
 
 def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
@@ -345,7 +339,7 @@ def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
         raise TypeError(f"lengths has dtype {lengths.dtype}, expected torch.int64")
     if torch.compiler.is_compiling() or lengths.device.type != "cpu" or batch_size == 0:
         return
-    refuse_mapped("lengths", lengths)
+    lengths = behind_vmap(lengths)
     shortest, longest = int(lengths.min()), int(lengths.max())
     if shortest < 0 or longest > steps:
         raise ValueError(

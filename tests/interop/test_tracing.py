@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import ulmfit_fast as uf
 from ulmfit_fast import functional
@@ -381,6 +381,48 @@ def test_an_exported_program_trains_where_nothing_is_dropped():
     assert_same(*gradients)
 
 
+class Repacked(Output):
+    """A packed batch by its parts, since torch.export has no dynamic shapes for the whole."""
+
+    def forward(self, parts, hx=None):
+        output, state = self.lstm(PackedSequence(*parts), hx)
+        return output.data, state
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("in_order", [True, False], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize("with_state", [True, False], ids=["state", "zeros"])
+def test_a_packed_sequence_is_exported(strict, in_order, with_state):
+    lstm = layer(num_layers=1, dropout=0.0, bidirectional=True)
+    rows, steps, batch = (torch.export.Dim(name, max=99) for name in ("rows", "steps", "batch"))
+    calls = []
+    for lengths in ([3, 5], [7, 2, 3]):
+        lengths = sorted(lengths, reverse=True) if in_order else lengths
+        x, h, c, lengths = example(lstm, max(lengths), len(lengths), lengths)
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=in_order)
+        calls.append((packed, (h, c)) if with_state else (packed,))
+    program = torch.export.export(lstm, calls[0], strict=strict)
+    output, state = program.module()(*calls[0])
+    expected, expected_state = lstm(*calls[0])
+    assert type(output) is PackedSequence
+    assert_same([output.data, state], [expected.data, expected_state])
+    module = Repacked(lstm).eval()
+    small, large = ((tuple(packed[: 2 if in_order else 4]), *hx) for packed, *hx in calls)
+    parts = [{0: rows}, {0: steps}] + [{0: batch}] * (0 if in_order else 2)
+    shapes = (tuple(parts), ({1: batch}, {1: batch}))[: len(small)]
+    program = torch.export.export(module, small, dynamic_shapes=shapes, strict=strict)
+    assert not uses_own_operators(str(program.graph))
+    for call in (small, large):
+        assert_same(program.module()(*call), module(*call))
+
+
+def test_packing_inside_of_an_export_names_the_mend():
+    module = PackedAlone(layer()).eval()
+    x, _, _, lengths = example(module.lstm, 5, 2, [3, 5])
+    with pytest.raises(RuntimeError, match="give the layer lengths="):
+        torch.export.export(module, (x, lengths), strict=False)
+
+
 # --- what drops in training ---
 
 
@@ -466,6 +508,33 @@ def test_a_traced_classifier_reads_the_lengths_that_it_is_given():
         torch.testing.assert_close(clone(*texts), model(*texts))
 
 
+@pytest.mark.parametrize("take", [torch.jit.script, torch.fx.symbolic_trace], ids=["script", "fx"])
+def test_what_cannot_read_a_model_names_what_can(take):
+    config = AWDLSTMConfig(10, emb_size=4, hidden_size=6)
+    for model in (classifier(), AWDLSTM(config), LanguageModel(config)):
+        with pytest.raises(TypeError, match=rf"{type(model).__name__}.*torch\.export\.export"):
+            take(model)
+
+
+def test_fx_keeps_a_classifier_as_one_node_where_it_is_told_to():
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, TextClassifier) or super().is_leaf_module(module, name)
+
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = classifier()
+
+        def forward(self, tokens, lengths):
+            return self.model(tokens, lengths).softmax(1)
+
+    module = Scores().eval()
+    graph = torch.fx.GraphModule(module, Tracer().trace(module))
+    texts = torch.randint(10, (9, 4)), torch.tensor([9, 0, 3, 8])
+    torch.testing.assert_close(graph(*texts), module(*texts))
+
+
 @pytest.mark.parametrize("take", [torch.export.export, torch.jit.trace], ids=["export", "trace"])
 def test_a_classifier_in_training_is_not_recorded(take):
     args = torch.randint(10, (5, 2)), torch.tensor([5, 2])
@@ -497,22 +566,38 @@ def test_functional_transforms_take_an_evaluated_layer():
     assert_same(jacobian, torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x))
 
 
-def test_lengths_that_are_mapped_over_are_refused():
-    lstm, model = layer(), classifier()
-    x = example(lstm, 5, 2, [])[0]
-    tokens, lengths = torch.randint(10, (5, 2)), torch.tensor([[5, 3], [0, 1]])
+def test_lengths_are_mapped_over():
+    lstm = layer(bidirectional=True)
+    x = torch.randn(2, 3, 5, 2, 4, dtype=torch.float64)
+    lengths = torch.tensor([[5, 3], [0, 1]])
     weights = [weight.detach() for weight in lstm.all_weights[0]]
+
+    def gradient(lengths):
+        return torch.func.grad(lambda x: lstm(x, lengths=lengths)[0].sin().sum())(x[0, 0])
+
     for call in (
-        lambda lengths: lstm(x, lengths=lengths)[0],
-        lambda lengths: functional.lstm(x, None, *weights, lengths=lengths)[0],
-        lambda lengths: model.encoder(tokens, lengths=lengths)[0],
-        lambda lengths: model(tokens, lengths),
+        lambda lengths: lstm(x[0, 0], lengths=lengths)[0],
+        lambda lengths: functional.lstm(x[0, 0], None, *weights, lengths=lengths)[0],
+        gradient,
     ):
-        with pytest.raises(ValueError, match=r"lengths is mapped over by torch\.func\.vmap"):
-            torch.func.vmap(call)(lengths)
-    rows = torch.stack([x, -x])
-    mapped = torch.func.vmap(lambda x: lstm(x, lengths=lengths[0])[0])(rows)
-    assert_same(mapped, torch.stack([lstm(row, lengths=lengths[0])[0] for row in rows]))
+        expected = torch.stack([call(row) for row in lengths])
+        assert_same(torch.func.vmap(call)(lengths), expected)
+        twice = torch.func.vmap(torch.func.vmap(call))(lengths.expand(3, 2, 2))
+        assert_same(twice, expected.expand(3, *expected.shape))
+    pairs = torch.func.vmap(lambda x, lengths: lstm(x, lengths=lengths)[0])(x[:, 0], lengths)
+    expected = [lstm(*pair[:1], lengths=pair[1])[0] for pair in zip(x[:, 0], lengths, strict=True)]
+    assert_same(pairs, torch.stack(expected))
+    with pytest.raises(ValueError, match="lengths run from 1 to 6"):
+        torch.func.vmap(lambda lengths: lstm(x[0, 0], lengths=lengths)[0])(lengths + 1)
+
+
+def test_a_classifier_refuses_lengths_that_are_mapped_over():
+    model = classifier()
+    tokens, lengths = torch.randint(10, (3, 5, 2)), torch.tensor([[5, 3], [0, 1]])
+    with pytest.raises(ValueError, match=r"lengths is mapped over by torch\.func\.vmap"):
+        torch.func.vmap(lambda lengths: model(tokens[0], lengths))(lengths)
+    got = torch.func.vmap(lambda tokens: model(tokens, lengths[0]))(tokens)
+    torch.testing.assert_close(got, torch.stack([model(one, lengths[0]) for one in tokens]))
 
 
 # --- a layer under other names ---

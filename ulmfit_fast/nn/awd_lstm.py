@@ -12,11 +12,12 @@ from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout, embed
 from ulmfit_fast.nn.lstm import LSTM
 from ulmfit_fast.nn.state import State, first_state, prepare_state
+from ulmfit_fast.nn.walked import OnlyTraced
 
 EMBEDDING_BOUND = 0.1
 
 
-class AWDLSTM(nn.Module):
+class AWDLSTM(OnlyTraced):
     """Encode token sequences with an embedding and LSTM layers of widths E -> H -> ... -> E.
 
     The state goes in and out of `forward` and is never kept on the module, so the module can be
@@ -84,6 +85,7 @@ class AWDLSTM(nn.Module):
             TypeError: if tokens are not integers, or the state is not (h, c) pairs.
             ValueError: if a shape does not fit or a token on the CPU is outside [0, V).
         """
+        self._refuse_fx(tokens, state, lengths)
         if tokens.dim() != 2:
             raise ValueError(
                 f"tokens must be (T, B), time first, got shape {tuple(tokens.shape)}: "

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit_fast.backend import in_jit_trace
-from ulmfit_fast.checks import refuse_mapped
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.dropout import check_probability
 from ulmfit_fast.nn.pooling import ConcatPool, SpanRegularisers
 from ulmfit_fast.nn.state import State, detach_state
+from ulmfit_fast.nn.walked import OnlyTraced
 
 Join = Callable[[Tensor], Tensor]
 
@@ -34,7 +34,7 @@ class RegularisedLogits(NamedTuple):
     temporal: Tensor
 
 
-class TextClassifier(nn.Module):
+class TextClassifier(OnlyTraced):
     """Classify texts of any length: encode in windows, pool over the tokens, two linear layers.
 
     A text is read in windows of `bptt` tokens, the state going from window to window without its
@@ -195,6 +195,7 @@ class TextClassifier(nn.Module):
     def _pooled(
         self, tokens: Tensor, lengths: Tensor, regularisers: SpanRegularisers | None
     ) -> Tensor:
+        self._refuse_fx(tokens, lengths)
         _check_shapes(tokens, lengths)
         if torch.compiler.is_exporting() or in_jit_trace():
             return self._pooled_whole(tokens, lengths, regularisers)
@@ -292,7 +293,11 @@ def _check_shapes(tokens: Tensor, lengths: Tensor) -> None:
 
 
 def _checked_counts(tokens: Tensor, lengths: Tensor) -> list[int]:
-    refuse_mapped("lengths", lengths)
+    if torch._C._functorch.is_batchedtensor(lengths):
+        raise ValueError(
+            "lengths is mapped over by torch.func.vmap, expected the same for all (in_dims None): "
+            "the number of windows depends on its values; put the mapped dimension into B"
+        )
     # The number of windows depends on the lengths: the one place that waits for the device.
     counts: list[int] = lengths.tolist()
     for row, count in enumerate(counts):

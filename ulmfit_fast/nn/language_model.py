@@ -14,6 +14,7 @@ from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout
 from ulmfit_fast.nn.loss import LMLoss, check_loss_arguments, language_model_loss
 from ulmfit_fast.nn.state import State
+from ulmfit_fast.nn.walked import OnlyTraced
 from ulmfit_fast.seeds import draw_seed
 
 
@@ -33,7 +34,7 @@ class LMOutput(NamedTuple):
     state: State
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(OnlyTraced):
     """Predict the next token: an AWD-LSTM encoder and a decoder that shares its embedding.
 
     Example:
@@ -92,6 +93,7 @@ class LanguageModel(nn.Module):
             TypeError: if tokens are not integers, or the state is not (h, c) pairs.
             ValueError: if a shape does not fit or a token on the CPU is outside [0, V).
         """
+        self._refuse_fx(tokens, state)
         raw, state = self.encoder(tokens, state)
         dropped = self.output_dropout(raw)
         return LMOutput(self.decoder(dropped), raw, dropped, state)

@@ -314,6 +314,12 @@ class LSTM(PlainForward):
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
         if backends.in_jit_trace() and self._takes_plain(packed.data, hx, seed, masks):
             return self._plain_packed(packed, hx)
+        if torch.compiler.is_exporting() and packed.batch_sizes.is_floating_point():
+            # What pack_padded_sequence gives where its tensors are fake.
+            raise RuntimeError(
+                "torch.export cannot record pack_padded_sequence: give the layer lengths=, or pack "
+                "outside of what is exported"
+            )
         x, lengths = padded(packed, hx)
         check_input(x, self.input_size)
         if hx is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -31,7 +33,7 @@ def padded(packed: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> tuple[Te
         rows = hx[0].shape[1]
         torch._assert_async(batch_sizes[0] == rows, "h_0 has another B than the PackedSequence")
     else:
-        rows = int(batch_sizes[0])
+        rows = cast("int", batch_sizes[0].item())  # torch.export refuses int()
     sizes = batch_sizes.to(data.device)
     row = torch.arange(rows, dtype=torch.int64, device=data.device)
     inside = row < sizes[:, None]

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ulmfit_fast import backend as backends
 
-__all__ = ["PlainForward", "fx_call", "is_walked"]
+__all__ = ["OnlyTraced", "PlainForward", "fx_call", "is_walked"]
 
 State = tuple[Tensor, Tensor]
 
@@ -66,6 +66,29 @@ def fx_call(layer: nn.Module, x: Any, **options: Any) -> Any:
     # The hooks are being traced around this call, and would run in it for a second time.
     module = tracer.create_proxy("get_attr", path, (), {})
     return tracer.create_proxy("call_method", "forward", (module, x), given)
+
+
+class OnlyTraced(nn.Module):
+    """A model that tracers and exporters run, and torch.jit.script and torch.fx cannot read."""
+
+    def __prepare_scriptable__(self) -> None:
+        """Name the mend where torch.jit.script would name a line of this package.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"torch.jit.script cannot read the Python of {type(self).__name__}: call eval() and "
+            "take torch.jit.trace, torch.export.export or torch.onnx.export"
+        )
+
+    def _refuse_fx(self, *values: Any) -> None:
+        if any(isinstance(value, torch.fx.Proxy) for value in values):
+            raise TypeError(
+                f"torch.fx cannot trace through {type(self).__name__}: call eval() and take "
+                "torch.export.export, or keep it as one node with is_leaf_module of a "
+                "torch.fx.Tracer"
+            )
 
 
 class _OnlyScripted:
