@@ -3,8 +3,8 @@
     python tests/same_values.py OLD NEW
 
 Each checkout runs in processes of its own, on this machine: layers on every backend, the masks,
-and from the shell a pre-training, a fine-tuning and a classifier, each whole and killed and resumed,
-with what they leave and answer. Prints what differs, and ends with 1 if anything does.
+and from the shell a pre-training, a fine-tuning and a classifier, each whole and killed and
+resumed, with what they leave and answer. Prints what differs, and ends with 1 if anything does.
 """
 
 from __future__ import annotations
