@@ -110,7 +110,7 @@ class LanguageModel(OnlyTraced):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> tuple[LMLoss, State]:
-        """Compute the training loss without ever holding all logits.
+        """Compute the training loss without keeping all logits.
 
         The value and gradients of `language_model_loss` on what `forward` returns, masks included.
         In evaluation mode pass alpha = beta = 0, or read `cross_entropy` alone.
