@@ -240,8 +240,8 @@ def test_a_crash_between_the_files_of_a_model_leaves_a_model(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("least", "options"),
     [
-        (20, ()),
-        (20, ("--threads", "2")),
+        (20, ("--epochs", "2")),
+        (20, ("--threads", "2", "--epochs", "2")),
         (5, ("--threads", "2", "--epochs", "1", "--loaded")),
     ],
     ids=["one-thread", "two-threads", "loaded"],
