@@ -52,5 +52,5 @@ setup(
     # The kernels' sources stand at top level, like a csrc/, and are shipped inside the package.
     package_dir={"ulmfit_fast.kernels": "kernels"},
     package_data={"ulmfit_fast": ["py.typed"], "ulmfit_fast.kernels": ["*.md"]},
-    entry_points={"console_scripts": ["ulmfit-fast = ulmfit_fast.cli:main"]},
+    entry_points={"console_scripts": ["ulmfit-fast = ulmfit_fast.cli.program:main"]},
 )

@@ -8,7 +8,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ulmfit_fast import cli
 from ulmfit_fast.ablation import run as ablation_run
 from ulmfit_fast.ablation.plan import (
     CLASSIFIER_WAYS,
@@ -23,6 +22,7 @@ from ulmfit_fast.ablation.rows import Row, RowFile
 from ulmfit_fast.ablation.run import CLASSIFIER, LANGUAGE_MODEL, TFIDF, run_ablation
 from ulmfit_fast.ablation.tables import format_ablation, plot_ablation
 from ulmfit_fast.ablation.tasks import Task
+from ulmfit_fast.cli.program import app
 
 GOOD, BAD = "what a fine and moving film", "a long and very dull evening"
 
@@ -257,7 +257,7 @@ def test_tables_say_what_the_rows_say(tmp_path):
 
 
 def command(*args):
-    return CliRunner().invoke(cli.app, ["ablate", *map(str, args)])
+    return CliRunner().invoke(app, ["ablate", *map(str, args)])
 
 
 def test_the_command_on_files_of_ones_own(tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ from small_models import CONFIG, SETTINGS, documents, make
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from ulmfit_fast import ULMFiT, cli
+from ulmfit_fast import ULMFiT
 from ulmfit_fast.classifier_step import classifier_step, relative_weights
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import ClassifierBatches, read_weighted
 from ulmfit_fast.ensemble import fit_ensemble
 from ulmfit_fast.estimator_weights import text_weights
@@ -591,7 +592,7 @@ def test_both_models_of_an_ensemble_have_the_weights(tmp_path, monkeypatch) -> N
 
 
 def run(*args: object):
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")
@@ -664,7 +665,7 @@ def test_the_command_line_refuses_in_one_line(saved, tmp_path, given, message) -
 
 
 def test_labels_of_the_command_line_may_hold_an_equals_sign() -> None:
-    from ulmfit_fast.cli_app import class_weight_of
+    from ulmfit_fast.app import class_weight_of
 
     assert class_weight_of(["a=b=2", "{x=3", "balanced=4"]) == {"a=b": 2, "{x": 3, "balanced": 4}
     assert class_weight_of(None) is None is class_weight_of([])

@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 
 import ulmfit_fast as uf
 from ulmfit_fast import ULMFiT, lm_stage
-from ulmfit_fast.cli import app
-from ulmfit_fast.cli_app import _ORDER
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.directories import is_run_file
 
 SMALL = "--epochs 1 --batch-size 8".split()
@@ -188,7 +187,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(
 
 def test_help_names_every_command() -> None:
     shown = succeed("--help").stdout
-    for command in _ORDER:
+    for command in [command.name for command in app.registered_commands]:
         assert command in shown
         assert "--" in succeed(command, "--help").stdout
 

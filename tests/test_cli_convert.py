@@ -9,8 +9,9 @@ import torch
 from fastai_formats import FORMATS, V, encoder, expected_logits, state_dict
 from typer.testing import CliRunner
 
-from ulmfit_fast import ULMFiT, cli, cli_convert
+from ulmfit_fast import ULMFiT
 from ulmfit_fast.checkpoint import load_model
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.compat.fastai import classifier_from_fastai, from_fastai
 from ulmfit_fast.compat.files import read_tensors, read_words
 from ulmfit_fast.data import SPECIALS
@@ -28,8 +29,7 @@ class Payload:
 
 
 def run(command: str, folder: Path):
-    assert cli_convert.convert and cli.app
-    return CliRunner().invoke(cli.app, ["convert", *command.format(folder).split()])
+    return CliRunner().invoke(app, ["convert", *command.format(folder).split()])
 
 
 def succeed(command: str, folder: Path) -> str:

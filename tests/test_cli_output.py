@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.cli import app
+from ulmfit_fast.cli.program import app
 
 # Of the second no encoding but UTF-8 and its kind has all.
 TEXTS, LABELS = ["größe 一 film", "a dull film"] * 10, ["gut \U0001f602", "schön"] * 10

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.cli import app
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.serving import predictor, quantize
 
 TEXTS = ["a fine film", "a dull, long story"] * 20

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.cli_app import app
-from ulmfit_fast.cli_text import explain, generate
+from ulmfit_fast.cli.program import app
+from ulmfit_fast.cli.text import explain, generate
 
 TEXTS = ["a fine film", "a dull film"] * 20
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ulmfit_fast import cli, cli_data
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import Tokenizer, TokenStore
 from ulmfit_fast.data.token_store_build import StoreBuilder, building
-
-assert cli_data.app is cli.app
 
 LINES = ["The cat sat.", "The dog sat, the cat did not!"] * 4
 
@@ -23,7 +21,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.app, ["tokenize", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["tokenize", *map(str, arguments)])
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result.output

@@ -16,7 +16,8 @@ from pyarrow import dataset as arrow_datasets
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from ulmfit_fast import ULMFiT, cli
+from ulmfit_fast import ULMFiT
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import (
     ClassifierBatches,
     Tokenizer,
@@ -399,7 +400,7 @@ def test_booleans_on_the_command_line(model: ULMFiT, tmp_path: Path) -> None:
     expected = model.predict(TEXTS)
     for kind in ("csv", "jsonl"):
         out = tmp_path / f"out.{kind}"
-        done = CliRunner().invoke(cli.app, ["predict", *base, str(out), "--format", kind, "--all"])
+        done = CliRunner().invoke(app, ["predict", *base, str(out), "--format", kind, "--all"])
         assert done.exit_code == 0, done.output
         if kind == "jsonl":
             rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -408,10 +409,10 @@ def test_booleans_on_the_command_line(model: ULMFiT, tmp_path: Path) -> None:
         else:
             assert pd.read_csv(out)["label"].tolist() == expected
     page = ["explain", *base, str(tmp_path / "a.html"), "--label", "True"]
-    assert CliRunner().invoke(cli.app, page).exit_code == 0
+    assert CliRunner().invoke(app, page).exit_code == 0
     (tmp_path / "b.csv").write_text("text,label,text\na,+,b\n")
     base[3] = str(tmp_path / "b.csv")
-    done = CliRunner().invoke(cli.app, ["fit-classifier", *base, str(tmp_path / "no")])
+    done = CliRunner().invoke(app, ["fit-classifier", *base, str(tmp_path / "no")])
     assert done.exit_code == 2 and "'text' 2 times; its columns are 'text', 'lab" in done.output
     assert not (tmp_path / "no").exists()
 

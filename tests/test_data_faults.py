@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ulmfit_fast import cli
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import Tokenizer, TokenStore, read_labelled, read_texts
 from ulmfit_fast.data.formats import LAYOUTS, read_ag_news, read_imdb, read_wikitext
 from ulmfit_fast.lm_stage import training_stream
@@ -313,18 +313,18 @@ def test_the_command_skips_when_asked(tmp_path: Path, caplog) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(line_file("csv", b"caf\xe9,3\n"))
     options = ["tokenize", "--text", str(path), "--out", str(tmp_path / "store"), "--min-freq", "1"]
-    told = CliRunner().invoke(cli.app, options)
+    told = CliRunner().invoke(app, options)
     assert told.exit_code == 2 and "a.csv, line 3: byte 0xe9 is not UTF-8" in told.output
     assert not (tmp_path / "store").exists()
-    done = CliRunner().invoke(cli.app, [*options, "--skip-bad-rows"])
+    done = CliRunner().invoke(app, [*options, "--skip-bad-rows"])
     assert done.exit_code == 0 and "2 documents" in done.output
     assert "1 row skipped: " in caplog.text
     wiki = tmp_path / "wiki.train.raw"
     wiki.write_bytes(b" \n = A = \n \n one\n caf\xe9\n")
     options = ["tokenize", "--text", str(wiki), "--layout", "wikitext", "--min-freq", "1"]
     options += ["--out", str(tmp_path / "wiki")]
-    assert CliRunner().invoke(cli.app, options).exit_code == 2
-    assert CliRunner().invoke(cli.app, [*options, "--skip-bad-rows"]).exit_code == 0
+    assert CliRunner().invoke(app, options).exit_code == 2
+    assert CliRunner().invoke(app, [*options, "--skip-bad-rows"]).exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["list", "store"])

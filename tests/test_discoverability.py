@@ -14,7 +14,12 @@ import pytest
 import ulmfit_fast as uf
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = sorted(path.parent.name for path in (ROOT / "ulmfit_fast").glob("*/__init__.py"))
+# The program is run, not imported.
+PACKAGES = sorted(
+    path.parent.name
+    for path in (ROOT / "ulmfit_fast").glob("*/__init__.py")
+    if path.parent.name != "cli"
+)
 HEAVY = ["datasets", "fastai", "matplotlib", "pandas", "pyarrow", "rich", "safetensors", "sklearn"]
 HEAVY += ["spacy", "tensorboard", "tokenizers", "typer"]
 

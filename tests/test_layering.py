@@ -63,14 +63,6 @@ FLOORS = [
     {"demo", "ablation"},
     {
         "cli",
-        "cli_app",
-        "cli_convert",
-        "cli_data",
-        "cli_predict",
-        "cli_stages",
-        "cli_text",
-        "cli_train",
-        "cli_ablate",
         "__main__",
     },
 ]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ulmfit_fast import ULMFiT, cli, cli_train
+from ulmfit_fast import ULMFiT
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.lr_finder import find_lr, suggest
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.pipeline import TrainingSettings, build_classifier
@@ -219,11 +220,10 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("labels", [[], ["--labels", "verdict"]], ids=["lm", "classifier"])
 def test_the_command_draws_and_prints(saved, labels, tmp_path):
-    assert cli_train.app is cli.app
     out = tmp_path / "plots" / "curve.png"
     command = ["find-lr", "--model", saved / "lm", "--text", saved / "rows.csv", "--out", out]
     options = ["--text-column", "body", "--batch-size", "4", "--bptt", "10", *labels]
-    result = CliRunner().invoke(cli.app, [str(part) for part in [*command, *options]])
+    result = CliRunner().invoke(app, [str(part) for part in [*command, *options]])
     assert result.exit_code == 0, result.output
     assert out.read_bytes().startswith(b"\x89PNG")
     lines = result.stdout.splitlines()
@@ -235,5 +235,5 @@ def test_the_command_refuses_a_directory_and_another_ending(saved):
     for out, message in ((saved, "is a directory"), (saved / "curve.abc", "ends in '.abc'")):
         command = ["find-lr", "--model", saved / "lm", "--text", saved / "rows.csv", "--out", out]
         options = ["--text-column", "body", "--batch-size", "4", "--bptt", "10"]
-        result = CliRunner().invoke(cli.app, [str(part) for part in [*command, *options]])
+        result = CliRunner().invoke(app, [str(part) for part in [*command, *options]])
         assert result.exit_code == 2 and message in " ".join(result.output.split())

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
-from ulmfit_fast.cli import app
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.compat.fastai import read_fastai, to_fastai
 from ulmfit_fast.data import Tokenizer, TokenStore, Vocab
 from ulmfit_fast.data import tokenizer as tokenizer_module

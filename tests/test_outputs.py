@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ulmfit_fast as uf
-from ulmfit_fast.cli import app
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.compat.fastai import read_fastai, write_fastai
 from ulmfit_fast.data import Tokenizer, TokenStore, Vocab, read_texts
 from ulmfit_fast.data.formats import read_ag_news, read_imdb, read_wikitext

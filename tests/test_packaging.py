@@ -53,7 +53,7 @@ def test_wheel_holds_one_package_with_the_kernels_inside(wheel):
 def test_wheel_names_the_program_and_the_licence(wheel):
     archive = zipfile.ZipFile(wheel)
     (entry,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-    assert "ulmfit-fast = ulmfit_fast.cli:main" in archive.read(entry).decode()
+    assert "ulmfit-fast = ulmfit_fast.cli.program:main" in archive.read(entry).decode()
     (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
     text = archive.read(metadata).decode()
     assert "Apache-2.0" in text

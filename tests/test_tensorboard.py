@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from ulmfit_fast.cli import app
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.runs import Run
 
 TEXT = "\n".join(["a fine film", "a dull, long story"] * 20)

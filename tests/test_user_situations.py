@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import ulmfit_fast as uf
-from ulmfit_fast.cli import app
+from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import TokenStore, read_labelled, read_texts
 from ulmfit_fast.optim import OneCycleLR
 from ulmfit_fast.sklearn_classifier import ULMFiTClassifier

@@ -1,4 +1,4 @@
-"""The command line `ulmfit-fast`: the demo, what is here, and all other commands gathered."""
+"""The command line `ulmfit-fast`: the list of its commands, and the one that says what is here."""
 
 from __future__ import annotations
 
@@ -6,56 +6,22 @@ import importlib.metadata
 import logging
 import os
 import platform
-from pathlib import Path
-from typing import Annotated
 
 import torch
 
-from ulmfit_fast import (
-    cli_ablate,
-    cli_convert,
-    cli_data,
-    cli_predict,
-    cli_stages,
-    cli_text,
-    cli_train,
-)
-from ulmfit_fast.cli_app import Overwrite, Seed, app, check_again, guarded, names_in, say, typer
+from ulmfit_fast.cli.app import guarded, typer
+from ulmfit_fast.cli.convert import convert
+from ulmfit_fast.cli.find_lr import find_lr
+from ulmfit_fast.cli.predict import predict
+from ulmfit_fast.cli.stages import fine_tune, fit_classifier, pretrain
+from ulmfit_fast.cli.studies import ablate, demo
+from ulmfit_fast.cli.text import explain, generate
+from ulmfit_fast.cli.tokenize import tokenize
 from ulmfit_fast.distributed import launched
 
 __all__ = ["app", "main"]
 
-# To import one of these is to add its commands.
-_MORE_COMMANDS = (cli_ablate, cli_convert, cli_data, cli_predict, cli_stages, cli_text, cli_train)
 
-
-@app.command()
-@guarded
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Directory for the report.")] = Path(
-        "demo-out"
-    ),
-    overwrite: Overwrite = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A small run, within a minute.")] = False,
-    seed: Seed = 0,
-) -> None:
-    """Train the whole of ULMFiT on the docstrings of this machine and report what it brings."""
-    from ulmfit_fast.demo.experiment import run_demo
-    from ulmfit_fast.report import format_table
-
-    there = names_in(out)
-    if not {"metrics.json", "report.html"}.issuperset(there):
-        raise FileExistsError(
-            f"--out {out} holds something other than a demo's report; choose a new directory"
-        )
-    check_again(out, there, overwrite=overwrite)
-    metrics = run_demo(out, quick=quick, seed=seed, say=say)
-    typer.echo(format_table(metrics))
-    typer.echo(f"{out / 'report.html'} shows the curves; {out / 'metrics.json'} has the numbers.")
-
-
-@app.command()
-@guarded
 def info() -> None:
     """Show versions, the device, and which LSTM would run, and why."""
     import ulmfit_fast as uf
@@ -80,6 +46,20 @@ def _version(package: str) -> str:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return f"{package} not installed"
+
+
+app = typer.Typer(
+    help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# In the order in which one needs them.
+for command in (
+    *(demo, pretrain, fine_tune, fit_classifier, predict),
+    *(find_lr, generate, explain, tokenize, convert, ablate, info),
+):
+    app.command(command.__name__.replace("_", "-"))(guarded(command))
 
 
 def main() -> None:

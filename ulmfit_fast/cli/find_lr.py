@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ulmfit_fast.cli_app import (
+from ulmfit_fast.cli.app import (
     BatchSize,
     ClassWeight,
     Device,
@@ -15,20 +15,16 @@ from ulmfit_fast.cli_app import (
     TextColumn,
     TextFiles,
     WeightColumn,
-    app,
     check_out_file,
     class_weight_of,
-    guarded,
     say,
     typer,
 )
 
-__all__ = ["find_lr_command"]
+__all__ = ["find_lr"]
 
 
-@app.command("find-lr")
-@guarded
-def find_lr_command(
+def find_lr(
     model: Model,
     text: TextFiles,
     out: Annotated[Path, typer.Option("--out", help="Picture of the curve, .png or .svg.")],
@@ -57,11 +53,11 @@ def find_lr_command(
     """
     import torch
 
+    from ulmfit_fast import lr_finder
     from ulmfit_fast.data.corpus import read_texts
     from ulmfit_fast.estimator import ULMFiT
     from ulmfit_fast.estimator_checks import classes_of
     from ulmfit_fast.estimator_weights import labelled_texts, weighed
-    from ulmfit_fast.lr_finder import find_lr
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
     from ulmfit_fast.pipeline import TrainingSettings, build_classifier
     from ulmfit_fast.seeds import own_generators
@@ -100,7 +96,7 @@ def find_lr_command(
             trained = build_classifier(learner.language_model, config, len(names), settings)
         trained = trained.to(learner.device)
     documents = learner.tokenizer.encode_batch(corpus)
-    result = find_lr(
+    result = lr_finder.find_lr(
         trained, documents, settings, labels=classes, weights=weights, steps=steps, seed=seed
     )
     result.plot(out)

@@ -6,14 +6,12 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ulmfit_fast.cli_app import (
+from ulmfit_fast.cli.app import (
     SkipBadRows,
     TextColumn,
-    app,
     check_again,
     check_apart_from,
     check_writable,
-    guarded,
     names_in,
     on_error,
     say,
@@ -31,8 +29,6 @@ __all__ = ["tokenize"]
 _LAYOUTS = "plain, wikitext, imdb, ag_news, dbpedia or yelp"
 
 
-@app.command()
-@guarded
 def tokenize(
     text: Annotated[
         list[Path],

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ulmfit_fast.cli_app import (
+from ulmfit_fast.cli.app import (
     ClassWeight,
     Device,
     Model,
@@ -19,10 +19,8 @@ from ulmfit_fast.cli_app import (
     TextColumn,
     TextFiles,
     WeightColumn,
-    app,
     check_out,
     class_weight_of,
-    guarded,
     on_error,
     say,
     typer,
@@ -144,8 +142,6 @@ def _reported(model: ULMFiT, stage: str, out: Path, run: Run) -> Iterator[None]:
         say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
 
 
-@app.command()
-@guarded
 def pretrain(
     text: TextFiles,
     out: Out,
@@ -230,8 +226,6 @@ def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
     return model
 
 
-@app.command("fine-tune")
-@guarded
 def fine_tune(
     model: Model,
     text: TextFiles,
@@ -283,8 +277,6 @@ def fine_tune(
         )
 
 
-@app.command("fit-classifier")
-@guarded
 def fit_classifier(
     model: Model,
     text: TextFiles,

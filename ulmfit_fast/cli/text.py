@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ulmfit_fast.cli_app import (
+from ulmfit_fast.cli.app import (
     BatchSize,
     Device,
     Model,
     Overwrite,
     TextColumn,
     TextFiles,
-    app,
     check_out_file,
-    guarded,
     say,
     typer,
 )
@@ -22,8 +20,6 @@ from ulmfit_fast.cli_app import (
 __all__ = ["explain", "generate"]
 
 
-@app.command()
-@guarded
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")] = "",
@@ -61,8 +57,6 @@ def generate(
         typer.echo(text)
 
 
-@app.command()
-@guarded
 def explain(
     model: Model,
     text: TextFiles,

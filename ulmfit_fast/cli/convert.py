@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ulmfit_fast.cli_app import app, check_out, check_out_file, guarded, say, typer
+from ulmfit_fast.cli.app import check_out, check_out_file, say, typer
 
 if TYPE_CHECKING:
     from ulmfit_fast.checkpoint import ModelParts
@@ -29,8 +29,6 @@ class Format(str, Enum):
     fastai = "fastai"
 
 
-@app.command()
-@guarded
 def convert(
     out: Annotated[
         Path,

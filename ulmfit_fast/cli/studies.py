@@ -1,4 +1,4 @@
-"""The command `ulmfit-fast ablate`."""
+"""The commands `ulmfit-fast demo` and `ulmfit-fast ablate`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ulmfit_fast.cli_app import (
+from ulmfit_fast.cli.app import (
     Device,
     Overwrite,
     Seed,
     TextColumn,
-    app,
     check_again,
     check_apart_from,
     check_writable,
-    guarded,
+    names_in,
     say,
     typer,
 )
 from ulmfit_fast.files import file_in_place, user_path
 from ulmfit_fast.locks import held
 
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory for the report.")] = Path(
+        "demo-out"
+    ),
+    overwrite: Overwrite = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small run, within a minute.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train the whole of ULMFiT on the docstrings of this machine and report what it brings."""
+    from ulmfit_fast.demo.experiment import run_demo
+    from ulmfit_fast.report import format_table
+
+    there = names_in(out)
+    if not {"metrics.json", "report.html"}.issuperset(there):
+        raise FileExistsError(
+            f"--out {out} holds something other than a demo's report; choose a new directory"
+        )
+    check_again(out, there, overwrite=overwrite)
+    metrics = run_demo(out, quick=quick, seed=seed, say=say)
+    typer.echo(format_table(metrics))
+    typer.echo(f"{out / 'report.html'} shows the curves; {out / 'metrics.json'} has the numbers.")
+
+
 _FILES = ".txt (one text a line), .csv or .jsonl; repeatable."
 
 
-@app.command()
-@guarded
 def ablate(
     task: Annotated[
         str,

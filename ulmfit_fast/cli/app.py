@@ -1,4 +1,4 @@
-"""What the commands share: the application, its options, and one line for whatever is wrong."""
+"""What the commands share: their options, and one line for whatever is wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Annotated, Literal, ParamSpec
 
 try:
     import typer
-    import typer.core
 except ModuleNotFoundError as error:
     raise SystemExit(
         "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
@@ -39,7 +38,6 @@ __all__ = [
     "TextColumn",
     "TextFiles",
     "WeightColumn",
-    "app",
     "check_again",
     "check_apart_from",
     "check_out",
@@ -52,27 +50,6 @@ __all__ = [
     "say",
     "typer",
 ]
-
-_ORDER = (
-    *("demo", "pretrain", "fine-tune", "fit-classifier", "predict"),
-    *("find-lr", "generate", "explain", "tokenize", "convert", "ablate", "info"),
-)
-
-
-class _InOrder(typer.core.TyperGroup):
-    """Show the commands in the order in which one needs them."""
-
-    def list_commands(self, ctx: object) -> list[str]:
-        return sorted(self.commands, key=_ORDER.index)
-
-
-app = typer.Typer(
-    cls=_InOrder,
-    help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 TextFiles = Annotated[
     list[Path],

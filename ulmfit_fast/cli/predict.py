@@ -11,16 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
-from ulmfit_fast.cli_app import (
+from ulmfit_fast.cli.app import (
     BatchSize,
     Device,
     Model,
     Overwrite,
     TextColumn,
     TextFiles,
-    app,
     check_out_file,
-    guarded,
     say,
     typer,
 )
@@ -34,8 +32,6 @@ __all__ = ["predict"]
 _FORMATS = ("csv", "jsonl")
 
 
-@app.command()
-@guarded
 def predict(
     model: Model,
     text: TextFiles,
