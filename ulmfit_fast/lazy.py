@@ -43,7 +43,8 @@ def lazy_attributes(
     @functools.cache
     def submodules() -> frozenset[str]:
         # The first entry alone: what stands beside a source checkout is no part of the package.
-        found = pkgutil.iter_modules(list(sys.modules[package].__path__)[:1])
+        # A module that is no package has none.
+        found = pkgutil.iter_modules(list(vars(sys.modules[package]).get("__path__", ()))[:1])
         # The command line is a program: importing it may end the process.
         return frozenset(
             module.name for module in found if not module.name.startswith(("_", "cli"))
