@@ -231,6 +231,41 @@ def test_a_captured_loss_that_is_not_finite_changes_no_parameter(replays):
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["load_state_dict", "load_state_dict before the capture", "add_param_group", "clear", "double"],
+)
+def test_a_graph_of_other_tensors_or_groups_is_made_anew(replays, change):
+    """It would step what is no longer there, at a rate that no schedule changes any more."""
+    calls, trained = replays
+    model = make_model()
+    trained[:] = model.parameters()
+    optimizer = Adam(list(model.parameters())[1:], lr=0.01, fused=True)
+    step = LanguageModelStep(model, optimizer)
+    step.capture, step.waits = True, False
+    for n in range(3 if "before" in change else 4):
+        step(*text(seed=n))
+    graph, before = step._graph, len(calls)
+    assert graph is not None
+    if change == "add_param_group":
+        optimizer.add_param_group({"params": list(model.parameters())[:1]})
+    elif change == "clear":
+        optimizer.state.clear()
+    elif change == "double":
+        # The same parameters, elsewhere in memory.
+        model.float().double()
+    else:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    weights = [p.detach().clone() for p in model.parameters()]
+    for n in range(4):
+        step(*text(seed=n))
+    assert step._graph is not None and step._graph is not graph
+    assert len(calls) == before + 1
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+
+
 @pytest.mark.parametrize("moms", [(0.95, 0.85, 0.95), None], ids=["moments", "rates-alone"])
 def test_a_graph_refuses_a_schedule_of_what_it_holds(replays, moms):
     calls, trained = replays

@@ -49,6 +49,25 @@ class CapturedStep:
         # What the graph holds.
         self.numbers: list[dict[str, object]] = []
         self.grads: list[Tensor | None] = []
+        self.places: list[int] = []
+
+    def is_of(self, trained: list[bool]) -> bool:
+        """Say whether a graph of these tensors and groups, or one to come, trains what is there.
+
+        Args:
+            trained: of each parameter, whether it requires a gradient.
+        """
+        groups = self.step.optimizer.param_groups
+        # load_state_dict leaves groups and a state of its own behind.
+        same = groups is self.groups and len(groups) == len(self.lrs) and trained == self.trained
+        return same and (self.replay is None or self.places == self._places())
+
+    def _places(self) -> list[int]:
+        """Return where in memory the parameters are, and the optimizer's state of them."""
+        parameters = list(self.step.model.parameters())
+        states = (self.step.optimizer.state.get(p, {}).values() for p in parameters)
+        tensors = [value for state in states for value in state if isinstance(value, Tensor)]
+        return [tensor.data_ptr() for tensor in (*parameters, *tensors)]
 
     def _body(self, source: Callable[[], Tensor]) -> LMLoss:
         with seeds_from(source):
@@ -83,6 +102,7 @@ class CapturedStep:
         self.numbers = self._numbers()
         replay = record(lambda: self._body(iter(seeds.unbind()).__next__), seeds.device)
         self.grads = [p.grad for p in self.parameters]
+        self.places = self._places()
         return replay
 
     def _numbers(self) -> list[dict[str, object]]:

@@ -19,6 +19,7 @@ from ulmfit_fast.captured_step import CapturedStep
 from ulmfit_fast.loss_readings import not_finite
 from ulmfit_fast.nn import LanguageModel, LMLoss, detach_state
 from ulmfit_fast.nn.state import State
+from ulmfit_fast.optim import NTASGD
 from ulmfit_fast.optim.groups import layer_rates
 from ulmfit_fast.precision import autocast as autocasting
 
@@ -86,7 +87,8 @@ class LanguageModelStep:
 
     Raises:
         ValueError: if autocast is another dtype, or capture is asked for without CUDA, with an
-            optimizer that is not fused, with rescaled rates or with scaled gradients.
+            optimizer that is not fused or is an NTASGD, with rescaled rates or with scaled
+            gradients.
     """
 
     def __init__(
@@ -125,6 +127,11 @@ class LanguageModelStep:
             raise ValueError(
                 f"capture needs a fused optimizer, this {type(optimizer).__name__} is not: pass "
                 "fused=True to it"
+            )
+        if capture and isinstance(optimizer, NTASGD):
+            raise ValueError(
+                "capture and NTASGD are both given, and a graph cannot count the steps of its "
+                "average: leave capture out, or take Adam, AdamW or SGD"
             )
         self._many = distributed.world().size > 1
         if capture and self._many:
@@ -281,7 +288,7 @@ class LanguageModelStep:
     def _replayed(self, inputs: Tensor, targets: Tensor) -> LMLoss | None:
         """Replay the graph, made first when it is time; None for what it does not fit."""
         trained = [p.requires_grad for p in self.model.parameters()]
-        if self._graph is not None and self._graph.trained != trained:
+        if self._graph is not None and not self._graph.is_of(trained):
             self._graph, self._warm = None, 0
         if self._graph is None:
             if self._warm < _WARM_UP or self.state is None:
