@@ -38,6 +38,15 @@ def test_philox_gives_the_published_vectors(counter, key, expected):
     assert tuple(rng.philox(key, torch.tensor([first]), *rest)[:, 0].tolist()) == expected
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 5, 2**63 - 2])
+def test_philox_takes_a_key_that_stays_on_its_device(monkeypatch, seed):
+    """As on a device, whose seed is never read: the listening device hears that, not the values."""
+    counters = torch.arange(rng._BLOCK + 5)
+    wanted = rng.philox(seed, counters, 1, 2, 3)
+    monkeypatch.setattr(rng, "_key", torch.tensor)
+    assert torch.equal(rng.philox(seed, counters, 1, 2, 3), wanted)
+
+
 def test_philox_does_not_depend_on_its_blocks():
     counters = torch.arange(rng._BLOCK + 5)
     whole = rng.philox(3, counters, 1, 2, 3)

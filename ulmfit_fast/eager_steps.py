@@ -93,10 +93,10 @@ class GateMask:
                 device=self._device,
             )
             by_gate = keep.view(len(self._range), self._batch_size, 4, self._hidden_size)
-            scale = torch.tensor(
-                [rng.keep_scale(p) for p in self._p], dtype=self._dtype, device=self._device
-            )
-            self._cache = by_gate.permute(0, 2, 3, 1) * scale[:, None, None]
+            self._cache = by_gate.permute(0, 2, 3, 1).to(self._dtype)
+            # By numbers: a tensor of them would be copied to the device, and waited for.
+            for gate, p in enumerate(self._p):
+                self._cache[:, gate].mul_(rng.keep_scale(p))
         return self._cache[t - self._range.start]
 
 

@@ -87,9 +87,10 @@ def dropout_masks(
 
 def _scaled(keep: Tensor, p: Sequence[float], dtype: torch.dtype | None) -> Tensor:
     """Turn keep-bits with a gate axis second to last into masks of 0 and 1/(1-p)."""
-    scale = torch.tensor(
-        [rng.keep_scale(value) for value in p],
-        dtype=dtype or torch.get_default_dtype(),
-        device=keep.device,
-    )
-    return keep * scale[:, None]
+    masks = keep.to(dtype or torch.get_default_dtype())
+    if not masks.is_floating_point():
+        return masks
+    # By numbers: a tensor of them would be copied to the device, and waited for.
+    for gate, value in enumerate(p):
+        masks[..., gate, :].mul_(rng.keep_scale(value))
+    return masks

@@ -60,14 +60,20 @@ def _threshold(p: float) -> int:
     return int(p * 2.0**32)
 
 
+def _key(seed: Tensor | int) -> Tensor | int:
+    """Return a seed as a number, but where it lies on a device, which a number would wait for."""
+    return seed if isinstance(seed, Tensor) and seed.device.type != "cpu" else int(seed)
+
+
 def _philox_blocks(
-    seed: int, word_0: Tensor, word_1: Tensor | int, word_2: int, word_3: int
+    seed: Tensor | int, word_0: Tensor, word_1: Tensor | int, word_2: int, word_3: int
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
     """Yield the four output words block by block; the yielded tensors are reused by the next block.
 
     A 32 x 32 -> 64 bit product wraps in int64 but keeps its 64 bits, so the low word is a mask and
     the high word a shift followed by a mask (the shift is arithmetic).
     """
+    key = _key(seed)
     n = word_0.numel()
     work = torch.empty(6, min(n, _BLOCK), dtype=torch.int64, device=word_0.device)
     for start in range(0, n, _BLOCK):
@@ -80,7 +86,7 @@ def _philox_blocks(
             low_1.copy_(word_1[block])
         x2.fill_(word_2)
         low_0.fill_(word_3)
-        key_0, key_1 = seed & _WORD, (seed >> 32) & _WORD
+        key_0, key_1 = key & _WORD, (key >> 32) & _WORD
         for _ in range(_ROUNDS):
             torch.mul(x0, _MULTIPLIER_0, out=product_0)
             torch.mul(x2, _MULTIPLIER_1, out=product_1)
@@ -117,14 +123,14 @@ def philox(
         Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     out = torch.empty(4, word_0.numel(), dtype=torch.int64, device=word_0.device)
-    for block, words in _philox_blocks(int(seed), word_0, word_1, word_2, word_3):
+    for block, words in _philox_blocks(seed, word_0, word_1, word_2, word_3):
         for lane, word in enumerate(words):
             out[lane, block] = word
     return out
 
 
 def _weight_blocks(
-    seed: int, hidden_size: int, stream: int, device: torch.device | str | None
+    seed: Tensor | int, hidden_size: int, stream: int, device: torch.device | str | None
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
     counters = torch.arange(hidden_size * hidden_size, dtype=torch.int64, device=device)
     return _philox_blocks(seed, counters, 0, stream, KIND_WEIGHT)
@@ -149,7 +155,7 @@ def weight_keep(
     """
     keep = torch.empty(4, hidden_size * hidden_size, dtype=torch.bool, device=device)
     thresholds = [_threshold(value) for value in p]
-    for block, words in _weight_blocks(int(seed), hidden_size, stream, device):
+    for block, words in _weight_blocks(seed, hidden_size, stream, device):
         for lane, word in enumerate(words):
             torch.ge(word, thresholds[lane], out=keep[lane, block])
     return keep.view(4 * hidden_size, hidden_size)
@@ -173,7 +179,7 @@ def drop_weight(
     source = weight.reshape(4, hidden_size * hidden_size)
     dropped = torch.empty_like(source, memory_format=torch.contiguous_format)
     thresholds = [_threshold(value) for value in p]
-    for block, words in _weight_blocks(int(seed), hidden_size, stream, weight.device):
+    for block, words in _weight_blocks(seed, hidden_size, stream, weight.device):
         for lane, word in enumerate(words):
             kept = torch.mul(source[lane, block], word >= thresholds[lane])
             torch.mul(kept, keep_scale(p[lane]), out=dropped[lane, block])
@@ -242,7 +248,7 @@ def gate_keep(
     word_0 = cells.expand(shape).reshape(-1)
     word_1 = times[:, None].expand(shape).reshape(-1)
     lanes = torch.empty(4, word_0.numel(), dtype=torch.bool, device=device)
-    for block, words in _philox_blocks(int(seed), word_0, word_1, stream, KIND_GATE):
+    for block, words in _philox_blocks(seed, word_0, word_1, stream, KIND_GATE):
         for lane, word in enumerate(words):
             torch.ge(word, _threshold(p[lane]), out=lanes[lane, block])
     by_gate = lanes.view(4, len(steps), batch_size, hidden_size).permute(1, 2, 0, 3)
@@ -255,7 +261,7 @@ def _keep_mask(
 ) -> Tensor:
     counters = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)
     keep = torch.empty(counters.numel(), 4, dtype=torch.bool, device=device)
-    for block, words in _philox_blocks(int(seed), counters, 0, stream, kind):
+    for block, words in _philox_blocks(seed, counters, 0, stream, kind):
         for lane, word in enumerate(words):
             torch.ge(word, _threshold(p), out=keep[block, lane])
     return keep.view(-1)[:n].clone()
@@ -270,7 +276,7 @@ def _(seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.devi
 def _embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
     counters = token_ids.reshape(-1)
     keep = torch.empty(counters.numel(), dtype=torch.bool, device=token_ids.device)
-    for block, words in _philox_blocks(int(seed), counters, 0, 0, KIND_EMBEDDING):
+    for block, words in _philox_blocks(seed, counters, 0, 0, KIND_EMBEDDING):
         torch.ge(words[0], _threshold(p), out=keep[block])
     return keep.view(token_ids.shape)
 

@@ -263,6 +263,8 @@ class Listener:
 
         listener = self
         values = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
+        sgd = torch.ops.aten._fused_sgd_
+        fused = torch.ops.aten._fused_adam_.tensor_lr, sgd.default, sgd.tensor_lr
 
         class Mode(TorchDispatchMode):
             def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -286,8 +288,8 @@ class Listener:
                 if func in values:
                     # Whatever is in memory that holds nothing.
                     return 0.0 if args[0].is_floating_point() else 0
-                # These two have no fake.
-                if func is torch.ops.aten._fused_adam_.tensor_lr:
+                # These have no fake.
+                if func in fused:
                     return None
                 if func._schema.name in ("aten::pin_memory", "aten::_pin_memory"):
                     return args[0]

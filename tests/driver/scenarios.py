@@ -3,6 +3,7 @@
 Run as `python scenarios.py DIRECTORY`, where the library is: it must be there before torch is.
 """
 
+import functools
 import json
 import sys
 import warnings
@@ -17,6 +18,7 @@ import ulmfit_fast as uf  # noqa: E402
 from ulmfit_fast import backend, captured_step  # noqa: E402
 from ulmfit_fast.lm_step import LanguageModelStep  # noqa: E402
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel  # noqa: E402
+from ulmfit_fast.optim import NTASGD  # noqa: E402
 
 # Not the current one, which is the first.
 DEVICE = "cuda:1"
@@ -45,12 +47,12 @@ def hear(name, function, *args, **settings):
     listener.reset()
 
 
-def make_step(dropouts=DROPOUTS, p=0.5, layers=2, **options):
+def make_step(dropouts=DROPOUTS, p=0.5, layers=2, optimizer=torch.optim.Adam, **options):
     config = {name: p if name in dropouts else 0.0 for name in DROPOUTS}
     sizes = {"emb_size": WIDTH, "hidden_size": WIDTH, "num_layers": layers}
     config = AWDLSTMConfig.language_model(WORDS, **sizes, **config)
     model = LanguageModel(config, device=DEVICE).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.pop("lr", 1e-3), fused=True)
+    optimizer = optimizer(model.parameters(), lr=options.pop("lr", 1e-3), fused=True)
     return LanguageModelStep(model, optimizer, clip=0.25, autocast=torch.bfloat16, **options)
 
 
@@ -63,6 +65,10 @@ def warm(step):
     for _ in range(3):
         step(*batch())
     return step
+
+
+def load_own_state(step):
+    step.optimizer.load_state_dict(step.optimizer.state_dict())
 
 
 def inference(model, tokens):
@@ -81,10 +87,11 @@ def fail():
 LAYER_STEPS, LAYER_BATCH, LAYER_IN, LAYER_HIDDEN = 3, 20, 24, 256
 
 
-def layer(p=0.5, seed=3, stream=None):
+def layer(p=0.5, seed=3, stream=None, **settings):
+    settings = {"backend": "triton-persistent", **settings}
     lstm = uf.LSTM(
         LAYER_IN, LAYER_HIDDEN, weight_p=p, gate_p=p, device=DEVICE, dtype=torch.bfloat16,
-        backend="triton-persistent",
+        **settings,
     )  # fmt: skip
     x = torch.randn(LAYER_STEPS, LAYER_BATCH, LAYER_IN, device=DEVICE, dtype=torch.bfloat16)
     with torch.cuda.stream(stream):
@@ -118,6 +125,9 @@ def main():
         seeds = torch.zeros(2, dtype=torch.int64, device=DEVICE)
         for index in range(2):
             hear(f"layer with seed {index}", layer, seed=seeds[index])
+        for name in ("eager", "reference"):
+            hear(f"{name} layer with a seed", layer, seed=seeds[0], backend=name)
+        hear("layers with a seed", layer, seed=seeds[0], num_layers=2, dropout=0.5)
         hear("first steps", warm, step := make_step())
         hear("step", step, *batch())
         hear("first steps of three layers", warm, step := make_step(layers=3))
@@ -129,12 +139,23 @@ def main():
             hear(f"first steps with {count}", warm, step)
             hear(f"capture with {count}", step, *batch())
             hear(f"replay with {count}", step, *batch())
+        hear("another state", load_own_state, step)
+        hear("steps of another state", warm, step)
+        hear("capture of another state", step, *batch())
+        sgd = make_step(optimizer=functools.partial(torch.optim.SGD, momentum=0.9), capture=True)
+        hear("first steps of SGD", warm, sgd)
+        hear("capture of SGD", sgd, *batch())
+        hear("capture of NTASGD", make_step, optimizer=NTASGD, capture=True)
         model, (tokens, _) = step.model.eval(), batch()
         hear("cudnn", cudnn)
         hear("inference", inference, model, tokens)
         hear("capture of inference", capture, lambda: inference(model, tokens))
         hear("a body that fails", capture, fail)
         hear("a capture that fails", capture, lambda: torch.zeros(1).to(DEVICE))
+    for name in ("eager", "torch", "reference"):
+        with listener, backend.use(name):
+            hear(f"first steps in {name}", warm, step := make_step(capture=True))
+            hear(f"capture in {name}", step, *batch())
     json.dump(heard, sys.stdout)
 
 

@@ -142,6 +142,32 @@ def test_a_captured_step_loads_copies_and_waits_for_nothing(heard, count):
     assert [event["what"] for event in replayed] == [*["upload"] * (count > 0), "replay"]
 
 
+@pytest.mark.parametrize("name", ["layers", "eager layer", "reference layer"])
+def test_a_seed_on_the_device_is_never_read(heard, name):
+    """PyTorch's operators draw masks between layers, and all of them where no kernel runs."""
+    assert events(heard, f"{name} with a seed", "operation")
+    assert not events(heard, f"{name} with a seed", "upload", "wait", "synchronize")
+
+
+@pytest.mark.parametrize("name", ["eager", "torch", "reference"])
+def test_a_step_of_torch_operators_can_be_captured(heard, name):
+    captured = [event for event in events(heard, f"capture in {name}") if event["capturing"]]
+    assert {event["what"] for event in captured} <= {"launch", "operation"} and captured
+
+
+def test_a_step_of_sgd_can_be_captured_and_one_that_averages_is_refused(heard):
+    captured = [event for event in events(heard, "capture of SGD") if event["capturing"]]
+    assert {event["what"] for event in captured} == {"launch", "operation"}
+    assert "_fused_sgd_" in {event["name"] for event in captured}
+    assert heard["capture of NTASGD"]["error"].startswith("ValueError: capture and NTASGD")
+
+
+def test_an_optimizer_that_was_given_another_state_is_captured_anew(heard):
+    assert not events(heard, "steps of another state", "replay")
+    captured = events(heard, "capture of another state")
+    assert any(event["capturing"] for event in captured)
+
+
 def test_a_model_that_drops_nothing_can_be_captured(heard):
     captured = [event for event in events(heard, "capture of inference") if event["capturing"]]
     assert {event["what"] for event in captured} == {"launch", "operation"}
