@@ -29,6 +29,8 @@ KIND_LOCKED: tl.constexpr = tl.constexpr(3)
 # Elements of one step and steps of a block. A mask costs ten rounds for every four elements, which
 # eight steps of loads and stores hide; longer walks would leave too few blocks at (70, 64, 400).
 BLOCK, STEPS = 1024, 8
+# Along the second and third axes of a grid CUDA takes no more.
+MOST_BLOCKS = 65_535
 
 
 @triton.jit
@@ -78,7 +80,8 @@ def locked_dropout_kernel(
 
 def walk(steps):
     """Return how many of T steps a block takes: a power of two, as each is compiled for itself."""
-    return min(STEPS, triton.next_power_of_2(steps))
+    steps_each = min(STEPS, triton.next_power_of_2(steps))
+    return max(steps_each, triton.next_power_of_2(cdiv(steps, MOST_BLOCKS)))
 
 
 def time_rows(x):

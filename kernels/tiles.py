@@ -24,6 +24,8 @@ _SCRATCH = 2048
 _UNITS, _COLUMNS = (16, 32), 128
 # K-tiles of both operands on chip: with more the copies' latency is covered several times.
 _STAGES = 4
+# Rows of a block have no more than these, and a launch no more groups of them.
+_MOST_ROWS, _MOST_GROUPS = 128, 65_535
 # Bytes that the threads of so many warps copy at once.
 _COPY = {warps: warps * 32 * 16 for warps in (4, 8)}
 
@@ -189,6 +191,9 @@ def _why_none(device, batch_size, hidden_size, dtype):
             f"B = {batch_size} and H = {hidden_size} put a step's gates, or the weight, past 2**31 "
             "elements, more than the kernels index"
         )
+    groups = -(-batch_size // _rows(batch_size, 64))
+    if groups > _MOST_GROUPS:
+        return f"B = {batch_size} needs {groups} groups of rows, and a launch has {_MOST_GROUPS}"
     return None
 
 
@@ -209,6 +214,12 @@ def _why_not_persistent(device, batch_size, hidden_size, dtype, precision):
         return (
             f"H = {hidden_size} needs {blocks} blocks at once, the device has "
             f"{device.multiprocessors} multiprocessors"
+        )
+    rows, units = -(-batch_size // _MOST_ROWS) * _MOST_ROWS, -(-hidden_size // _COLUMNS) * _COLUMNS
+    if 4 * rows * units >= 2**31:
+        return (
+            f"B = {batch_size} and H = {hidden_size}, in whole tiles, put a step's gates past "
+            "2**31 elements"
         )
     return None
 

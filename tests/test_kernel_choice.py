@@ -162,3 +162,20 @@ def test_a_form_that_cannot_run_does_not_fall_back_when_named():
 def test_the_older_tf32_switch_is_heard(allowed, expected, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     assert matmul_precision(CUDA) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "hidden_size", "form", "reason"),
+    [
+        # Below 2**31 as they are, and not in whole tiles, which the persistent form exchanges.
+        (466_800, 1150, "stepwise", "in whole tiles"),
+        (4_194_200, 8, "stepwise", "in whole tiles"),
+        (4_194_100, 8, "persistent", "blocks at once"),
+        (4_194_241, 8, None, "65536 groups of rows, and a launch has 65535"),
+    ],
+)
+def test_no_batch_is_more_than_a_launch_can_index(batch_size, hidden_size, form, reason):
+    hopper = Device("cuda", (9, 0), 132, 232_448)
+    sizes = {"batch_size": batch_size, "hidden_size": hidden_size}
+    chosen = tiles.choose(hopper, dtype=torch.bfloat16, **sizes)
+    assert chosen.form == form and reason in chosen.reason

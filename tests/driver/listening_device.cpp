@@ -92,6 +92,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
   for (unsigned i = 0; i < config->numAttrs; i++)
     if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE)
       cooperative = config->attrs[i].value.cooperative;
+  if (config->gridDimY > 65535 || config->gridDimZ > 65535) return CUDA_ERROR_INVALID_VALUE;
   if (on_launch)
     on_launch((int64_t)function, (int64_t)config->hStream, config->gridDimX, config->gridDimY,
               config->gridDimZ, config->blockDimX, config->sharedMemBytes, cooperative);

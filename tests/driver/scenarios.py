@@ -15,7 +15,7 @@ listener = listening.connect(sys.argv[1])
 import torch  # noqa: E402
 
 import ulmfit_fast as uf  # noqa: E402
-from ulmfit_fast import backend, captured_step  # noqa: E402
+from ulmfit_fast import backend, captured_step, fused  # noqa: E402
 from ulmfit_fast.lm_step import LanguageModelStep  # noqa: E402
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel  # noqa: E402
 from ulmfit_fast.optim import NTASGD  # noqa: E402
@@ -98,6 +98,17 @@ def layer(p=0.5, seed=3, stream=None, **settings):
         lstm(x.requires_grad_(), seed=seed)[0].sum().backward()
 
 
+def long_text(steps):
+    """One row of so many steps through all that walks over them."""
+    seed = torch.zeros((), dtype=torch.int64, device=DEVICE)
+    weight = torch.randn(WORDS, 4, device=DEVICE).requires_grad_()
+    tokens = torch.randint(2, WORDS, (steps, 1), device=DEVICE)
+    x = fused.embed_dropped(weight, tokens, seed, 0.5, seed, 0.5)
+    x = fused.locked_dropout(x, seed, 0.5)
+    dropped, square, difference = fused.dropout_and_regularisers(x, seed, 0.5)
+    (dropped.sum() + square + difference).backward()
+
+
 def cudnn():
     """PyTorch's own LSTM on a dropped weight; what it computes is made up, its warning is not."""
 
@@ -125,6 +136,7 @@ def main():
         seeds = torch.zeros(2, dtype=torch.int64, device=DEVICE)
         for index in range(2):
             hear(f"layer with seed {index}", layer, seed=seeds[index])
+        hear("long text", long_text, 1_000_000)
         for name in ("eager", "reference"):
             hear(f"{name} layer with a seed", layer, seed=seeds[0], backend=name)
         hear("layers with a seed", layer, seed=seeds[0], num_layers=2, dropout=0.5)

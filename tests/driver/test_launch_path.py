@@ -142,6 +142,15 @@ def test_a_captured_step_loads_copies_and_waits_for_nothing(heard, count):
     assert [event["what"] for event in replayed] == [*["upload"] * (count > 0), "replay"]
 
 
+def test_a_text_of_a_million_steps_is_launched(heard):
+    """CUDA takes no more than 65,535 blocks along a grid's second and third axes."""
+    names = [launch["name"] for launch in events(heard, "long text", "launch")]
+    assert names == [
+        "embed_kernel", "locked_dropout_kernel", "dropout_and_means_kernel",
+        "dropout_and_means_backward_kernel", "locked_dropout_kernel", "embed_kernel",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["layers", "eager layer", "reference layer"])
 def test_a_seed_on_the_device_is_never_read(heard, name):
     """PyTorch's operators draw masks between layers, and all of them where no kernel runs."""
