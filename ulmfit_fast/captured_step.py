@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -160,6 +161,12 @@ def _copy(into: State, state: State) -> None:
             tensor.copy_(value)
 
 
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return a device's stream for captures; PyTorch's is of the first device that has one."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def record(body: Callable[[], LMLoss], device: torch.device) -> Callable[[], LMLoss]:
     """Capture a function in a CUDA graph and return its replay; the result stays in place.
 
@@ -171,7 +178,7 @@ def record(body: Callable[[], LMLoss], device: torch.device) -> Callable[[], LML
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=_capture_stream(device)):
                 result = body()
         finally:
             # A capture that failed leaves its own one behind.

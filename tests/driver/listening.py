@@ -194,6 +194,7 @@ class Listener:
                 listener.note("replay")
 
         def set_stream(stream):
+            listener.library.set_device(stream.device.index)
             listener.library.set_stream(stream.device.index, stream.stream_id)
 
         def current_stream(device=None):

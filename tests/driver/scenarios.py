@@ -47,23 +47,25 @@ def hear(name, function, *args, **settings):
     listener.reset()
 
 
-def make_step(dropouts=DROPOUTS, p=0.5, layers=2, optimizer=torch.optim.Adam, **options):
+def make_step(
+    dropouts=DROPOUTS, p=0.5, layers=2, optimizer=torch.optim.Adam, device=DEVICE, **options
+):
     config = {name: p if name in dropouts else 0.0 for name in DROPOUTS}
     sizes = {"emb_size": WIDTH, "hidden_size": WIDTH, "num_layers": layers}
     config = AWDLSTMConfig.language_model(WORDS, **sizes, **config)
-    model = LanguageModel(config, device=DEVICE).train()
+    model = LanguageModel(config, device=device).train()
     optimizer = optimizer(model.parameters(), lr=options.pop("lr", 1e-3), fused=True)
     return LanguageModelStep(model, optimizer, clip=0.25, autocast=torch.bfloat16, **options)
 
 
-def batch():
-    ids = torch.randint(2, WORDS, (STEPS + 1, BATCH_SIZE), device=DEVICE)
+def batch(device=DEVICE):
+    ids = torch.randint(2, WORDS, (STEPS + 1, BATCH_SIZE), device=device)
     return ids[:-1], ids[1:]
 
 
-def warm(step):
+def warm(step, device=DEVICE):
     for _ in range(3):
-        step(*batch())
+        step(*batch(device))
     return step
 
 
@@ -157,6 +159,10 @@ def main():
         sgd = make_step(optimizer=functools.partial(torch.optim.SGD, momentum=0.9), capture=True)
         hear("first steps of SGD", warm, sgd)
         hear("capture of SGD", sgd, *batch())
+        # There have been captures on the second device before.
+        other = make_step(device="cuda:0", capture=True)
+        hear("first steps on the first device", warm, other, "cuda:0")
+        hear("capture on the first device", other, *batch("cuda:0"))
         hear("capture of NTASGD", make_step, optimizer=NTASGD, capture=True)
         model, (tokens, _) = step.model.eval(), batch()
         hear("cudnn", cudnn)

@@ -171,6 +171,14 @@ def test_a_step_of_sgd_can_be_captured_and_one_that_averages_is_refused(heard):
     assert heard["capture of NTASGD"]["error"].startswith("ValueError: capture and NTASGD")
 
 
+def test_a_capture_on_another_device_than_an_earlier_one_has_all_of_a_step(heard):
+    """PyTorch's own stream for captures is one of the device that was captured first."""
+    warm = events(heard, "first steps on the first device", "launch")
+    launches = events(heard, "capture on the first device", "launch")
+    assert [launch["name"] for launch in warm] == 3 * [launch["name"] for launch in launches]
+    assert all(launch["capturing"] and launch["device"] == 0 for launch in launches)
+
+
 def test_an_optimizer_that_was_given_another_state_is_captured_anew(heard):
     assert not events(heard, "steps of another state", "replay")
     captured = events(heard, "capture of another state")
