@@ -68,7 +68,8 @@ class LossReadings:
             host = torch.empty(3, dtype=values.dtype, device="cpu", pin_memory=True)
             host.copy_(values, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+            # Of the device that copies, which need not be the current one.
+            event.record(torch.cuda.current_stream(values.device))
             values = host
         self._pending.append((event, values, lrs, tokens))
         yield from self._arrived(_AHEAD)

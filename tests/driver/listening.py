@@ -171,7 +171,8 @@ class Listener:
 
         class Event:
             def record(self, stream=None):
-                pass
+                stream = current_stream() if stream is None else stream
+                listener.note("record", place=[stream.device.index, stream.stream_id])
 
             def query(self):
                 return True

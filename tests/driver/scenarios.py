@@ -17,6 +17,7 @@ import torch  # noqa: E402
 import ulmfit_fast as uf  # noqa: E402
 from ulmfit_fast import backend, captured_step, fused  # noqa: E402
 from ulmfit_fast.lm_step import LanguageModelStep  # noqa: E402
+from ulmfit_fast.loss_readings import LossReadings  # noqa: E402
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel  # noqa: E402
 from ulmfit_fast.optim import NTASGD  # noqa: E402
 
@@ -67,6 +68,11 @@ def warm(step, device=DEVICE):
     for _ in range(3):
         step(*batch(device))
     return step
+
+
+def read_losses(step):
+    readings = LossReadings()
+    list(readings.add(step(*batch()), [1e-3], 1))
 
 
 def load_own_state(step):
@@ -144,6 +150,7 @@ def main():
         hear("layers with a seed", layer, seed=seeds[0], num_layers=2, dropout=0.5)
         hear("first steps", warm, step := make_step())
         hear("step", step, *batch())
+        hear("step with a reading", read_losses, step)
         hear("first steps of three layers", warm, step := make_step(layers=3))
         hear("step of three layers", step, *batch())
         for p, lr in ((0.2, 1e-2), (0.25, 1.0)):

@@ -72,6 +72,14 @@ def test_launches_go_to_the_device_and_the_stream_of_their_tensors(heard):
     assert default == 0 and own > 0
 
 
+@pytest.mark.parametrize("name", ["layer", "step with a reading"])
+def test_what_is_read_later_is_waited_for_where_it_is_copied(heard, name):
+    """Elsewhere the event would be over at once, and memory be read that nothing is in yet."""
+    places = [event["place"] for event in events(heard, name, "record")]
+    # One a barrier's flag, and one of the loss.
+    assert places == {"layer": 2, "step with a reading": 5}[name] * [[1, 0]]
+
+
 def test_the_persistent_form_is_launched_as_its_tiles_say(heard):
     plan = tiles.choose(
         HOPPER, batch_size=20, hidden_size=256, dtype=torch.bfloat16, form="persistent"
