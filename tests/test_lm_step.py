@@ -1,7 +1,9 @@
 """A language model's loss without logits, and the training step that does not wait."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -229,6 +231,29 @@ def test_a_captured_loss_that_is_not_finite_changes_no_parameter(replays):
     handle.remove()
     step(*text(seed=6))
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_graph_is_gone_with_its_step(monkeypatch):
+    """Each epoch has a step of its own: in a cycle two graphs would be in memory at once."""
+
+    def record(body, device):
+        result = body()
+        return lambda: result
+
+    monkeypatch.setattr(captured_step, "record", record)
+    model = make_model()
+    step = LanguageModelStep(model, Adam(model.parameters(), lr=0.1, fused=True))
+    step.capture, step.waits = True, False
+    for n in range(4):
+        step(*text(seed=n))
+    graph = weakref.ref(step._graph)
+    assert graph().replay is not None
+    gc.disable()
+    try:
+        del step
+        assert graph() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ class CapturedStep:
         state: State,
         trained: list[bool],
     ) -> None:
-        self.step, self.trained = step, trained
+        # Not held, as the step holds this: a cycle would keep the graph's memory until Python looks
+        # for cycles, and the next epoch's graph be made beside it.
+        self._step, self.trained = weakref.ref(step), trained
         self.inputs, self.targets = inputs.clone(), targets.clone()
         self.state = [(h.clone(), c.clone()) for h, c in state]
         # A learning rate that is a number would be the same one at each replay.
@@ -51,6 +54,13 @@ class CapturedStep:
         self.numbers: list[dict[str, object]] = []
         self.grads: list[Tensor | None] = []
         self.places: list[int] = []
+
+    @property
+    def step(self) -> LanguageModelStep:
+        """The step, which calls this alone."""
+        step = self._step()
+        assert step is not None
+        return step
 
     def is_of(self, trained: list[bool]) -> bool:
         """Say whether a graph of these tensors and groups, or one to come, trains what is there.
