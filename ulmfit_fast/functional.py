@@ -38,6 +38,9 @@ def _lstm_torch(
     reverse = bool(stream & 1)
     inputs = x.flip(0) if reverse else x
     state = [h0[None], c0[None].to(x.dtype)]
+    if x.device.type == "cuda":
+        # cuDNN takes no others, where all other backends do.
+        state = [part.contiguous() for part in state]
     weights = [w_ih, w_hh, *biases]
     # cuDNN differentiates only what ran in its training mode. A trace keeps the flag for good, and
     # what it is checked against runs without gradients.

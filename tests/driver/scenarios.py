@@ -121,6 +121,8 @@ def cudnn():
     """PyTorch's own LSTM on a dropped weight; what it computes is made up, its warning is not."""
 
     def lstm(x, state, *_):
+        if not all(part.is_contiguous() for part in state):
+            raise RuntimeError("rnn: hx is not contiguous")
         warnings.warn(NOT_IN_ONE, UserWarning, stacklevel=1)
         return torch.zeros_like(x).sum(2, keepdim=True) + state[0], *state
 
@@ -129,7 +131,9 @@ def cudnn():
         with warnings.catch_warnings(), backend.use("torch"):
             warnings.simplefilter("error")
             lstm = uf.LSTM(LAYER_IN, LAYER_HIDDEN, weight_p=0.5, device=DEVICE)
-            lstm(torch.randn(LAYER_STEPS, LAYER_BATCH, LAYER_IN, device=DEVICE))
+            # One state for all rows.
+            state = torch.zeros(1, 1, LAYER_HIDDEN, device=DEVICE).expand(1, LAYER_BATCH, -1)
+            lstm(torch.randn(LAYER_STEPS, LAYER_BATCH, LAYER_IN, device=DEVICE), (state, state))
     finally:
         torch.lstm = real
 

@@ -125,7 +125,7 @@ def test_nothing_waits_and_no_operator_copies_from_the_host(heard, name):
 
 
 def test_cudnn_on_a_dropped_weight_neither_warns_nor_waits(heard):
-    """Warnings are errors there."""
+    """Warnings are errors there, and so is a state that is not contiguous."""
     assert not events(heard, "cudnn", "wait", "synchronize")
     (launch,) = events(heard, "cudnn", "launch")
     assert launch["name"] == "weight_drop_kernel" and launch["device"] == 1
