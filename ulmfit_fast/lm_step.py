@@ -77,9 +77,10 @@ class LanguageModelStep:
         scaler: scales the loss so that gradients in float16 do not vanish; a step whose gradients
             overflow changes no parameter. None for none.
         capture: on CUDA, capture the step in a CUDA graph after the first few, the update with it,
-            and replay it for every batch of that shape. The masks are those of a run without it;
-            the optimizer's state_dict then says `capturable`. A schedule may change the learning
-            rate, and nothing else.
+            and replay it for every batch of that shape; anew where other parameters are trained, or
+            the optimizer was given another state. The masks are those of a run without it; the
+            optimizer's state_dict then says `capturable`. A schedule may change the learning rate,
+            and nothing else.
 
     Attributes:
         state: what goes into the next batch; None at the start of texts.
