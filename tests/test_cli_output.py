@@ -112,6 +112,32 @@ def test_a_closed_output_is_one_line(folder):
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("command", ["info", "generate --model {0}/m"])
+def test_what_nobody_could_read_is_not_a_success(folder, command):
+    line = f'"{sys.executable}" -m ulmfit_fast {command.format(folder)} >&-'
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
+    assert done.returncode == 2
+    assert done.stderr == b"error: standard output is closed, expected a file or a pipe\n"
+
+
+def test_a_training_needs_no_standard_error(folder, tmp_path):
+    command = f"fit-classifier --model {folder}/m --text {folder}/rows.csv --out {tmp_path}/n"
+    line = f'"{sys.executable}" -m ulmfit_fast {command} --epochs 1 2>&-'
+    assert subprocess.run(["sh", "-c", line], env=ENVIRONMENT, check=False).returncode == 0
+    assert ULMFiT.load(tmp_path / "n").labels == ["a", "b"]
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    code = (
+        "from ulmfit_fast import cli\n"
+        f"cli.app = lambda: print(open({str(tmp_path / 'a')!r}, 'w').fileno())\n"
+        "cli.main()"
+    )
+    line = f'"{sys.executable}" -c "$0" 2>&-'
+    done = subprocess.run(["sh", "-c", line, code], stdout=subprocess.PIPE, env=ENVIRONMENT)
+    assert int(done.stdout) > 2
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -16,7 +16,7 @@ from pyarrow import dataset as arrow_datasets
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from ulmfit_fast import ULMFiT
+from ulmfit_fast import ULMFiT, ULMFiTClassifier
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import (
     ClassifierBatches,
@@ -252,6 +252,29 @@ def test_what_is_no_table_of_texts(source, error: type[Exception], message: str)
         with pytest.raises(error) as caught:
             list(read_texts(source))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_has_no_order_in_which_values_belong_together(model: ULMFiT, kind: type) -> None:
+    own, what = kind(TEXTS), f"{kind.__name__}, which has no order, expected a list"
+    with pytest.raises(TypeError, match=f"'text' of the dict is a {what}"):
+        read_labelled({"text": own, "label": NAMES})
+    with pytest.raises(TypeError, match=f"'label' of the dict is a {what}"):
+        read_labelled({"text": TEXTS, "label": kind(NAMES)})
+    for name, arguments in (
+        ("texts", (own, NAMES)),
+        ("labels", (TEXTS, kind(NAMES))),
+        ("sample_weight", (TEXTS, NAMES, kind([1.0, 2.0]))),
+    ):
+        texts, labels, *weights = arguments
+        given = dict(zip(["sample_weight"], weights, strict=False))
+        with pytest.raises(TypeError, match=f"{name} is a {what}"):
+            model.fit_classifier(texts, labels, epochs=1, **given)
+    with pytest.raises(TypeError, match=f"X is a {what}"):
+        ULMFiTClassifier(model).fit(own, NAMES)
+    # Alone they are texts, and keys are in order.
+    assert sorted(read_texts(own)) == sorted(TEXTS)
+    assert read_labelled({"text": dict.fromkeys(TEXTS).keys(), "label": NAMES}) == PAIRS
 
 
 def test_any_name_that_a_frame_has_can_be_passed() -> None:

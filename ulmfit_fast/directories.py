@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from ulmfit_fast.files import sync_directory, user_path
+from ulmfit_fast.files import DESCRIPTORS, sync_directory, user_path
 from ulmfit_fast.locks import LOCK, held
 
 __all__ = [
@@ -65,8 +65,6 @@ _STORE = frozenset({_META, _TOKENIZER, "ids.bin", "offsets.npy"})
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 # A reader that finds the directory changed begins again; none needs as long in earnest.
 _LONGEST_WAIT, _FEWEST_TRIES = 60.0, 20
-# Where Linux shows the files that are open, each to be opened once more.
-_DESCRIPTORS = "/proc/self/fd"
 
 Found = TypeVar("Found")
 
@@ -363,15 +361,15 @@ class _Version:
 
     def links(self) -> Path:
         """Return a directory in which the files have their names, whatever becomes of the first."""
-        if not os.path.isdir(_DESCRIPTORS):
-            raise FileNotFoundError(f"this system has no {_DESCRIPTORS}")
+        if not os.path.isdir(DESCRIPTORS):
+            raise FileNotFoundError(f"this system has no {DESCRIPTORS}")
         temporary = tempfile.TemporaryDirectory(prefix="ulmfit-fast-")
         place = Path(self._stack.enter_context(temporary))
         for file, descriptor in self._open.items():
             link = place / file.relative_to(self.path)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 link.parent.mkdir(exist_ok=True)
-                link.symlink_to(f"{_DESCRIPTORS}/{descriptor}")
+                link.symlink_to(f"{DESCRIPTORS}/{descriptor}")
         return place
 
     def _identities(

@@ -10,7 +10,14 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from ulmfit_fast.data.columns import Label, LabelKinds, is_missing, missing_label, shown
+from ulmfit_fast.data.columns import (
+    Label,
+    LabelKinds,
+    check_ordered,
+    is_missing,
+    missing_label,
+    shown,
+)
 from ulmfit_fast.data.rules import SURROGATE
 from ulmfit_fast.data.tables import column_values
 from ulmfit_fast.directories import check_target
@@ -107,6 +114,7 @@ def plain_labels(labels: Any, column: str = "label") -> list[Label]:
             f"labels is the string {labels!r:.60}, expected a label for each text; "
             "name a column of the files with label_column"
         )
+    check_ordered("labels", labels)
     found = column_values(labels, column)
     if not isinstance(found, Iterable):
         raise TypeError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.data.bad_rows import OnError
-from ulmfit_fast.data.columns import nearest, shown, weight_of
+from ulmfit_fast.data.columns import check_ordered, nearest, shown, weight_of
 from ulmfit_fast.data.corpus import read_labelled, read_texts, read_weighted
 from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.estimator_base import Texts
@@ -62,6 +62,7 @@ def labelled_texts(
         return read_weighted(texts, text_column, label_column, weight_column, on_error=on_error)
     if labels is None:
         return *read_labelled(texts, text_column, label_column, on_error=on_error), sample_weight
+    check_ordered("texts", texts)
     corpus = list(read_texts(texts, text_column=text_column, on_error=on_error))
     own = plain_labels(labels, label_column)
     if len(corpus) != len(own):
@@ -152,6 +153,7 @@ def weighed(
 
 def _sample_weights(values: Iterable[float], count: int) -> Weights:
     """Return weights of texts over the largest, so that their sum is finite."""
+    check_ordered("sample_weight", values)
     given: Any = column_values(values, "weight")
     if isinstance(given, Tensor) or hasattr(given, "__array__"):
         # A tensor need not be on the CPU, nor of a dtype that NumPy has.

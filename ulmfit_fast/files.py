@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["file_in_place", "open_to_umask", "sync_directory", "user_path", "write_text"]
+__all__ = [
+    "DESCRIPTORS",
+    "file_in_place",
+    "name_in_utf8",
+    "open_to_umask",
+    "sync_directory",
+    "user_path",
+    "write_text",
+]
+
+# Where Linux shows the files that are open, each to be opened once more.
+DESCRIPTORS = "/proc/self/fd"
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -26,6 +37,30 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     except ValueError:
         # No user is called so: a text, which may hold anything.
         return Path(path)
+
+
+@contextmanager
+def name_in_utf8(path: Path) -> Iterator[str]:
+    """Give a file a name that libraries read which take no other bytes than UTF-8 in one.
+
+    >>> with name_in_utf8(Path("model.safetensors")) as name:
+    ...     name
+    'model.safetensors'
+
+    Args:
+        path: any file; where the system shows no open files, its own name is all there is.
+
+    Raises:
+        OSError: if it has to be opened for that, and cannot be.
+    """
+    name = str(path)
+    # Python has a byte that is not UTF-8 as half a character.
+    is_utf8 = not any("\ud800" <= character <= "\udfff" for character in name)
+    if is_utf8 or not os.path.isdir(DESCRIPTORS):
+        yield name
+        return
+    with path.open("rb") as file:
+        yield f"{DESCRIPTORS}/{file.fileno()}"
 
 
 @contextmanager

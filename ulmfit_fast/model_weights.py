@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ulmfit_fast.files import name_in_utf8
 from ulmfit_fast.model_schema import ModelDescription, Place, shown
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
@@ -151,7 +152,7 @@ def _opened(file: Path, place: Place) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(file), "pt") as stored:
+        with name_in_utf8(file) as name, safe_open(name, "pt") as stored:
             yield stored
     except (SafetensorError, RuntimeError) as error:
         # The library quotes the file.

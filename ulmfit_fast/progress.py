@@ -32,7 +32,8 @@ def progress_bar(
     Yields:
         A function that takes one step and shows a note beside the bar.
     """
-    if not enabled or not sys.stderr.isatty():
+    # There is none in a program without a console, nor where it is closed.
+    if not enabled or sys.stderr is None or not sys.stderr.isatty():
         yield lambda note: None
         return
     try:

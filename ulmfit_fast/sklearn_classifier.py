@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
         "ULMFiTClassifier needs the package scikit-learn; pip install 'ulmfit-fast[sklearn]'"
     ) from error
 
-from ulmfit_fast.data.columns import shown
+from ulmfit_fast.data.columns import check_ordered, shown
 from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.data.texts import CheckedTexts
 from ulmfit_fast.estimator import ULMFiT
@@ -141,6 +141,7 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 exactly one column "text", there is one class only, or a weight or an option does
                 not fit.
         """
+        check_ordered("X", X)
         texts = _texts(X)
         y = _labels(y)
         check_classification_targets(y)

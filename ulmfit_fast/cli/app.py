@@ -42,6 +42,7 @@ __all__ = [
     "check_apart_from",
     "check_out",
     "check_out_file",
+    "check_standard_output",
     "check_writable",
     "class_weight_of",
     "guarded",
@@ -142,7 +143,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # At its end Python would flush once more, and complain.
-            for stream in (sys.stdout, sys.stderr):
+            for stream in filter(None, (sys.stdout, sys.stderr)):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(_BROKEN_PIPE) from None
         except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
@@ -309,6 +310,16 @@ def names_in(out: Path) -> list[str]:
     if not out.is_dir():
         return []
     return sorted(name for name in os.listdir(out) if not is_leftover(name))
+
+
+def check_standard_output(mend: str = "") -> None:
+    """Find out before any work whether there is a standard output.
+
+    Args:
+        mend: the end of the error.
+    """
+    if sys.stdout is None:
+        raise OSError(f"standard output is closed, expected a file or a pipe{mend}")
 
 
 def check_writable(out: Path) -> None:

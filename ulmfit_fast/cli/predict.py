@@ -19,6 +19,7 @@ from ulmfit_fast.cli.app import (
     TextColumn,
     TextFiles,
     check_out_file,
+    check_standard_output,
     say,
     typer,
 )
@@ -101,8 +102,7 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
     from ulmfit_fast.files import file_in_place
 
     if out is None:
-        if sys.stdout is None:
-            raise OSError("standard output is closed, expected a file or a pipe; pass --out")
+        check_standard_output("; pass --out")
         yield sys.stdout
         return
     with (

@@ -9,7 +9,7 @@ import platform
 
 import torch
 
-from ulmfit_fast.cli.app import guarded, typer
+from ulmfit_fast.cli.app import check_standard_output, guarded, typer
 from ulmfit_fast.cli.convert import convert
 from ulmfit_fast.cli.find_lr import find_lr
 from ulmfit_fast.cli.predict import predict
@@ -26,6 +26,7 @@ def info() -> None:
     """Show versions, the device, and which LSTM would run, and why."""
     import ulmfit_fast as uf
 
+    check_standard_output()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     versions = [f"ulmfit-fast {uf.__version__}", *map(_version, ("torch", "triton", "numpy"))]
     typer.echo(", ".join(versions))
@@ -64,6 +65,20 @@ for command in (
 
 def main() -> None:
     """Run the command line."""
+    _open_standard_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with launched():
         app()
+
+
+def _open_standard_streams() -> None:
+    """Take the numbers of closed streams, before a file gets them that others then write into.
+
+    What PyTorch's C++ has to warn of goes to number 2, whatever that is.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.open(os.devnull, os.O_RDWR)

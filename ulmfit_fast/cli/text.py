@@ -13,6 +13,7 @@ from ulmfit_fast.cli.app import (
     TextColumn,
     TextFiles,
     check_out_file,
+    check_standard_output,
     say,
     typer,
 )
@@ -41,6 +42,7 @@ def generate(
     """Write texts with a language model, one a line."""
     from ulmfit_fast.estimator import ULMFiT
 
+    check_standard_output()
     if count < 1:
         raise ValueError(f"--count is {count}, expected at least 1")
     learner = ULMFiT.load(model, device=device)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.compat.plain_pickle import PICKLE_ERRORS, Refused, kind_of, lists_and_strings
-from ulmfit_fast.files import open_to_umask, user_path
+from ulmfit_fast.files import name_in_utf8, open_to_umask, user_path
 from ulmfit_fast.scoped import ignoring
 
 __all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
@@ -140,7 +140,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             f"{path} needs the package safetensors; pip install 'ulmfit-fast[text]'"
         ) from error
     try:
-        return dict(load_file(path))
+        with name_in_utf8(path) as name:
+            return dict(load_file(name))
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or it is damaged ({error})") from error
 

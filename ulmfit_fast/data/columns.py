@@ -13,6 +13,7 @@ __all__ = [
     "Label",
     "LabelKinds",
     "MissingLabelError",
+    "check_ordered",
     "checked_record",
     "checked_values",
     "column_positions",
@@ -88,6 +89,25 @@ def _folded(name: Any) -> str:
     folded = "".join(str(name).replace("\ufeff", "").split()).casefold()
     # As an integer is written where another one is missing.
     return folded.removesuffix(".0")
+
+
+def check_ordered(what: str, values: object) -> None:
+    """Refuse a set where each value belongs to another one: the pairs would change by themselves.
+
+    >>> check_ordered("labels", ["a", "b"])
+
+    Args:
+        what: its name, for the error.
+        values: anything.
+
+    Raises:
+        TypeError: for a set.
+    """
+    if isinstance(values, (set, frozenset)):
+        raise TypeError(
+            f"{what} is a {type(values).__name__}, which has no order, expected a list: each value "
+            "belongs to a text; pass them in the order of the texts"
+        )
 
 
 def checked_record(

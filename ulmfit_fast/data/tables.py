@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from ulmfit_fast.data.bad_rows import BadRows
-from ulmfit_fast.data.columns import checked_values, column_positions, is_whole_float, shown
+from ulmfit_fast.data.columns import (
+    check_ordered,
+    checked_values,
+    column_positions,
+    is_whole_float,
+    shown,
+)
+from ulmfit_fast.files import name_in_utf8
 
 __all__ = ["column_values", "is_table", "parquet_records", "table_records"]
 
@@ -153,6 +160,7 @@ def _column(where: str, name: str, values: Any) -> Iterable[Any]:
             f"{where} has {shown(values)} ({type(values).__name__}) in {name!r}, expected a list "
             "of values"
         )
+    check_ordered(f"{name!r} of {where}", values)
     return column_values(values, name)
 
 
@@ -182,7 +190,8 @@ def parquet_records(
         ) from error
     damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     try:
-        file = parquet.ParquetFile(path)
+        with name_in_utf8(path) as name:
+            file = parquet.ParquetFile(name)
         present, metadata = file.schema_arrow.names, file.schema_arrow.metadata
     except damage as error:
         bad.meet(_damaged(f"{path} is no whole Parquet file", error))

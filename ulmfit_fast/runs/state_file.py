@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast.files import open_to_umask, sync_directory
+from ulmfit_fast.files import name_in_utf8, open_to_umask, sync_directory
 
 __all__ = ["DamagedState", "read_state", "write_state"]
 
@@ -83,7 +83,7 @@ def read_state(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), "pt") as file:
+        with name_in_utf8(path) as place, safe_open(place, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, RuntimeError) as error:
