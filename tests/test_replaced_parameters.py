@@ -10,6 +10,8 @@ import pytest
 import torch
 from small_models import KINDS, SETTINGS, make, train
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 import ulmfit_fast as uf
 from ulmfit_fast.optim import ChainThaw
@@ -204,6 +206,34 @@ def test_a_parametrized_layer_keeps_its_parameter():
     nn.utils.parametrize.register_parametrization(layers[0], "weight", nn.Tanh(), unsafe=True)
     plan.finish()
     assert all(p.requires_grad for p in layers.parameters())
+
+
+@PLANS
+def test_parameters_that_a_weight_is_computed_from_are_followed(kind):
+    """weight_norm gives a closed layer two new ones in place of its weight."""
+    layers = [nn.Linear(2, 2) for _ in range(3)]
+    plan = kind(layers)
+    for layer in layers:
+        weight_norm(layer)
+
+    def open_layers():
+        found = [{p.requires_grad for p in layer.parameters()} for layer in layers]
+        assert all(len(kinds) == 1 for kinds in found)
+        return [True in kinds for kinds in found]
+
+    seen = [open_layers()]
+    for _ in layers:
+        plan.step()
+        seen.append(open_layers())
+    twin = [nn.Linear(2, 2) for _ in range(3)]
+    other = kind(twin)
+    for stage in seen:
+        assert stage == [layer.weight.requires_grad for layer in twin]
+        other.step()
+    for layer in layers:
+        remove_parametrizations(layer, "weight")
+    plan.finish()
+    assert open_layers() == [True] * 3
 
 
 def test_a_plan_holds_no_weak_reference_to_a_tensor_and_no_module_for_good():

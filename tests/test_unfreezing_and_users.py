@@ -84,6 +84,13 @@ def test_a_frozen_layer_is_told(kind, caplog):
 
 
 @PLANS
+def test_a_layer_without_parameters_is_told(kind, caplog):
+    kind([nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Softmax(-1)])
+    (record,) = caplog.records
+    assert "layer groups 1, 3 of 4 have no parameters" in record.getMessage()
+
+
+@PLANS
 def test_where_all_is_frozen_there_is_no_plan(kind):
     modules = layers()
     for module in modules:

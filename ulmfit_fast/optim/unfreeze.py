@@ -48,12 +48,12 @@ class _Slot:
         A parameter in several modules is several ones once each was given its own.
         """
         before = self.tensors
-        held = (
-            holder if isinstance(holder, Tensor) else holder._parameters.get(name)
+        found = {
+            id(tensor): tensor
             for holder, name in self._places
-        )
-        found = {id(tensor): tensor for tensor in held if tensor is not None}
-        # One that is gone without another was renamed, as parametrizations do.
+            for tensor in ([holder] if isinstance(holder, Tensor) else _standing(holder, name))
+        }
+        # One that is gone without another was renamed, as pruning does.
         self.tensors = list(found.values()) or before
         return [tensor for tensor in before if all(tensor is not now for now in self.tensors)]
 
@@ -83,6 +83,17 @@ class _Slot:
         for tensor in changed:
             tensor.requires_grad_(wanted)
         return bool(changed)
+
+
+def _standing(module: nn.Module, name: str) -> list[Tensor]:
+    """Return the parameter of a name, or those that a parametrization computes it from."""
+    holder, names = module, [name]
+    parametrized = module._modules.get("parametrizations")
+    if isinstance(parametrized, nn.ModuleDict) and name in parametrized:
+        holder = parametrized[name]
+        names = list(holder._parameters)
+    found = (holder._parameters.get(own) for own in names)
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _slots(groups: list[list[Tensor]]) -> list[list[_Slot]]:
@@ -478,6 +489,14 @@ def _check_slots(groups: list[list[_Slot]]) -> None:
             "layer groups %s of %d were frozen before and stay so; call requires_grad_(True) on "
             "them first if they are to be trained",
             ", ".join(map(str, frozen)),
+            len(groups),
+        )
+    empty = [index for index, group in enumerate(groups) if not group]
+    if empty:
+        _log.warning(
+            "layer groups %s of %d have no parameters, so that nothing opens with them; leave them "
+            "out, or put each into a list with a layer that has some",
+            ", ".join(map(str, empty)),
             len(groups),
         )
 
