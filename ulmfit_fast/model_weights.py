@@ -247,8 +247,6 @@ def _filled(
     model: LanguageModel | TextClassifier, tensors: dict[str, Tensor]
 ) -> LanguageModel | TextClassifier:
     model.load_state_dict(tensors, assign=True)
-    if isinstance(model, LanguageModel) and model.config.tie_weights:
-        model.decoder.weight = model.encoder.encoder.weight
     return model.eval()
 
 

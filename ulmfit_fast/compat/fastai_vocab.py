@@ -122,6 +122,4 @@ def language_model(config: AWDLSTMConfig, tensors: Mapping[str, Tensor]) -> Lang
     """
     model = LanguageModel(config, device="meta")
     model.load_state_dict(tensors, assign=True)
-    if config.tie_weights:
-        model.decoder.weight = model.encoder.encoder.weight
     return model.eval()

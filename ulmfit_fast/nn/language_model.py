@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -73,6 +74,45 @@ class LanguageModel(OnlyTraced):
             nn.init.uniform_(self.decoder.weight, -EMBEDDING_BOUND, EMBEDDING_BOUND)
         if config.out_bias:
             nn.init.zeros_(self.decoder.bias)
+
+    def _is_tied(self) -> bool:
+        own = self.decoder._parameters.get("weight")
+        return own is not None and own is self.encoder.encoder._parameters.get("weight")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        # What replaces parameters, such as to_empty(), makes one for each name.
+        tied = self._is_tied()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if tied and not self._is_tied():
+            self.decoder.weight = self.encoder.encoder.weight
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = f"{prefix}encoder.encoder.weight", f"{prefix}decoder.weight"
+        if self._is_tied() and all(isinstance(state_dict.get(name), Tensor) for name in names):
+            first, second = (state_dict[name] for name in names)
+            if not _equal(first, second):
+                error_msgs.append(
+                    f"{names[0]} and {names[1]} differ, and are one parameter here, expected the "
+                    "same; make the model with tie_weights=False"
+                )
+            elif local_metadata.get("assign_to_params_buffers"):
+                # Of one object there will be one parameter.
+                one = first if isinstance(first, nn.Parameter) else nn.Parameter(first, False)
+                state_dict.update(dict.fromkeys(names, one))
+        super()._load_from_state_dict(
+            *(state_dict, prefix, local_metadata, strict),
+            *(missing_keys, unexpected_keys, error_msgs),
+        )
 
     @property
     def config(self) -> AWDLSTMConfig:
@@ -199,3 +239,11 @@ class LanguageModel(OnlyTraced):
 def _hooked(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return any(hooks) or bool(module._backward_pre_hooks)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    # Those of a meta device have no values, and others are for the copying to refuse.
+    if first is second or first.is_meta or second.is_meta or first.shape != second.shape:
+        return True
+    second = second.to(first.device, first.dtype)
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
