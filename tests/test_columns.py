@@ -254,6 +254,32 @@ def test_what_is_no_table_of_texts(source, error: type[Exception], message: str)
         assert "\n" not in str(caught.value)
 
 
+def test_an_array_of_one_value_alone_is_no_list(model: ULMFiT) -> None:
+    one, number = np.array("abc"), torch.tensor(3)
+    for call in (
+        lambda: read_texts(one),
+        lambda: read_texts(number),
+        lambda: read_labelled({"text": one, "label": NAMES}),
+        lambda: read_labelled({"text": TEXTS, "label": number}),
+        lambda: Tokenizer.train(one),
+        lambda: model.fit_classifier(TEXTS, one, epochs=1),
+        lambda: model.fit_classifier(TEXTS, number, epochs=1),
+    ):
+        with pytest.raises(TypeError, match=r"(array\('abc'.*|tensor\(3\)).*, expected a "):
+            call()
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1)])
+def test_records_of_numpy_stand_in_one_row(shape: tuple[int, ...]) -> None:
+    """The letters of one record alone were texts."""
+    kinds = [("text", "U3"), ("label", "U3")]
+    records = np.array([("abc", "xyz"), ("def", "uvw")], kinds)
+    given = np.array(("abc", "xyz"), kinds) if shape == () else records.reshape(shape)
+    for read in (read_labelled, lambda source: list(read_texts(source))):
+        with pytest.raises(ValueError, match=r"ndarray has shape \(.*\), expected \(N,\), a rec"):
+            read(given)
+
+
 @pytest.mark.parametrize("kind", [set, frozenset])
 def test_a_set_has_no_order_in_which_values_belong_together(model: ULMFiT, kind: type) -> None:
     own, what = kind(TEXTS), f"{kind.__name__}, which has no order, expected a list"

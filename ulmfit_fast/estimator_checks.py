@@ -14,6 +14,7 @@ from ulmfit_fast.data.columns import (
     Label,
     LabelKinds,
     check_ordered,
+    is_iterable,
     is_missing,
     missing_label,
     shown,
@@ -116,7 +117,7 @@ def plain_labels(labels: Any, column: str = "label") -> list[Label]:
         )
     check_ordered("labels", labels)
     found = column_values(labels, column)
-    if not isinstance(found, Iterable):
+    if not is_iterable(found):
         raise TypeError(
             f"labels is {shown(labels)} ({type(labels).__name__}), expected a label for each text"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -17,6 +17,7 @@ __all__ = [
     "checked_record",
     "checked_values",
     "column_positions",
+    "is_iterable",
     "is_missing",
     "is_whole_float",
     "missing_label",
@@ -89,6 +90,15 @@ def _folded(name: Any) -> str:
     folded = "".join(str(name).replace("\ufeff", "").split()).casefold()
     # As an integer is written where another one is missing.
     return folded.removesuffix(".0")
+
+
+def is_iterable(values: object) -> bool:
+    """Tell whether there are values in it; an array or tensor of one alone says so, and has none.
+
+    >>> is_iterable(np.array("a")), is_iterable(np.array(["a"]))
+    (False, True)
+    """
+    return isinstance(values, Iterable) and getattr(values, "ndim", None) != 0
 
 
 def check_ordered(what: str, values: object) -> None:

@@ -13,6 +13,7 @@ from ulmfit_fast.data.columns import (
     Label,
     LabelKinds,
     checked_record,
+    is_iterable,
     is_missing,
     is_whole_float,
     missing_label,
@@ -95,7 +96,7 @@ def read_texts(
 
 
 def _items(source: Any) -> Iterable[Any]:
-    if isinstance(source, bytes) or not isinstance(source, Iterable):
+    if isinstance(source, bytes) or not is_iterable(source):
         raise TypeError(
             f"source is {shown(source)} ({type(source).__name__}), expected a path or texts"
         )

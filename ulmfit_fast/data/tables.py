@@ -15,6 +15,7 @@ from ulmfit_fast.data.columns import (
     check_ordered,
     checked_values,
     column_positions,
+    is_iterable,
     is_whole_float,
     shown,
 )
@@ -138,6 +139,8 @@ def _opened(
         return iter([found]), None
     if isinstance(source, np.ndarray):
         column_positions(where, columns, source.dtype.names or ())
+        if source.ndim != 1:
+            raise ValueError(f"{where} has shape {source.shape}, expected (N,), a record each")
         return iter([[source[column].tolist() for column in columns]]), None
     if _has(source, "column_names", "iter"):
         return _opened_dataset(source, columns)
@@ -154,8 +157,7 @@ def _opened(
 
 
 def _column(where: str, name: str, values: Any) -> Iterable[Any]:
-    is_iterable = isinstance(values, Iterable)
-    if isinstance(values, (str, bytes)) or is_table(values) or not is_iterable:
+    if isinstance(values, (str, bytes)) or is_table(values) or not is_iterable(values):
         raise TypeError(
             f"{where} has {shown(values)} ({type(values).__name__}) in {name!r}, expected a list "
             "of values"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ulmfit_fast.data.columns import checked_record, shown
+from ulmfit_fast.data.columns import checked_record, is_iterable, shown
 from ulmfit_fast.data.tables import column_values, is_table
 
 __all__ = ["BLOCK_CHARACTERS", "CheckedTexts", "not_a_text", "text_blocks"]
@@ -36,7 +36,7 @@ class CheckedTexts:
     def __init__(self, texts: Any, column: str = "text", *, name: str = "texts") -> None:
         if isinstance(texts, str):
             raise TypeError(f"{name} is the string {texts!r:.60}, expected a list of texts")
-        if isinstance(texts, bytes) or not (is_table(texts) or isinstance(texts, Iterable)):
+        if isinstance(texts, bytes) or not (is_table(texts) or is_iterable(texts)):
             raise TypeError(
                 f"{name} is {shown(texts)} ({type(texts).__name__}), expected a list of texts"
             )
