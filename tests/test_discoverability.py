@@ -117,6 +117,8 @@ def test_what_needs_a_package_that_is_missing_is_not_offered_and_says_so():
         ("ulmfit_fast", "find_Ir", "find_lr"),
         ("ulmfit_fast", "date", "data"),
         ("ulmfit_fast.optim", "SlantedTriangularLr", "SlantedTriangularLR"),
+        ("ulmfit_fast.nn", "Lstm", "LSTM"),
+        ("ulmfit_fast.data", "Tokeniser", "Tokenizer"),
         ("ulmfit_fast.data", "read_labeled", "read_labelled"),
         ("ulmfit_fast.serving", "quantise", "quantize"),
         ("ulmfit_fast.presets", "fastai_07", "fastai07"),

@@ -262,7 +262,7 @@ def test_what_is_replaced_over_and_over_is_told_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directories, "_LONGEST_WAIT", 0.0)
-    monkeypatch.setattr(directories, "_DESCRIPTORS", str(tmp_path / "none"))
+    monkeypatch.setattr(directories, "DESCRIPTORS", str(tmp_path / "none"))
     save("model", tmp_path / "out", 1)
     with pytest.raises(OSError, match=r"out was replaced 20 times while it was read; read it"):
         read_version(tmp_path / "out", lambda path: save("model", tmp_path / "out", 2))

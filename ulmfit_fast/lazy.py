@@ -77,6 +77,7 @@ def _near(name: str, names: list[str]) -> str:
         return ""
     import difflib
 
-    lower = {other.lower(): other for other in names}
+    # A class stands before the module of its name, and is the one that is kept.
+    lower = {other.lower(): other for other in reversed(names)}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.75)
     return f". Did you mean: {lower[near[0]]!r}?" if near else ""
