@@ -120,6 +120,17 @@ def test_what_nobody_could_read_is_not_a_success(folder, command):
     assert done.stderr == b"error: standard output is closed, expected a file or a pipe\n"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
+@pytest.mark.parametrize("command", ["--help", "predict --help", "info"])
+def test_a_full_disk_is_one_line(command):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*MODULE, *command.split(" ")], stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT
+        )
+    assert done.returncode == 2
+    assert done.stderr == b"error: [Errno 28] No space left on device\n"
+
+
 def test_a_training_needs_no_standard_error(folder, tmp_path):
     command = f"fit-classifier --model {folder}/m --text {folder}/rows.csv --out {tmp_path}/n"
     line = f'"{sys.executable}" -m ulmfit_fast {command} --epochs 1 2>&-'

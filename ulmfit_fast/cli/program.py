@@ -68,7 +68,12 @@ def main() -> None:
     _open_standard_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with launched():
-        app()
+        try:
+            app()
+        except OSError as error:
+            # Of the help, which no command writes.
+            say(f"error: {error}")
+            raise SystemExit(2) from None
 
 
 def _open_standard_streams() -> None:
