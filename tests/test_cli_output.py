@@ -140,7 +140,7 @@ def test_a_training_needs_no_standard_error(folder, tmp_path):
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
     code = (
-        "from ulmfit_fast import cli\n"
+        "from ulmfit_fast.cli import program as cli\n"
         f"cli.app = lambda: print(open({str(tmp_path / 'a')!r}, 'w').fileno())\n"
         "cli.main()"
     )

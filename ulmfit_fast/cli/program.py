@@ -9,7 +9,7 @@ import platform
 
 import torch
 
-from ulmfit_fast.cli.app import check_standard_output, guarded, typer
+from ulmfit_fast.cli.app import check_standard_output, guarded, say, typer
 from ulmfit_fast.cli.convert import convert
 from ulmfit_fast.cli.find_lr import find_lr
 from ulmfit_fast.cli.predict import predict
