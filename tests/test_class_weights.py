@@ -665,7 +665,7 @@ def test_the_command_line_refuses_in_one_line(saved, tmp_path, given, message) -
 
 
 def test_labels_of_the_command_line_may_hold_an_equals_sign() -> None:
-    from ulmfit_fast.app import class_weight_of
+    from ulmfit_fast.cli.app import class_weight_of
 
     assert class_weight_of(["a=b=2", "{x=3", "balanced=4"]) == {"a=b": 2, "{x": 3, "balanced": 4}
     assert class_weight_of(None) is None is class_weight_of([])
