@@ -26,7 +26,7 @@ from benchmarks.measure import Entry, compare
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from benchmarks.show import line
-from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
+from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 
 QUESTION = "decoder"
 PLAIN, CHUNKED, OURS = "F.linear, F.cross_entropy", "F.linear_cross_entropy", "ulmfit_fast"

@@ -26,9 +26,9 @@ from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
 from ulmfit_fast.data import ClassifierBatches, Tokenizer
-from ulmfit_fast.evaluation import recalibrate_batch_norm
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, TextClassifier
 from ulmfit_fast.serving import quantize
+from ulmfit_fast.training.evaluation import recalibrate_batch_norm
 
 QUESTION, ACCURACY = "predict", "int8_accuracy"
 ONE, UNSORTED = "one text at a time", "unsorted batches"
@@ -169,9 +169,9 @@ def _share_equal(first: Sequence[object], second: Sequence[object]) -> float:
 
 
 def _trained(settings: Settings) -> tuple[uf.ULMFiT, list[str], list[str]]:
-    from ulmfit_fast.demo.docstrings import read_docstrings
-    from ulmfit_fast.demo.settings import QUICK
-    from ulmfit_fast.demo.task import build_task, without_sentences
+    from ulmfit_fast.studies.docstrings import read_docstrings
+    from ulmfit_fast.studies.settings import QUICK
+    from ulmfit_fast.studies.swapped_words import build_task, without_sentences
 
     target = read_docstrings(QUICK.target[0])
     count, held_out = settings.sized((max(QUICK.label_counts), QUICK.held_out), (0, 0), (40, 20))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.lm_plain import ADAM, ALPHA, BETA, CLIP
-from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.training.lm_step import LanguageModelStep
 
 Step = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks import lm_ours, lm_plain
 from benchmarks.lm_plain import ALPHA, BETA
-from ulmfit_fast import fused
-from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
+from ulmfit_fast.functional import dropout
+from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.nn.dropout import embed
 from ulmfit_fast.seeds import draw_seed
@@ -83,7 +83,7 @@ def our_parts(asked: Problem, dtype: torch.dtype) -> dict[str, Part]:
 
     def decoder(turn: int) -> None:
         with lm_ours.autocast(asked.device, dtype):
-            dropped, square, difference = fused.dropout_and_regularisers(
+            dropped, square, difference = dropout.dropout_and_regularisers(
                 x, draw_seed(), config.output_p
             )
             flat, bias = dropped.flatten(0, 1), model.decoder.bias

@@ -29,7 +29,7 @@ from benchmarks import machine
 from benchmarks.rows import RESULTS, write_records
 from ulmfit_fast.data import Tokenizer, TokenStore
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.pipeline import TrainingSettings, train_language_model
+from ulmfit_fast.training.stages import TrainingSettings, train_language_model
 
 _STATM = Path("/proc/self/statm")
 BATCH_SIZE, BPTT = 16, 20

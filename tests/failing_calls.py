@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from ulmfit_fast import scoped
+from ulmfit_fast.system import scoped
 
 # What the package calls that takes memory, forwards and backwards; none of it is an optimizer's.
 CALLS = [

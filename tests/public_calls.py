@@ -14,15 +14,16 @@ from small_models import CONFIG, documents
 from torch import nn
 
 import ulmfit_fast as uf
-from ulmfit_fast import ensemble, pipeline
 from ulmfit_fast.compat import fastai
 from ulmfit_fast.data import LMBatches, Tokenizer, TokenStore, Vocab
-from ulmfit_fast.lr_finder import find_lr
 from ulmfit_fast.nn import AWDLSTM, LanguageModel, TextClassifier
-from ulmfit_fast.pipeline import TrainingSettings
 from ulmfit_fast.runs import DryRun, Run
 from ulmfit_fast.serving import export_classifier, quantize
-from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+from ulmfit_fast.training import stages
+from ulmfit_fast.training.lr_finder import find_lr
+from ulmfit_fast.training.stages import TrainingSettings
+from ulmfit_fast.ulmfit import ensemble
+from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
 
 TEXTS = ["what a fine and moving film", "a long and tiresome evening"] * 12
 LABELS = ["+", "-"] * 12
@@ -237,11 +238,11 @@ def layers(start, out):
 def stages_as_functions(start, out):
     """Their masks come from PyTorch's generator, which the caller seeds."""
     torch.manual_seed(1)
-    model = pipeline.build_classifier(start[1], CONFIG, 2, SETTINGS)
+    model = stages.build_classifier(start[1], CONFIG, 2, SETTINGS)
     labels = torch.arange(12, device="cpu") % 2
-    history = pipeline.fit_classifier(model, documents(), labels, SETTINGS, progress=False)
-    other = pipeline.with_vocabulary(start[1], Vocab(list("abcde")), Vocab(list("cdxyz")))
-    own = pipeline.train_language_model(other, documents(), SETTINGS, progress=False)
+    history = stages.fit_classifier(model, documents(), labels, SETTINGS, progress=False)
+    other = stages.with_vocabulary(start[1], Vocab(list("abcde")), Vocab(list("cdxyz")))
+    own = stages.train_language_model(other, documents(), SETTINGS, progress=False)
     return of(model), of(other), course(history), course(own)
 
 

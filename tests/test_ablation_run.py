@@ -8,8 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ulmfit_fast.ablation import run as ablation_run
-from ulmfit_fast.ablation.plan import (
+from ulmfit_fast.cli.program import app
+from ulmfit_fast.studies import ablation as ablation_run
+from ulmfit_fast.studies.ablation import CLASSIFIER, LANGUAGE_MODEL, TFIDF, run_ablation
+from ulmfit_fast.studies.ablation_plan import (
     CLASSIFIER_WAYS,
     LM_WAYS,
     ULMFIT_LM,
@@ -18,11 +20,9 @@ from ulmfit_fast.ablation.plan import (
     Job,
     jobs,
 )
-from ulmfit_fast.ablation.rows import Row, RowFile
-from ulmfit_fast.ablation.run import CLASSIFIER, LANGUAGE_MODEL, TFIDF, run_ablation
-from ulmfit_fast.ablation.tables import format_ablation, plot_ablation
-from ulmfit_fast.ablation.tasks import Task
-from ulmfit_fast.cli.program import app
+from ulmfit_fast.studies.ablation_tables import format_ablation, plot_ablation
+from ulmfit_fast.studies.rows import Row, RowFile
+from ulmfit_fast.studies.tasks import Task
 
 GOOD, BAD = "what a fine and moving film", "a long and very dull evening"
 
@@ -261,7 +261,9 @@ def command(*args):
 
 
 def test_the_command_on_files_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("ulmfit_fast.ablation.plan.AblationSettings", lambda: small(seeds=1))
+    monkeypatch.setattr(
+        "ulmfit_fast.studies.ablation_plan.AblationSettings", lambda: small(seeds=1)
+    )
     with (tmp_path / "films.csv").open("w", newline="") as file:
         labelled = [(text, "good" if "fine" in text else "bad") for text in texts(100)]
         labelled = [(f"{text} {i}", label) for i, (text, label) in enumerate(labelled)]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ulmfit_fast.ablation import subpackages, tasks
-from ulmfit_fast.ablation.parameter_types import parameter_descriptions, type_of
-from ulmfit_fast.ablation.tasks import Task, own_task, read_task
-from ulmfit_fast.demo.docstrings import Document
+from ulmfit_fast.studies import subpackages, tasks
+from ulmfit_fast.studies.docstrings import Document
+from ulmfit_fast.studies.parameter_types import parameter_descriptions, type_of
+from ulmfit_fast.studies.tasks import Task, own_task, read_task
 
 DOCSTRINGS = [
     (
@@ -74,7 +74,7 @@ def test_documented_types(documented, expected):
 
 def test_descriptions_of_both_layouts(monkeypatch):
     monkeypatch.setattr(
-        "ulmfit_fast.ablation.parameter_types.raw_docstrings", lambda package: iter(DOCSTRINGS)
+        "ulmfit_fast.studies.parameter_types.raw_docstrings", lambda package: iter(DOCSTRINGS)
     )
     assert parameter_descriptions("pkg") == [
         ("The numbers that are to be added, in any order.", "array"),

@@ -7,9 +7,9 @@ from test_functional import DROPOUTS, arguments, assert_close, gradients
 from torch.autograd import forward_ad
 
 import ulmfit_fast as uf
-from ulmfit_fast import functional, operators
-from ulmfit_fast.eager_steps import Recurrence
-from ulmfit_fast.functional import lstm
+from ulmfit_fast.functional import layer, lstm
+from ulmfit_fast.lstm import operators
+from ulmfit_fast.lstm.eager_steps import Recurrence
 
 
 def test_auto_says_what_it_chose_and_why():
@@ -34,13 +34,13 @@ def test_auto_says_what_it_chose_and_why():
 def test_the_explained_backend_is_the_one_that_runs(monkeypatch, settings, expected):
     ran = []
     for name in ("_lstm_eager", "_lstm_torch"):
-        original = getattr(functional, name)
+        original = getattr(layer, name)
 
         def record(*args, name=name, original=original):
             ran.append(name)
             return original(*args)
 
-        monkeypatch.setattr(functional, name, record)
+        monkeypatch.setattr(layer, name, record)
     uf.LSTM(4, 8, **settings)(torch.randn(5, 2, 4))
     assert ran == [expected]
 

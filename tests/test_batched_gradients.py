@@ -5,8 +5,8 @@ import torch
 from torch.autograd.functional import jacobian
 
 import ulmfit_fast as uf
-from ulmfit_fast import fused
-from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
+from ulmfit_fast.functional import dropout as fused
+from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 
 CALLS = {
     "plain": ({}, {}),

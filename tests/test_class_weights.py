@@ -19,15 +19,15 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.classifier_step import classifier_step, relative_weights
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import ClassifierBatches, read_weighted
-from ulmfit_fast.ensemble import fit_ensemble
-from ulmfit_fast.estimator_weights import text_weights
-from ulmfit_fast.lr_finder import find_lr
 from ulmfit_fast.nn import TextClassifier
-from ulmfit_fast.pipeline import build_classifier, fit_classifier
 from ulmfit_fast.runs import DryRun, Run
+from ulmfit_fast.training.classifier_step import classifier_step, relative_weights
+from ulmfit_fast.training.lr_finder import find_lr
+from ulmfit_fast.training.stages import build_classifier, fit_classifier
+from ulmfit_fast.ulmfit.ensemble import fit_ensemble
+from ulmfit_fast.ulmfit.labelled import text_weights
 
 # The loss is formed in float32, of few terms: some roundings of its largest term.
 FLOAT32 = {"rtol": 16 * torch.finfo(torch.float32).eps, "atol": 1e-7}
@@ -678,7 +678,7 @@ def test_the_search_of_the_command_line_takes_weights(saved, tmp_path, monkeypat
         seen.append((len(documents), options["weights"], options["labels"].tolist()))
         return find_lr(model, documents, settings, progress=False, **options)
 
-    monkeypatch.setattr("ulmfit_fast.lr_finder.find_lr", search)
+    monkeypatch.setattr("ulmfit_fast.training.lr_finder.find_lr", search)
     command = ["find-lr", "--model", saved / "lm", "--text", saved / "rows.csv", "--steps", 30]
     command += ["--out", tmp_path / "lr.svg"]
     own = ["--label-column", "label", "--class-weight", "2=0", "--weight-column", "weight"]

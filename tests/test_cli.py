@@ -17,9 +17,10 @@ import torch
 from typer.testing import CliRunner
 
 import ulmfit_fast as uf
-from ulmfit_fast import ULMFiT, lm_stage
+from ulmfit_fast import ULMFiT
 from ulmfit_fast.cli.program import app
-from ulmfit_fast.directories import is_run_file
+from ulmfit_fast.system.directories import is_run_file
+from ulmfit_fast.training import lm_stage
 
 SMALL = "--epochs 1 --batch-size 8".split()
 SIZES = "--emb-size 8 --hidden-size 10 --num-layers 2 --min-freq 1 --bptt 10".split()

@@ -10,11 +10,11 @@ from fastai_formats import FORMATS, V, encoder, expected_logits, state_dict
 from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.checkpoint import load_model
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.compat.fastai import classifier_from_fastai, from_fastai
 from ulmfit_fast.compat.files import read_tensors, read_words
 from ulmfit_fast.data import SPECIALS
+from ulmfit_fast.ulmfit.model_files import load_model
 
 WORDS = [*SPECIALS, "film", "dull", "fine", "a", *(f"w{n}" for n in range(V - 13))]
 TEXTS = ["a fine film", "a dull film"] * 10

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import Tokenizer, TokenStore
-from ulmfit_fast.data.token_store_build import StoreBuilder, building
+from ulmfit_fast.data.store.build import StoreBuilder, building
 
 LINES = ["The cat sat.", "The dog sat, the cat did not!"] * 4
 

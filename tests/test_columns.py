@@ -26,9 +26,9 @@ from ulmfit_fast.data import (
     read_labelled,
     read_texts,
 )
-from ulmfit_fast.data.formats import read_wikitext
-from ulmfit_fast.ensemble import Ensemble, fit_ensemble
-from ulmfit_fast.saliency import explain
+from ulmfit_fast.data.reading.published import read_wikitext
+from ulmfit_fast.serving.saliency import explain
+from ulmfit_fast.ulmfit.ensemble import Ensemble, fit_ensemble
 
 TEXTS, NAMES = ["a fine film", "a dull film"], ["+", "-"]
 PAIRS = (TEXTS, NAMES)

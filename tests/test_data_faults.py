@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import Tokenizer, TokenStore, read_labelled, read_texts
-from ulmfit_fast.data.formats import LAYOUTS, read_ag_news, read_imdb, read_wikitext
-from ulmfit_fast.lm_stage import training_stream
-from ulmfit_fast.settings import TrainingSettings
+from ulmfit_fast.data.reading.published import LAYOUTS, read_ag_news, read_imdb, read_wikitext
+from ulmfit_fast.training.lm_stage import training_stream
+from ulmfit_fast.training.settings import TrainingSettings
 
 GOOD = ["first text", "second text"]
 
@@ -284,7 +284,7 @@ def test_the_layouts(tmp_path: Path, caplog) -> None:
 
 
 def test_a_store_that_stopped_at_a_bad_row_goes_on(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("ulmfit_fast.data.texts.BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr("ulmfit_fast.data.tokens.texts.BLOCK_CHARACTERS", 100)
     texts = [f"text number {n}" for n in range(400)]
     path = tmp_path / "a.txt"
     encoded_texts = [text.encode() for text in texts]

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.demo import experiment
-from ulmfit_fast.demo.baselines import majority_baseline, tfidf_baseline
-from ulmfit_fast.demo.docstrings import read_docstrings
-from ulmfit_fast.demo.experiment import run_demo
-from ulmfit_fast.demo.prose import sentence_key
-from ulmfit_fast.demo.settings import QUICK
-from ulmfit_fast.demo.task import LABELS, SwapTask
 from ulmfit_fast.report import Metrics, format_score, scores
 from ulmfit_fast.report_template import QUICK as QUICK_BANNER
+from ulmfit_fast.studies import demo as experiment
+from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
+from ulmfit_fast.studies.demo import run_demo
+from ulmfit_fast.studies.docstrings import read_docstrings
+from ulmfit_fast.studies.prose import sentence_key
+from ulmfit_fast.studies.settings import QUICK
+from ulmfit_fast.studies.swapped_words import LABELS, SwapTask
 
 # Packages of the standard library that are read in a second and hold a few hundred sentences. The
 # target is among the general ones, too: what is held out must be left out of both.

@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 
-from ulmfit_fast.demo.baselines import majority_baseline, tfidf_baseline
-from ulmfit_fast.demo.docstrings import Document, read_docstrings
-from ulmfit_fast.demo.prose import is_english, prose_paragraphs, sentence_key, split_sentences
-from ulmfit_fast.demo.task import (
+from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
+from ulmfit_fast.studies.docstrings import Document, read_docstrings
+from ulmfit_fast.studies.prose import is_english, prose_paragraphs, sentence_key, split_sentences
+from ulmfit_fast.studies.swapped_words import (
     build_task,
     swap_words,
     usable_sentences,

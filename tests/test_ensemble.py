@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.ensemble import Ensemble, fit_ensemble
+from ulmfit_fast.ulmfit.ensemble import Ensemble, fit_ensemble
 
 TEXTS = [f"{word} {thing} here" for thing in ("film", "story") for word in ("fine", "dull")] * 10
 LABELS = ["good", "bad"] * 20
@@ -29,7 +29,8 @@ def reversed_words(texts: list[str]) -> list[str]:
 
 
 def test_a_backward_model_reads_every_text_from_its_end(monkeypatch) -> None:
-    from ulmfit_fast import estimator_base, pipeline
+    from ulmfit_fast.training import stages as pipeline
+    from ulmfit_fast.ulmfit import trained
 
     seen = {}
 
@@ -49,7 +50,7 @@ def test_a_backward_model_reads_every_text_from_its_end(monkeypatch) -> None:
         index = {tuple(w): tuple(ids) for w, ids in zip(words, seen["documents"], strict=True)}
         assert all(ids[-1] == 2 and len(ids) == len(w) for w, ids in index.items())
         assert len({ids[0] for ids in index.values()}) == 1, "all of them end with one word"
-    assert estimator_base.TextModel.backwards.fget(model) is True
+    assert trained.TextModel.backwards.fget(model) is True
 
 
 def test_a_backward_model_is_the_forward_model_of_reversed_texts() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_fast import ULMFiT, lm_stage, pipeline
-from ulmfit_fast.evaluation import predict_logits
-from ulmfit_fast.history import EpochResult
+from ulmfit_fast import ULMFiT
+from ulmfit_fast.training import lm_stage, stages
+from ulmfit_fast.training.evaluation import predict_logits
+from ulmfit_fast.training.state import EpochResult
 
 FILLERS = "the a of and it was film story with some very long music night".split()
 LM = {"epochs": 2, "batch_size": 8, "bptt": 10}
@@ -108,7 +109,7 @@ def test_the_seed_decides_the_order_of_the_labelled_texts(fitted: ULMFiT, monkey
         orders.append([batch.positions.tolist() for batch in batches])
         return EpochResult(0.0, 1, 1.0)
 
-    monkeypatch.setattr(pipeline, "train_classifier_epoch", record)
+    monkeypatch.setattr(stages, "train_classifier_epoch", record)
     for seed in (0, 0, 1):
         fitted.copy(seed=seed).fit_classifier(TEXTS, ["a", "b"] * 20, epochs=2, batch_size=8)
     first, second, *_, other, _ = orders
@@ -274,7 +275,7 @@ def test_interruption_leaves_the_last_finished_epoch(
     fitted: ULMFiT, tmp_path: Path, monkeypatch, stage: str
 ) -> None:
     part = "classifier" if stage == "fit_classifier" else "language_model"
-    room, name = (pipeline if part == "classifier" else lm_stage), f"train_{part}_epoch"
+    room, name = (stages if part == "classifier" else lm_stage), f"train_{part}_epoch"
     train, finished = getattr(room, name), []
 
     def epoch(model, *args, **options):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ulmfit_fast import ULMFiT, pipeline, presets
+from ulmfit_fast import ULMFiT, presets
 from ulmfit_fast.presets import Preset
-from ulmfit_fast.settings import TrainingSettings
+from ulmfit_fast.training import stages as pipeline
+from ulmfit_fast.training.settings import TrainingSettings
 
 TEXTS = ["a fine film", "a dull film"] * 40
 LABELS = ["good", "bad"] * 40

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 import ulmfit_fast as uf
 from ulmfit_fast.compat.files import read_tensors
 from ulmfit_fast.data import read_labelled, read_texts
-from ulmfit_fast.files import name_in_utf8
 from ulmfit_fast.runs import Run
+from ulmfit_fast.system.files import name_in_utf8
 
 TEXTS, LABELS = ["a fine film", "a dull film"] * 8, ["+", "-"] * 8
 SMALL = {"emb_size": 6, "hidden_size": 8, "num_layers": 1, "min_freq": 1, "progress": False}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ulmfit_fast.data import Tokenizer, Vocab
-from ulmfit_fast.data.formats import (
+from ulmfit_fast.data.reading.published import (
     LAYOUTS,
     read_ag_news,
     read_class_csv,

@@ -5,8 +5,8 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import ulmfit_fast as uf
-from ulmfit_fast import eager_backward
 from ulmfit_fast.functional import lstm
+from ulmfit_fast.lstm import eager_backward
 
 DOUBLE = torch.float64
 DROPOUTS = {

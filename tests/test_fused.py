@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ulmfit_fast import backend, fused, rng
+from ulmfit_fast import backend, rng
+from ulmfit_fast.functional import dropout
 
 SEED = torch.tensor(2**62 + 12345)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -23,9 +24,9 @@ def scaled(x, keep, p):
 def test_locked_dropout_is_the_mask_of_rng(dtype):
     x = torch.randn(4, 3, 7).to(dtype)
     keep = rng.keep_mask(SEED, 21, 0.4, kind=rng.KIND_LOCKED).view(1, 3, 7)
-    assert torch.equal(fused.locked_dropout(x, SEED, 0.4), scaled(x, keep, 0.4))
-    assert fused.locked_dropout(x, SEED, 0.0) is x
-    assert not fused.locked_dropout(x, SEED, 1.0).any()
+    assert torch.equal(dropout.locked_dropout(x, SEED, 0.4), scaled(x, keep, 0.4))
+    assert dropout.locked_dropout(x, SEED, 0.0) is x
+    assert not dropout.locked_dropout(x, SEED, 1.0).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -33,16 +34,18 @@ def test_embed_dropped_is_a_lookup_and_both_masks(dtype):
     weight, tokens = torch.randn(9, 6).to(dtype), torch.randint(9, (5, 4))
     words = rng.embedding_keep(SEED, tokens, 0.3)[:, :, None]
     once = scaled(F.embedding(tokens, weight), words, 0.3)
-    twice = fused.locked_dropout(once, SEED + 1, 0.5)
-    assert torch.equal(fused.embed_dropped(weight, tokens, SEED, 0.3, None, 0.0), once)
-    assert torch.equal(fused.embed_dropped(weight, tokens, SEED, 0.3, SEED + 1, 0.5), twice)
-    plain = fused.embed_dropped(weight, tokens, None, 0.0, None, 0.0)
+    twice = dropout.locked_dropout(once, SEED + 1, 0.5)
+    assert torch.equal(dropout.embed_dropped(weight, tokens, SEED, 0.3, None, 0.0), once)
+    assert torch.equal(dropout.embed_dropped(weight, tokens, SEED, 0.3, SEED + 1, 0.5), twice)
+    plain = dropout.embed_dropped(weight, tokens, None, 0.0, None, 0.0)
     assert torch.equal(plain, F.embedding(tokens, weight))
 
 
 def test_embed_dropped_gives_padding_no_gradient():
     weight = torch.randn(4, 3, requires_grad=True)
-    fused.embed_dropped(weight, torch.arange(4)[:, None], None, 0.0, SEED, 0.5, 2).sum().backward()
+    dropout.embed_dropped(
+        weight, torch.arange(4)[:, None], None, 0.0, SEED, 0.5, 2
+    ).sum().backward()
     assert not weight.grad[2].any()
     assert weight.grad.any(1).sum() == 3
 
@@ -51,15 +54,15 @@ def test_embed_dropped_gives_padding_no_gradient():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_means_are_those_of_the_loss(dtype, ar_on):
     raw = torch.randn(5, 3, 7).to(dtype)
-    dropped, square, difference = fused.dropout_and_regularisers(raw, SEED, 0.4, ar_on=ar_on)
-    assert torch.equal(dropped, fused.locked_dropout(raw, SEED, 0.4))
+    dropped, square, difference = dropout.dropout_and_regularisers(raw, SEED, 0.4, ar_on=ar_on)
+    assert torch.equal(dropped, dropout.locked_dropout(raw, SEED, 0.4))
     wide = raw if dtype == torch.float64 else raw.float()
     assert square.dtype == difference.dtype == wide.dtype
     active = wide if ar_on == "raw" else dropped.to(wide.dtype)
     assert torch.equal(square, active.square().mean())
     assert torch.equal(difference, (wide[1:] - wide[:-1]).square().mean())
-    assert fused.dropout_and_regularisers(raw[:1], SEED, 0.4)[2].item() == 0.0
-    assert torch.equal(fused.dropout_and_regularisers(raw, None, 0.0)[0], raw)
+    assert dropout.dropout_and_regularisers(raw[:1], SEED, 0.4)[2].item() == 0.0
+    assert torch.equal(dropout.dropout_and_regularisers(raw, None, 0.0)[0], raw)
 
 
 @pytest.mark.parametrize("ar_on", ["dropped", "raw"])
@@ -67,7 +70,7 @@ def test_the_regularisers_have_first_and_second_derivatives(ar_on):
     raw = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
 
     def function(x):
-        return fused.dropout_and_regularisers(x, SEED, 0.4, ar_on=ar_on)
+        return dropout.dropout_and_regularisers(x, SEED, 0.4, ar_on=ar_on)
 
     assert torch.autograd.gradcheck(function, raw)
     assert torch.autograd.gradgradcheck(function, raw)
@@ -85,7 +88,7 @@ def test_cross_entropy_leaves_the_gradient_in_the_logits(dtype, smoothing):
         expected = F.cross_entropy(wide, targets, reduction="none", label_smoothing=smoothing)
         expected.sum().backward()
         beside = buffer[:, vocab:].clone()
-        losses = fused.softmax_cross_entropy_(logits, targets, label_smoothing=smoothing)
+        losses = dropout.softmax_cross_entropy_(logits, targets, label_smoothing=smoothing)
         assert losses.dtype == torch.promote_types(dtype, torch.float32)
         torch.testing.assert_close(losses, expected.detach().to(losses.dtype), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(logits, wide.grad.to(dtype))
@@ -95,17 +98,17 @@ def test_cross_entropy_leaves_the_gradient_in_the_logits(dtype, smoothing):
 
 def test_cross_entropy_with_no_row_that_counts_or_no_row_at_all():
     logits = torch.randn(3, 4)
-    losses = fused.softmax_cross_entropy_(logits, torch.full((3,), 2), ignore_index=2)
+    losses = dropout.softmax_cross_entropy_(logits, torch.full((3,), 2), ignore_index=2)
     assert not losses.any() and not logits.any()
-    assert fused.softmax_cross_entropy_(torch.randn(0, 4), torch.zeros(0).long()).shape == (0,)
+    assert dropout.softmax_cross_entropy_(torch.randn(0, 4), torch.zeros(0).long()).shape == (0,)
 
 
 def test_cross_entropy_refuses_what_it_would_overwrite_in_silence():
     logits = torch.randn(2, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match=r"pass logits\.detach\(\)"):
-        fused.softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
+        dropout.softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
     with torch.no_grad():
-        fused.softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
+        dropout.softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -121,37 +124,40 @@ def test_cross_entropy_refuses_what_it_would_overwrite_in_silence():
 )
 def test_cross_entropy_says_what_does_not_fit(shape, targets, error, match):
     with pytest.raises(error, match=match):
-        fused.softmax_cross_entropy_(torch.zeros(shape), targets)
+        dropout.softmax_cross_entropy_(torch.zeros(shape), targets)
 
 
 def test_other_errors_name_the_value():
     x, tokens, weight = torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), torch.zeros(5, 4)
     for call, match in (
-        (lambda: fused.locked_dropout(x[0], SEED, 0.5), r"got shape \(3, 4\)"),
-        (lambda: fused.locked_dropout(x, SEED, 1.5), r"p is 1\.5, expected a probability"),
-        (lambda: fused.locked_dropout(x, SEED.float(), 0.5), r"expected a 0-d int64"),
-        (lambda: fused.embed_dropped(weight, tokens[0], SEED, 0.5, SEED, 0.5), r"shape \(3,\)"),
-        (lambda: fused.embed_dropped(weight, tokens, None, 0.5, None, 0), r"seed is None"),
-        (lambda: fused.embed_dropped(weight, tokens, SEED, 0.5, SEED, -1), r"p_locked is -1"),
-        (lambda: fused.embed_dropped(weight, tokens.to("meta"), SEED, 0.5, SEED, 0), r"on meta"),
-        (lambda: fused.dropout_and_regularisers(x[:0], SEED, 0.5), r"shape \(0, 3, 4\)"),
-        (lambda: fused.dropout_and_regularisers(x, None, 0.5), r"seed is None"),
-        (lambda: fused.dropout_and_regularisers(x, SEED, 0.5, ar_on="all"), r"got 'all'"),
-        (lambda: fused.softmax_cross_entropy_(x[0], tokens[0], label_smoothing=2), r"smoothing is"),
+        (lambda: dropout.locked_dropout(x[0], SEED, 0.5), r"got shape \(3, 4\)"),
+        (lambda: dropout.locked_dropout(x, SEED, 1.5), r"p is 1\.5, expected a probability"),
+        (lambda: dropout.locked_dropout(x, SEED.float(), 0.5), r"expected a 0-d int64"),
+        (lambda: dropout.embed_dropped(weight, tokens[0], SEED, 0.5, SEED, 0.5), r"shape \(3,\)"),
+        (lambda: dropout.embed_dropped(weight, tokens, None, 0.5, None, 0), r"seed is None"),
+        (lambda: dropout.embed_dropped(weight, tokens, SEED, 0.5, SEED, -1), r"p_locked is -1"),
+        (lambda: dropout.embed_dropped(weight, tokens.to("meta"), SEED, 0.5, SEED, 0), r"on meta"),
+        (lambda: dropout.dropout_and_regularisers(x[:0], SEED, 0.5), r"shape \(0, 3, 4\)"),
+        (lambda: dropout.dropout_and_regularisers(x, None, 0.5), r"seed is None"),
+        (lambda: dropout.dropout_and_regularisers(x, SEED, 0.5, ar_on="all"), r"got 'all'"),
+        (
+            lambda: dropout.softmax_cross_entropy_(x[0], tokens[0], label_smoothing=2),
+            r"smoothing is",
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             call()
     with pytest.raises(TypeError, match=r"logits are torch\.int64"):
-        fused.softmax_cross_entropy_(tokens, tokens[:, 0])
+        dropout.softmax_cross_entropy_(tokens, tokens[:, 0])
 
 
 def model(weight, seed):
     tokens = torch.tensor([[1, 4], [3, 3], [0, 2]])
-    x = fused.embed_dropped(weight, tokens, seed, 0.2, seed, 0.5, 2)
-    x = fused.locked_dropout(x.tanh(), seed, 0.3)
-    dropped, square, difference = fused.dropout_and_regularisers(x, seed, 0.5)
+    x = dropout.embed_dropped(weight, tokens, seed, 0.2, seed, 0.5, 2)
+    x = dropout.locked_dropout(x.tanh(), seed, 0.3)
+    dropped, square, difference = dropout.dropout_and_regularisers(x, seed, 0.5)
     logits = dropped.detach().flatten(0, 1).mul(2.0)
-    losses = fused.softmax_cross_entropy_(logits, tokens.flatten(), label_smoothing=0.1)
+    losses = dropout.softmax_cross_entropy_(logits, tokens.flatten(), label_smoothing=0.1)
     return (dropped.flatten(0, 1) * logits).sum() + square + difference + losses.sum()
 
 
@@ -167,7 +173,7 @@ def test_compiled_whole_they_give_the_same():
 def test_opcheck():
     for dtype in DTYPES:
         logits, targets = torch.randn(3, 9).to(dtype), torch.tensor([2, -100, 0])
-        torch.library.opcheck(fused._softmax_cross_entropy, (logits, targets, -100, 0.1, False))
+        torch.library.opcheck(dropout._softmax_cross_entropy, (logits, targets, -100, 0.1, False))
 
 
 @pytest.mark.skipif(
@@ -177,11 +183,11 @@ def test_a_forced_triton_takes_torch_where_no_kernel_can_run():
     x = torch.randn(3, 2, 4)
     with backend.use("triton"):
         assert torch.equal(
-            fused.locked_dropout(x, SEED, 0.5),
+            dropout.locked_dropout(x, SEED, 0.5),
             scaled(x, rng.keep_mask(SEED, 8, 0.5, kind=rng.KIND_LOCKED).view(1, 2, 4), 0.5),
         )
 
 
 def test_importing_them_does_not_import_triton():
-    code = "import sys, ulmfit_fast.fused; assert 'triton' not in sys.modules"
+    code = "import sys, ulmfit_fast.functional.dropout; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

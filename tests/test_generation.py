@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.checkpoint import ModelParts
 from ulmfit_fast.data import Tokenizer, Vocab
-from ulmfit_fast.generation import generate, generate_ids
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+from ulmfit_fast.serving.generation import generate, generate_ids
+from ulmfit_fast.ulmfit.model_files import ModelParts
 
 WORDS = ["one", "two", "three", "four", "five", ",", "(", ")", "!"]
 SIZE = 9 + len(WORDS)

@@ -18,9 +18,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import ulmfit_fast as uf
-from ulmfit_fast import report_charts, scoped
-from ulmfit_fast.data import records
+from ulmfit_fast import report_charts
+from ulmfit_fast.data.reading import records
 from ulmfit_fast.seeds import draw_seed, own_generators, seeds_from
+from ulmfit_fast.system import scoped
 
 LAYER, X = uf.LSTM(3, 4), torch.ones(2, 2, 3)
 

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ulmfit_fast.history import History, NumberRows, Numbers
+from ulmfit_fast.training.state import History, NumberRows, Numbers
 
 
 def test_numbers_read_like_a_list():

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
 from ulmfit_fast.compat.files import read_words
 from ulmfit_fast.data import Tokenizer, TokenStore, Vocab, read_labelled, read_texts
-from ulmfit_fast.ensemble import Ensemble
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
+from ulmfit_fast.ulmfit.ensemble import Ensemble
+from ulmfit_fast.ulmfit.model_files import ModelParts, load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +53,7 @@ ABSURD = {
 # Each file is read with a quarter of a gigabyte more than there is already, in 60 s for all.
 LIMITED = """
 import resource, sys
-from ulmfit_fast.checkpoint import load_model
+from ulmfit_fast.ulmfit.model_files import load_model
 from ulmfit_fast.compat.files import read_words
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**28,) * 2)

@@ -15,11 +15,12 @@ from failing_calls import (
 from small_models import CONFIG
 
 import ulmfit_fast as uf
-from ulmfit_fast import backend, functional, seeds
+from ulmfit_fast import backend, seeds
+from ulmfit_fast.functional import layer
 from ulmfit_fast.kernels import tiles
 from ulmfit_fast.kernels.device import Device
-from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.nn import AWDLSTM, LanguageModel, TextClassifier
+from ulmfit_fast.training.lm_step import LanguageModelStep
 
 BACKENDS = ["eager", "torch", "reference"]
 backends = pytest.mark.parametrize("name", BACKENDS)
@@ -289,7 +290,7 @@ def test_a_device_is_described_anew_at_each_call(monkeypatch):
         return Device("cuda", (9, 0), 16, 232_448)
 
     monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", described)
-    plan = functional.kernel_plan(
+    plan = layer.kernel_plan(
         None,
         device=torch.device("cuda"),
         dtype=torch.bfloat16,

@@ -336,7 +336,7 @@ def test_no_token_contains_a_space(kind: str) -> None:
 def test_a_label_never_seen_in_training() -> None:
     """Looking up an unknown label raises a KeyError in the middle of an evaluation.
     See also test_sklearn_classifier.py, test_a_label_never_seen_counts_as_wrong."""
-    sklearn_classifier = pytest.importorskip("ulmfit_fast.sklearn_classifier")
+    sklearn_classifier = pytest.importorskip("ulmfit_fast.ulmfit.sklearn_classifier")
     options = {"model_options": {**SIZES, "min_freq": 1}, "fine_tune_lm": False, "random_state": 0}
     model = sklearn_classifier.ULMFiTClassifier(epochs=1, **options).fit(TEXTS, LABELS)
     assert model.score(["a fine film", "a dull film"], ["odd", "strange"]) == 0.0

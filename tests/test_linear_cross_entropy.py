@@ -9,7 +9,7 @@ from rounding import errors, reach
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ulmfit_fast import backend
-from ulmfit_fast.linear_cross_entropy import _even_chunks, linear_cross_entropy
+from ulmfit_fast.functional.cross_entropy import _even_chunks, linear_cross_entropy
 
 
 def problem(rows=37, width=8, classes=50, dtype=torch.float64, bias=True):

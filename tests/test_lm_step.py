@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from ulmfit_fast import SlantedTriangularLR, captured_step
-from ulmfit_fast.lm_step import LanguageModelStep
-from ulmfit_fast.loss_readings import LossReadings
+from ulmfit_fast import SlantedTriangularLR
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, LMLoss, language_model_loss
 from ulmfit_fast.optim import OneCycleLR
+from ulmfit_fast.training import captured_step
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.readings import LossReadings
 
 WORDS = 30
 NONE = dict.fromkeys(("input_p", "hidden_p", "embed_p", "weight_p", "output_p"), 0.0)

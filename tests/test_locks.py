@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import ulmfit_fast as uf
-from ulmfit_fast import locks
-from ulmfit_fast.locks import held
 from ulmfit_fast.runs import Run
+from ulmfit_fast.system import locks
+from ulmfit_fast.system.locks import held
 
 fcntl = pytest.importorskip("fcntl", reason="the platform has other locks")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_fast.data import Tokenizer, lines, read_texts
+from ulmfit_fast.data import Tokenizer, read_texts
+from ulmfit_fast.data.reading import lines
 
 
 def test_a_line_above_the_limit(tmp_path: Path, monkeypatch) -> None:
@@ -46,7 +47,7 @@ LONG_LINE = """
 import resource, sys, time
 from pathlib import Path
 from ulmfit_fast.data import Tokenizer, read_texts
-from ulmfit_fast.data.vocab import Vocab
+from ulmfit_fast.data.tokens.vocab import Vocab
 
 path = Path(sys.argv[1])
 tokenizer = Tokenizer.from_vocab(Vocab(["the", "cat"]))
@@ -84,7 +85,7 @@ def test_a_line_of_10_mb(tmp_path: Path, name: str, unit: str, least: int) -> No
 
 def test_a_word_of_millions_of_letters_is_cut(monkeypatch) -> None:
     tokenizer = Tokenizer.train(["ab cd"], min_freq=1)
-    monkeypatch.setattr("ulmfit_fast.data.rules._LONGEST_CHUNK", 4)
+    monkeypatch.setattr("ulmfit_fast.data.tokens.rules._LONGEST_CHUNK", 4)
     shown = ["xxbos", "abcd", "xxup", "abcd", "xxrep", "4", "x", "cd"]
     assert tokenizer.tokens("abcd ABCDxxxxcd") == shown
     (ids,) = tokenizer.encode_batch(["abcdab"])

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.cli.program import app
-from ulmfit_fast.lr_finder import find_lr, suggest
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.pipeline import TrainingSettings, build_classifier
+from ulmfit_fast.training.lr_finder import find_lr, suggest
+from ulmfit_fast.training.stages import TrainingSettings, build_classifier
 
 CONFIG = AWDLSTMConfig(14, emb_size=8, hidden_size=10, num_layers=2)
 SETTINGS = TrainingSettings(batch_size=4, bptt=6, factor=2.0)

@@ -12,15 +12,15 @@ from test_hostile_models import linux, read_within_limits, rewrite
 from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.compat.fastai import read_fastai, to_fastai
 from ulmfit_fast.data import Tokenizer, TokenStore, Vocab
-from ulmfit_fast.data import tokenizer as tokenizer_module
-from ulmfit_fast.ensemble import Ensemble
+from ulmfit_fast.data.tokens import tokenizer as tokenizer_module
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.presets import Preset
-from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+from ulmfit_fast.ulmfit.ensemble import Ensemble
+from ulmfit_fast.ulmfit.model_files import ModelParts, load_model, save_model
+from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
 
 TEXTS, LABELS = ["a fine film", "a dull film"] * 4, ["good", "bad"] * 4
 SIZES = {"emb_size": 4, "hidden_size": 5, "num_layers": 2, "min_freq": 1, "progress": False}
@@ -232,7 +232,7 @@ def test_layers_that_are_not_there_are_not_built(directory: Path, monkeypatch) -
     tamper(file, lambda tensors: tensors.update({"more": torch.zeros(10**6)}))
     rewrite(directory, lambda c: c.update(language_model=None))
     rewrite(directory, lambda c: c["classifier"]["encoder"].update(num_layers=7_000))
-    monkeypatch.setattr("ulmfit_fast.model_weights.AWDLSTM", None)
+    monkeypatch.setattr("ulmfit_fast.ulmfit.model_weights.AWDLSTM", None)
     refused(directory, "it lacks 'encoder.rnns.2.weight_hh_l0', and 7000 layers are described")
 
 

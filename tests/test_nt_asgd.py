@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ulmfit_fast.data import LMBatches
-from ulmfit_fast.evaluation import evaluate_language_model
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.optim import NTASGD, SlantedTriangularLR
-from ulmfit_fast.pipeline import (
+from ulmfit_fast.training.evaluation import evaluate_language_model
+from ulmfit_fast.training.stages import (
     TrainingSettings,
     build_classifier,
     fit_classifier,

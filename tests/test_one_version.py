@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import ulmfit_fast as uf
-from ulmfit_fast import directories
-from ulmfit_fast.checkpoint import ModelParts, load_model, save_model
 from ulmfit_fast.data import Tokenizer, TokenStore, Vocab
-from ulmfit_fast.directories import read_version, settle
-from ulmfit_fast.ensemble import Ensemble
-from ulmfit_fast.locks import held
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
+from ulmfit_fast.system import directories
+from ulmfit_fast.system.directories import read_version, settle
+from ulmfit_fast.system.locks import held
+from ulmfit_fast.ulmfit.ensemble import Ensemble
+from ulmfit_fast.ulmfit.model_files import ModelParts, load_model, save_model
 
 SIZES = {"emb_size": 4, "hidden_size": 6, "num_layers": 2}
 SECONDS = 2.0

@@ -11,12 +11,12 @@ import ulmfit_fast as uf
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.compat.fastai import read_fastai, write_fastai
 from ulmfit_fast.data import Tokenizer, TokenStore, Vocab, read_texts
-from ulmfit_fast.data.formats import read_ag_news, read_imdb, read_wikitext
-from ulmfit_fast.ensemble import Ensemble
+from ulmfit_fast.data.reading.outputs import check_apart, inside
+from ulmfit_fast.data.reading.published import read_ag_news, read_imdb, read_wikitext
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.outputs import check_apart, inside
 from ulmfit_fast.runs import Run
 from ulmfit_fast.serving import export_classifier
+from ulmfit_fast.ulmfit.ensemble import Ensemble
 
 TEXTS = ["a fine film", "a dull, long story"] * 20
 SIZES = {"emb_size": 4, "hidden_size": 6, "num_layers": 2, "min_freq": 1, "progress": False}
@@ -220,7 +220,7 @@ def test_a_directory_of_something_else_is_kept_even_when_told_to_overwrite(
 
 def test_a_demo_and_an_ablation_ask_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("ulmfit_fast.demo.experiment.run_demo", lambda *a, **o: asked.append(a))
+    monkeypatch.setattr("ulmfit_fast.studies.demo.run_demo", lambda *a, **o: asked.append(a))
     monkeypatch.setattr("ulmfit_fast.report.format_table", str)
     Path("out").mkdir()
     Path("out", "metrics.json").write_text("{}")
@@ -236,8 +236,8 @@ def test_a_demo_and_an_ablation_ask_too(folder: Path, monkeypatch: pytest.Monkey
     def measured(task, out, *args, **options):
         raise ValueError(f"begins with {sorted(os.listdir(out))}")
 
-    monkeypatch.setattr("ulmfit_fast.ablation.run.run_ablation", measured)
-    monkeypatch.setattr("ulmfit_fast.ablation.tasks.own_task", lambda *args, **options: None)
+    monkeypatch.setattr("ulmfit_fast.studies.ablation.run_ablation", measured)
+    monkeypatch.setattr("ulmfit_fast.studies.tasks.own_task", lambda *args, **options: None)
     kept = "'ablation_other.csv', 'metrics.json'"
     assert f"'ablation_mine.csv', 'ablation_mine.json', {kept}" in run(f"{command} --resume").stderr
     assert f"['.lock', {kept}]" in run(f"{command} --overwrite").stderr

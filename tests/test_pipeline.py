@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit_fast.data import Vocab
-from ulmfit_fast.history import History
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.pipeline import (
+from ulmfit_fast.training.stages import (
     TrainingSettings,
     build_classifier,
     fit_classifier,
@@ -20,6 +19,7 @@ from ulmfit_fast.pipeline import (
     train_language_model,
     with_vocabulary,
 )
+from ulmfit_fast.training.state import History
 
 WORDS = 14
 CONFIG = AWDLSTMConfig(WORDS, emb_size=4, hidden_size=6, num_layers=2)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from small_models import KINDS, SETTINGS, documents, make, train
 from torch.optim import SGD, Adam, AdamW
 
-from ulmfit_fast.classifier_step import classifier_step
 from ulmfit_fast.data import ClassifierBatches
-from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.optim import NTASGD
-from ulmfit_fast.plan import make_optimizer, ordered_groups
+from ulmfit_fast.training.classifier_step import classifier_step
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.plan import make_optimizer, ordered_groups
 
 
 def values(groups):
@@ -61,7 +61,7 @@ def test_frozen_groups_stay_bit_for_bit_under_every_plan(
     )
     made = []
     monkeypatch.setattr(
-        "ulmfit_fast.plan.make_optimizer",
+        "ulmfit_fast.training.plan.make_optimizer",
         lambda *args: made.append(make_optimizer(*args)) or made[-1],
     )
     model = make(kind)

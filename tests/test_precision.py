@@ -12,14 +12,14 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Adam, AdamW
 
-from ulmfit_fast.classifier_step import classifier_step
 from ulmfit_fast.data import ClassifierBatches
-from ulmfit_fast.lm_step import LanguageModelStep
-from ulmfit_fast.pipeline import (
+from ulmfit_fast.training.classifier_step import classifier_step
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.loop import predict_logits
+from ulmfit_fast.training.precision import Precision
+from ulmfit_fast.training.stages import (
     perplexity,
 )
-from ulmfit_fast.precision import Precision
-from ulmfit_fast.training import predict_logits
 
 
 def _batches():

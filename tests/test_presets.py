@@ -11,15 +11,15 @@ import torch.nn.functional as F
 
 from ulmfit_fast import presets
 from ulmfit_fast.data import ClassifierBatches
-from ulmfit_fast.evaluation import predict_logits
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.pipeline import (
+from ulmfit_fast.training.evaluation import predict_logits
+from ulmfit_fast.training.plan import make_optimizer
+from ulmfit_fast.training.stages import (
     TrainingSettings,
     build_classifier,
     fit_classifier,
     train_language_model,
 )
-from ulmfit_fast.plan import make_optimizer
 
 NAMES = ["paper", "fastai07", "fastai_v2", "multifit"]
 STAGES = ["pretrain", "fine_tune_lm", "fit_classifier"]

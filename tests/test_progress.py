@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ulmfit_fast.progress import progress_bar
+from ulmfit_fast.system.progress import progress_bar
 
 
 class Terminal(io.StringIO):

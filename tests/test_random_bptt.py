@@ -9,10 +9,10 @@ from torch.optim import SGD
 
 from ulmfit_fast.data import LMBatches
 from ulmfit_fast.data.batches import random_lengths
-from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.optim import SlantedTriangularLR
-from ulmfit_fast.pipeline import TrainingSettings, train_language_model
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.stages import TrainingSettings, train_language_model
 
 CONFIG = AWDLSTMConfig(20, emb_size=4, hidden_size=6, num_layers=2)
 

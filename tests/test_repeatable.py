@@ -45,7 +45,7 @@ PROGRAMS = {
     "plain": "tell([torch.linspace(-10.0, 0.0, 100_000).exp()])",
     "language model": """
 torch.manual_seed(0)
-from ulmfit_fast.lm_step import LanguageModelStep
+from ulmfit_fast.training.lm_step import LanguageModelStep
 model = uf.nn.LanguageModel(uf.nn.AWDLSTMConfig(2000, 8, 8, num_layers=1))
 step = LanguageModelStep(model, torch.optim.SGD(model.parameters(), 1.0))
 tokens = torch.randint(0, 2000, (21, 8))
@@ -54,7 +54,7 @@ tell(model.parameters())
 """,
     "classifier": """
 torch.manual_seed(0)
-from ulmfit_fast.classifier_step import classifier_step
+from ulmfit_fast.training.classifier_step import classifier_step
 from ulmfit_fast.data.classifier_batches import ClassifierBatch
 model = uf.nn.TextClassifier(uf.nn.AWDLSTM(uf.nn.AWDLSTMConfig(10_000, 8, 8, num_layers=1)), 2)
 tokens, lengths, labels = torch.randint(2, 10_000, (5, 2)), torch.tensor([5, 5]), torch.arange(2)

@@ -26,12 +26,12 @@ from small_models import documents, make
 from torch.amp import GradScaler
 
 import ulmfit_fast as uf
-from ulmfit_fast import directories
 from ulmfit_fast.data import Tokenizer
-from ulmfit_fast.pipeline import train_language_model
-from ulmfit_fast.precision import Precision
 from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.state_file import read_state
+from ulmfit_fast.system import directories
+from ulmfit_fast.training.precision import Precision
+from ulmfit_fast.training.stages import train_language_model
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from ulmfit_fast.data.rules import apply_rules, restore_text
-from ulmfit_fast.data.vocab import MAJ, REP, SPECIALS, UNK, UP, WREP
+from ulmfit_fast.data.tokens.rules import apply_rules, restore_text
+from ulmfit_fast.data.tokens.vocab import MAJ, REP, SPECIALS, UNK, UP, WREP
 
 
 def shown(text: str) -> str:

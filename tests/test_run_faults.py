@@ -12,10 +12,10 @@ import torch
 from mortal_runs import BASE, TOKENIZER, assert_equal_runs, fit, reports, settings_of, stopped
 from small_models import documents, make
 
-from ulmfit_fast.pipeline import fit_classifier, train_language_model
 from ulmfit_fast.runs import Run
-from ulmfit_fast.runs.stage import StageRun
 from ulmfit_fast.runs.state_file import read_state
+from ulmfit_fast.training.run_stage import StageRun
+from ulmfit_fast.training.stages import fit_classifier, train_language_model
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, TextClassifier
-from ulmfit_fast.saliency import Explanation, TokenScore, _words, explain, token_saliency
+from ulmfit_fast.serving.saliency import Explanation, TokenScore, _words, explain, token_saliency
 
 FILLERS = "the a of and it was film story with some very long music night".split()
 MAKERS = ("fine", "dull")

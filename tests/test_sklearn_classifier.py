@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
 
 TEXTS = [f"a {word} {thing}" for thing in ("film", "story", "song") for word in ("fine", "dull")]
 TEXTS, LABELS = TEXTS * 10, ["good", "bad"] * 30
@@ -405,8 +405,8 @@ def test_refuses(fit, error: type[Exception], message: str) -> None:
 def test_without_scikit_learn_the_error_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['sklearn'] = None\n"
-        "import ulmfit_fast.estimator\n"
-        "try: import ulmfit_fast.sklearn_classifier\n"
+        "import ulmfit_fast.ulmfit.estimator\n"
+        "try: import ulmfit_fast.ulmfit.sklearn_classifier\n"
         "except ModuleNotFoundError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

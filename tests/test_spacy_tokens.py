@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ulmfit_fast.data import SPECIALS, Tokenizer, Vocab
-from ulmfit_fast.data.spacy_words import fastai_rules
+from ulmfit_fast.data.tokens.spacy_words import fastai_rules
 
 CASES = json.loads(
     Path(__file__).with_name("data").joinpath("fastai_tokens.json").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def test_spacy_begins_anew_before_it_grows_without_end(
     texts = [f"cat number{i} dog" for i in range(30)]
     expected = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     kept = len(tokenizer._engine._splitter._pipeline.vocab.strings) - 5
-    monkeypatch.setattr("ulmfit_fast.data.spacy_words._KEPT_WORDS", kept)
+    monkeypatch.setattr("ulmfit_fast.data.tokens.spacy_words._KEPT_WORDS", kept)
     first = tokenizer._engine._splitter._pipeline
     assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
     assert tokenizer._engine._splitter._pipeline is not first

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_fast.data import Tokenizer, Vocab, concatenate_documents, texts
-from ulmfit_fast.data.token_store import TokenStore
+from ulmfit_fast.data import Tokenizer, Vocab, concatenate_documents
+from ulmfit_fast.data.store.store import TokenStore
+from ulmfit_fast.data.tokens import texts
 
 TEXTS = [f"The cat number {i} sat on mat {i * i}." + " Again!!!" * (i % 7) for i in range(300)]
 
@@ -81,8 +82,8 @@ def test_the_stream_is_the_concatenation(store: TokenStore, seed: int | None) ->
 
 
 def test_a_language_model_trains_on_it(store: TokenStore, tokenizer: Tokenizer) -> None:
-    from ulmfit_fast import pipeline
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+    from ulmfit_fast.training import stages
 
     losses = []
     for documents in (store, tokenizer.encode_batch(TEXTS)):
@@ -90,8 +91,8 @@ def test_a_language_model_trains_on_it(store: TokenStore, tokenizer: Tokenizer) 
         config = AWDLSTMConfig.language_model(
             store.vocab_size, emb_size=8, hidden_size=8, num_layers=1
         )
-        settings = pipeline.TrainingSettings(batch_size=8, bptt=20)
-        history = pipeline.train_language_model(
+        settings = stages.TrainingSettings(batch_size=8, bptt=20)
+        history = stages.train_language_model(
             LanguageModel(config), documents, settings, progress=False
         )
         losses.append(history.losses)
@@ -146,8 +147,8 @@ KILLED = """
 import json, multiprocessing, os, signal, sys
 from pathlib import Path
 from ulmfit_fast.data import Tokenizer, texts
-from ulmfit_fast.data.token_store import TokenStore
-from ulmfit_fast.data.token_store_build import StoreBuilder
+from ulmfit_fast.data.store.store import TokenStore
+from ulmfit_fast.data.store.build import StoreBuilder
 
 corpus, tokenizer, out, workers, commits, moment = sys.argv[1:]
 texts.BLOCK_CHARACTERS = 500
@@ -331,7 +332,7 @@ def test_damage_is_seen(tmp_path: Path, tokenizer: Tokenizer, name, change, mess
 
 @pytest.mark.slow
 def test_a_dead_worker_is_told(tmp_path: Path, tokenizer, store, small_blocks, monkeypatch) -> None:
-    from ulmfit_fast.data import token_store_build
+    from ulmfit_fast.data.store import build as token_store_build
 
     monkeypatch.setattr(token_store_build.worker, "encode", _die)
     with pytest.raises(RuntimeError, match=r"a worker died, .* call again, with fewer workers"):

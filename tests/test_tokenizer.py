@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_fast.data import SPECIALS, Tokenizer, Vocab, huggingface
+from ulmfit_fast.data import SPECIALS, Tokenizer, Vocab
+from ulmfit_fast.data.tokens import huggingface
 
 TEXTS = ["The cat sat on the mat.", "The dog sat; the cat did not!", "A dog and a cat."] * 3
 KINDS = pytest.mark.parametrize("kind", ["word", "subword"])
@@ -259,8 +260,8 @@ def test_blocks_and_cache_do_not_change_the_ids(monkeypatch: pytest.MonkeyPatch)
     texts = [*TEXTS, "the the the cat", "A!!! B??? Cc DD"]
     tokenizer = Tokenizer.train(texts, min_freq=1)
     expected = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
-    monkeypatch.setattr("ulmfit_fast.data.texts.BLOCK_CHARACTERS", 30)
-    monkeypatch.setattr("ulmfit_fast.data.engines._CACHED_CHUNKS", 12)
+    monkeypatch.setattr("ulmfit_fast.data.tokens.texts.BLOCK_CHARACTERS", 30)
+    monkeypatch.setattr("ulmfit_fast.data.tokens.words._CACHED_CHUNKS", 12)
     assert [ids.tolist() for ids in tokenizer.encode_batch(iter(texts))] == expected
 
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ulmfit_fast.data import ClassifierBatches, LMBatches
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
-from ulmfit_fast.training import (
+from ulmfit_fast.training.loop import (
     History,
     evaluate_language_model,
     predict_logits,

@@ -15,7 +15,7 @@ import ulmfit_fast as uf
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import TokenStore, read_labelled, read_texts
 from ulmfit_fast.optim import OneCycleLR
-from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
 
 TEXTS = ["a fine film", "a dull film", "so so"] * 4
 SIZES = {"emb_size": 6, "hidden_size": 8, "num_layers": 2, "min_freq": 1}

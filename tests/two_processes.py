@@ -18,19 +18,19 @@ from mortal_runs import Died, MortalRun
 from small_models import CONFIG, documents
 
 import ulmfit_fast as uf
-from ulmfit_fast.classifier_step import classifier_step, shared_classifier
 from ulmfit_fast.data import ClassifierBatches, LMBatches, Tokenizer, concatenate_documents
-from ulmfit_fast.distributed import launched, world
-from ulmfit_fast.evaluation import recalibrate_batch_norm
-from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.nn import LanguageModel, language_model_loss
-from ulmfit_fast.pipeline import (
+from ulmfit_fast.system.distributed import launched, world
+from ulmfit_fast.training.classifier_step import classifier_step, shared_classifier
+from ulmfit_fast.training.evaluation import recalibrate_batch_norm
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.run_stage import StageRun
+from ulmfit_fast.training.stages import (
     TrainingSettings,
     build_classifier,
     fit_classifier,
     train_language_model,
 )
-from ulmfit_fast.runs.stage import StageRun
 
 HERE = Path(__file__)
 PLAIN = replace(
@@ -127,7 +127,7 @@ def killed_and_resumed(train, deaths, directory):
 
 def masks(directory):
     """Return the losses and states of steps with dropout on."""
-    from ulmfit_fast.distributed import own_masks
+    from ulmfit_fast.system.distributed import own_masks
 
     torch.manual_seed(9)
     with own_masks(torch.device("cpu")):

@@ -15,27 +15,21 @@ if not (Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 from ulmfit_fast import backend, functional, nn, optim, rng
-from ulmfit_fast.lazy import lazy_attributes
-from ulmfit_fast.masks import DropoutMasks, dropout_masks
+from ulmfit_fast.lstm.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.nn import LSTM, convert_lstm, restore_lstm
 from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discriminative_groups
+from ulmfit_fast.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from ulmfit_fast import checkpoint as checkpoint
-    from ulmfit_fast import classifier_step as classifier_step
     from ulmfit_fast import compat, data, presets, runs, serving
-    from ulmfit_fast import generation as generation
-    from ulmfit_fast import lm_step as lm_step
-    from ulmfit_fast import lr_finder as lr_finder
-    from ulmfit_fast import pipeline as pipeline
     from ulmfit_fast import report as report
-    from ulmfit_fast import saliency as saliency
-    from ulmfit_fast import settings as settings
-    from ulmfit_fast.ensemble import Ensemble, fit_ensemble
-    from ulmfit_fast.estimator import ULMFiT
-    from ulmfit_fast.lr_finder import find_lr
+    from ulmfit_fast import training as training
+    from ulmfit_fast import ulmfit as ulmfit
     from ulmfit_fast.runs import Run
-    from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+    from ulmfit_fast.training.lr_finder import find_lr
+    from ulmfit_fast.ulmfit.ensemble import Ensemble, fit_ensemble
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
 
 __version__ = "0.1.0"
 
@@ -74,12 +68,12 @@ if not TYPE_CHECKING:
         # Taken away, so that `import *` asks for it and is given what can be imported here.
         globals().pop("__all__"),
         {
-            "Ensemble": "ensemble",
+            "Ensemble": "ulmfit.ensemble",
             "Run": "runs",
-            "ULMFiT": "estimator",
-            "ULMFiTClassifier": "sklearn_classifier",
-            "find_lr": "lr_finder",
-            "fit_ensemble": "ensemble",
+            "ULMFiT": "ulmfit.estimator",
+            "ULMFiTClassifier": "ulmfit.sklearn_classifier",
+            "find_lr": "training.lr_finder",
+            "fit_ensemble": "ulmfit.ensemble",
         },
-        needs={"sklearn_classifier": "sklearn"},
+        needs={"ulmfit.sklearn_classifier": "sklearn"},
     )

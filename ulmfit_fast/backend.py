@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from ulmfit_fast import scoped
+from ulmfit_fast.system import scoped
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ulmfit_fast.masks import DropoutMasks
+    from ulmfit_fast.lstm.masks import DropoutMasks
 
 __all__ = [
     "FitError",

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ulmfit_fast.lazy import lazy_attributes
+from ulmfit_fast.system.lazy import lazy_attributes
 
 __all__ = ["Preset", "fastai07", "fastai_v2", "multifit", "named", "paper"]
 

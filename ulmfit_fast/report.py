@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import TypedDict
 
-from .files import file_in_place
+from ulmfit_fast.system.files import file_in_place
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ulmfit_fast import scoped
+from ulmfit_fast.system import scoped
 
 __all__ = ["draw_seed", "own_generators", "seeds_from", "settle_vector_functions"]
 

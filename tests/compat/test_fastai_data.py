@@ -17,7 +17,7 @@ from ulmfit_fast.data import (
     concatenate_documents,
     transfer_rows,
 )
-from ulmfit_fast.pipeline import with_vocabulary
+from ulmfit_fast.training.stages import with_vocabulary
 
 
 def documents(count, seed, longest=40):

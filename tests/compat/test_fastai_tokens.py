@@ -6,7 +6,8 @@ import re
 import pytest
 from fastai_parts import fastai
 
-from ulmfit_fast.data import Tokenizer, Vocab, huggingface
+from ulmfit_fast.data import Tokenizer, Vocab
+from ulmfit_fast.data.tokens import huggingface
 
 REFERENCES = [
     "I AM SO HAPPY!!!! Soooooo good",

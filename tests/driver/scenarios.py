@@ -15,11 +15,13 @@ listener = listening.connect(sys.argv[1])
 import torch  # noqa: E402
 
 import ulmfit_fast as uf  # noqa: E402
-from ulmfit_fast import backend, captured_step, fused  # noqa: E402
-from ulmfit_fast.lm_step import LanguageModelStep  # noqa: E402
-from ulmfit_fast.loss_readings import LossReadings  # noqa: E402
+from ulmfit_fast import backend  # noqa: E402
+from ulmfit_fast.functional import dropout  # noqa: E402
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel  # noqa: E402
 from ulmfit_fast.optim import NTASGD  # noqa: E402
+from ulmfit_fast.training import captured_step  # noqa: E402
+from ulmfit_fast.training.lm_step import LanguageModelStep  # noqa: E402
+from ulmfit_fast.training.readings import LossReadings  # noqa: E402
 
 # Not the current one, which is the first.
 DEVICE = "cuda:1"
@@ -111,9 +113,9 @@ def long_text(steps):
     seed = torch.zeros((), dtype=torch.int64, device=DEVICE)
     weight = torch.randn(WORDS, 4, device=DEVICE).requires_grad_()
     tokens = torch.randint(2, WORDS, (steps, 1), device=DEVICE)
-    x = fused.embed_dropped(weight, tokens, seed, 0.5, seed, 0.5)
-    x = fused.locked_dropout(x, seed, 0.5)
-    dropped, square, difference = fused.dropout_and_regularisers(x, seed, 0.5)
+    x = dropout.embed_dropped(weight, tokens, seed, 0.5, seed, 0.5)
+    x = dropout.locked_dropout(x, seed, 0.5)
+    dropped, square, difference = dropout.dropout_and_regularisers(x, seed, 0.5)
     (dropped.sum() + square + difference).backward()
 
 

@@ -14,12 +14,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from ulmfit_fast.checkpoint import load_model
 from ulmfit_fast.compat.files import read_words
 from ulmfit_fast.data import SPECIALS, Tokenizer, TokenStore, Vocab, read_labelled, read_texts
-from ulmfit_fast.data.formats import read_class_csv, read_wikitext
-from ulmfit_fast.data.rules import apply_rules, restore_text
-from ulmfit_fast.data.vocab import BOS
+from ulmfit_fast.data.reading.published import read_class_csv, read_wikitext
+from ulmfit_fast.data.tokens.rules import apply_rules, restore_text
+from ulmfit_fast.data.tokens.vocab import BOS
+from ulmfit_fast.ulmfit.model_files import load_model
 
 TEXTS = [
     "The cat sat on the mat!!! It's 3.14, isn't it?",
@@ -192,8 +192,8 @@ def store(content: bytes) -> None:
 
 @cache
 def model_files() -> dict[str, bytes]:
-    from ulmfit_fast.checkpoint import ModelParts, save_model
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+    from ulmfit_fast.ulmfit.model_files import ModelParts, save_model
 
     found = Tokenizer.from_vocab(Vocab(["cat"]))
     sizes = AWDLSTMConfig.language_model(10, emb_size=4, hidden_size=4, num_layers=1)

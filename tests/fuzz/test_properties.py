@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from targets import TARGETS, TEXTS, model_files, seeds, store_files, tokenizers
 
-from ulmfit_fast.checkpoint import load_model
 from ulmfit_fast.compat.files import read_words
 from ulmfit_fast.data import SPECIALS, Tokenizer, TokenStore, Vocab, read_labelled, read_texts
-from ulmfit_fast.data.rules import apply_rules, restore_text, split_chunks
-from ulmfit_fast.data.vocab import BOS
+from ulmfit_fast.data.tokens.rules import apply_rules, restore_text, split_chunks
+from ulmfit_fast.data.tokens.vocab import BOS
+from ulmfit_fast.ulmfit.model_files import load_model
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs the package hypothesis")
 from hypothesis import HealthCheck, assume, given, settings  # noqa: E402

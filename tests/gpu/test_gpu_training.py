@@ -12,17 +12,17 @@ from rehearsal import DEVICE, REHEARSAL, never_waiting, rehearsed, sized
 from torch.amp import GradScaler
 
 from ulmfit_fast import backend
-from ulmfit_fast.lm_step import LanguageModelStep
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.pipeline import (
+from ulmfit_fast.runs import Run
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.precision import Precision
+from ulmfit_fast.training.run_stage import StageRun
+from ulmfit_fast.training.stages import (
     TrainingSettings,
     build_classifier,
     fit_classifier,
     train_language_model,
 )
-from ulmfit_fast.precision import Precision
-from ulmfit_fast.runs import Run
-from ulmfit_fast.runs.stage import StageRun
 
 WORDS, TEXTS = sized((5_000, 1_200), (17, 10))
 CONFIG = AWDLSTMConfig.language_model(

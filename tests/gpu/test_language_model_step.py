@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from rehearsal import DEVICE, REHEARSAL, never_waiting, rehearsed, sized
 from rounding import errors, reach
 
-from ulmfit_fast import backend, fused
-from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
-from ulmfit_fast.lm_step import LanguageModelStep
-from ulmfit_fast.loss_readings import LossReadings
+from ulmfit_fast import backend
+from ulmfit_fast.functional import dropout
+from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.readings import LossReadings
 
 STEPS, BATCH_SIZE, WIDTH, WORDS = sized((70, 64, 400, 60_008), (3, 2, 5, 17))
 HALF = torch.float16 if REHEARSAL else torch.bfloat16
@@ -34,12 +35,12 @@ def test_dropouts_are_those_of_the_cpu(dtype):
     weight = torch.randn(WORDS, WIDTH, dtype=dtype)
     seed, other = torch.tensor(2**40 + 17), torch.tensor(5)
     with backend.use("eager"):
-        wanted = fused.locked_dropout(x, seed, 0.3)
-        looked_up = fused.embed_dropped(weight, tokens, seed, 0.1, other, 0.4)
-    got = fused.locked_dropout(x.to(DEVICE), seed, 0.3).cpu()
+        wanted = dropout.locked_dropout(x, seed, 0.3)
+        looked_up = dropout.embed_dropped(weight, tokens, seed, 0.1, other, 0.4)
+    got = dropout.locked_dropout(x.to(DEVICE), seed, 0.3).cpu()
     assert torch.equal(got == 0, wanted == 0)
     torch.testing.assert_close(got, wanted)
-    got = fused.embed_dropped(weight.to(DEVICE), tokens.to(DEVICE), seed, 0.1, other, 0.4).cpu()
+    got = dropout.embed_dropped(weight.to(DEVICE), tokens.to(DEVICE), seed, 0.1, other, 0.4).cpu()
     assert torch.equal(got == 0, looked_up == 0)
     torch.testing.assert_close(got, looked_up)
 

@@ -6,8 +6,8 @@ import pytest
 
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.data import Tokenizer, TokenStore, read_labelled, read_texts
-from ulmfit_fast.ensemble import Ensemble
-from ulmfit_fast.sklearn_classifier import ULMFiTClassifier
+from ulmfit_fast.ulmfit.ensemble import Ensemble
+from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
 
 datasets = pytest.importorskip("datasets")
 pl = pytest.importorskip("polars")

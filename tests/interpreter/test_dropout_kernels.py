@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from rounding import assert_within, reach
 
-from ulmfit_fast import backend, fused, rng
+from ulmfit_fast import backend, rng
+from ulmfit_fast.functional import dropout as fused
 from ulmfit_fast.kernels import dropout, embedding, regularisers
 from ulmfit_fast.kernels.launch import DropArguments
 

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.functional import jacobian
 
 import ulmfit_fast as uf
-from ulmfit_fast import fused
+from ulmfit_fast.functional import dropout
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
@@ -40,7 +40,7 @@ def test_the_regularisers_kernel_has_batched_gradients(which):
     x, seed = torch.randn(2, 1, 3), torch.tensor(7)
 
     def run(x):
-        return fused.dropout_and_regularisers(x, seed, 0.5)[which].view(-1)
+        return dropout.dropout_and_regularisers(x, seed, 0.5)[which].view(-1)
 
     with uf.backend.use("triton"):
         batched = jacobian(run, x, vectorize=True)

@@ -20,11 +20,11 @@ except ModuleNotFoundError as error:
         "error: the command line needs more packages: pip install 'ulmfit-fast[text]'"
     ) from error
 
-from ulmfit_fast.data.records import READABLE, kind_of
-from ulmfit_fast.directories import check_target, is_leftover, is_run_file, owned_names
-from ulmfit_fast.files import user_path
-from ulmfit_fast.locks import held
-from ulmfit_fast.outputs import check_apart, inside
+from ulmfit_fast.data.reading.outputs import check_apart, inside
+from ulmfit_fast.data.reading.records import READABLE, kind_of
+from ulmfit_fast.system.directories import check_target, is_leftover, is_run_file, owned_names
+from ulmfit_fast.system.files import user_path
+from ulmfit_fast.system.locks import held
 
 __all__ = [
     "BatchSize",

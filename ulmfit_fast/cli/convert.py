@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from ulmfit_fast.cli.app import check_out, check_out_file, say, typer
 
 if TYPE_CHECKING:
-    from ulmfit_fast.checkpoint import ModelParts
     from ulmfit_fast.nn import LanguageModel, TextClassifier
+    from ulmfit_fast.ulmfit.model_files import ModelParts
 
 __all__ = ["convert"]
 
@@ -97,7 +97,7 @@ def _refuse_beside(option: str, **others: object) -> None:
 
 def _from_fastai(weights: Path, vocab: Path | None, out: Path, *, backwards: bool) -> None:
     from ulmfit_fast.compat.fastai import read_fastai
-    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
     language_model, tokenizer = read_fastai(weights, vocab or _vocabulary_beside(weights))
     config = language_model.config
@@ -138,8 +138,8 @@ def _described(language_model: LanguageModel) -> str:
 
 
 def _to_fastai(directory: Path, out: Path, part: Part) -> None:
-    from ulmfit_fast.checkpoint import load_model
     from ulmfit_fast.compat.fastai import write_fastai
+    from ulmfit_fast.ulmfit.model_files import load_model
 
     parts = load_model(directory)
     source = _source(parts, directory, part)

@@ -53,14 +53,14 @@ def find_lr(
     """
     import torch
 
-    from ulmfit_fast import lr_finder
-    from ulmfit_fast.data.corpus import read_texts
-    from ulmfit_fast.estimator import ULMFiT
-    from ulmfit_fast.estimator_checks import classes_of
-    from ulmfit_fast.estimator_weights import labelled_texts, weighed
+    from ulmfit_fast.data.reading.corpus import read_texts
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
-    from ulmfit_fast.pipeline import TrainingSettings, build_classifier
     from ulmfit_fast.seeds import own_generators
+    from ulmfit_fast.training import lr_finder
+    from ulmfit_fast.training.stages import TrainingSettings, build_classifier
+    from ulmfit_fast.ulmfit.checks import classes_of
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.labelled import labelled_texts, weighed
 
     class_weights = class_weight_of(class_weight)
     if label_column is None and not (class_weights is None and weight_column is None):

@@ -25,7 +25,7 @@ from ulmfit_fast.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from ulmfit_fast.data.corpus import Label
+    from ulmfit_fast.data.reading.corpus import Label
     from ulmfit_fast.serving import Prediction
 
 __all__ = ["predict"]
@@ -58,8 +58,8 @@ def predict(
     device: Device = None,
 ) -> None:
     """Write label and probability of each text, in the order of the texts, as they are read."""
-    from ulmfit_fast.estimator import ULMFiT
     from ulmfit_fast.serving import quantize
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
     format = _format_of(format, out)
     if out is not None:
@@ -99,7 +99,7 @@ def _format_of(asked: str | None, out: Path | None) -> str:
 @contextmanager
 def _opened(out: Path | None) -> Iterator[TextIO]:
     """Give standard output, or a file that is there when all of it has been written."""
-    from ulmfit_fast.files import file_in_place
+    from ulmfit_fast.system.files import file_in_place
 
     if out is None:
         check_standard_output("; pass --out")

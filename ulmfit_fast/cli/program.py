@@ -17,7 +17,7 @@ from ulmfit_fast.cli.stages import fine_tune, fit_classifier, pretrain
 from ulmfit_fast.cli.studies import ablate, demo
 from ulmfit_fast.cli.text import explain, generate
 from ulmfit_fast.cli.tokenize import tokenize
-from ulmfit_fast.distributed import launched
+from ulmfit_fast.system.distributed import launched
 
 __all__ = ["app", "main"]
 

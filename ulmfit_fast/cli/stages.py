@@ -25,12 +25,12 @@ from ulmfit_fast.cli.app import (
     say,
     typer,
 )
-from ulmfit_fast.distributed import only_first, world
+from ulmfit_fast.system.distributed import only_first, world
 
 if TYPE_CHECKING:
-    from ulmfit_fast.data.token_store import TokenStore
-    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.data.store.store import TokenStore
     from ulmfit_fast.runs import Run
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
 __all__ = ["fine_tune", "fit_classifier", "pretrain"]
 
@@ -92,7 +92,7 @@ def _given(assignments: list[str] | None, **options: Any) -> dict[str, Any]:
 
 def _corpus(text: list[Path]) -> list[Path] | TokenStore:
     """Return the files, or the store that `tokenize` made, which stays on disk."""
-    from ulmfit_fast.data.token_store import TokenStore
+    from ulmfit_fast.data.store.store import TokenStore
 
     stores = [path for path in text if TokenStore.is_store(path)]
     if not stores:
@@ -179,7 +179,7 @@ def pretrain(
     device: Device = None,
 ) -> None:
     """Train a language model from scratch on general text, or on a token store (stage 1)."""
-    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
     run = _run(
         "pretrain",
@@ -219,7 +219,7 @@ def pretrain(
 
 
 def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
-    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
     model = ULMFiT.load(directory, device=device)
     model.seed, model.checkpoint_dir = seed, out

@@ -19,8 +19,8 @@ from ulmfit_fast.cli.app import (
     say,
     typer,
 )
-from ulmfit_fast.files import file_in_place, user_path
-from ulmfit_fast.locks import held
+from ulmfit_fast.system.files import file_in_place, user_path
+from ulmfit_fast.system.locks import held
 
 
 def demo(
@@ -32,8 +32,8 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Train the whole of ULMFiT on the docstrings of this machine and report what it brings."""
-    from ulmfit_fast.demo.experiment import run_demo
     from ulmfit_fast.report import format_table
+    from ulmfit_fast.studies.demo import run_demo
 
     there = names_in(out)
     if not {"metrics.json", "report.html"}.issuperset(there):
@@ -93,11 +93,11 @@ def ablate(
     ] = None,
 ) -> None:
     """Measure what each part of ULMFiT brings: rows, tables and a plot; --resume goes on."""
-    from ulmfit_fast.ablation.plan import AblationSettings
-    from ulmfit_fast.ablation.run import run_ablation
-    from ulmfit_fast.ablation.tables import format_ablation, plot_ablation
-    from ulmfit_fast.ablation.tasks import TASKS, own_task, read_task
-    from ulmfit_fast.estimator_checks import checked_device
+    from ulmfit_fast.studies.ablation import run_ablation
+    from ulmfit_fast.studies.ablation_plan import AblationSettings
+    from ulmfit_fast.studies.ablation_tables import format_ablation, plot_ablation
+    from ulmfit_fast.studies.tasks import TASKS, own_task, read_task
+    from ulmfit_fast.ulmfit.checks import checked_device
 
     own = user_path(task)
     name = task if task in TASKS else own.stem

@@ -40,7 +40,7 @@ def generate(
     device: Device = None,
 ) -> None:
     """Write texts with a language model, one a line."""
-    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
     check_standard_output()
     if count < 1:
@@ -79,9 +79,9 @@ def explain(
     """Write a page that colours each word by what it adds to the classifier's answer."""
     from itertools import islice
 
-    from ulmfit_fast.data.corpus import read_texts
-    from ulmfit_fast.estimator import ULMFiT
+    from ulmfit_fast.data.reading.corpus import read_texts
     from ulmfit_fast.report import write_explanations
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
     check_out_file(out, [model, *text], overwrite=overwrite)
     if limit < 1:

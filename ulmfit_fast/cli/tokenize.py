@@ -17,12 +17,12 @@ from ulmfit_fast.cli.app import (
     say,
     typer,
 )
-from ulmfit_fast.directories import read_version
-from ulmfit_fast.files import user_path
+from ulmfit_fast.system.directories import read_version
+from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
     from ulmfit_fast.data import Tokenizer
-    from ulmfit_fast.data.bad_rows import OnError
+    from ulmfit_fast.data.reading.bad_rows import OnError
 
 __all__ = ["tokenize"]
 
@@ -67,7 +67,7 @@ def tokenize(
 ) -> None:
     """Turn a corpus, also one larger than memory, into ids; go on where it was broken off."""
     from ulmfit_fast.data import Tokenizer, TokenStore, read_texts
-    from ulmfit_fast.data.token_store_build import building
+    from ulmfit_fast.data.store.build import building
 
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
@@ -109,7 +109,7 @@ def tokenize(
 
 def _source(paths: list[Path], layout: str, rows: OnError) -> Any:
     """Return what `read_texts` takes."""
-    from ulmfit_fast.data.formats import LAYOUTS
+    from ulmfit_fast.data.reading.published import LAYOUTS
 
     if layout == "plain":
         return paths
@@ -139,7 +139,7 @@ def _tokenizer_in(model: Path) -> Tokenizer:
 
 def _ours(path: Path, *, or_theirs: bool = False) -> Tokenizer:
     from ulmfit_fast.data import Tokenizer
-    from ulmfit_fast.data.json_text import parse_json
+    from ulmfit_fast.system.json_text import parse_json
 
     try:
         text = path.read_text(encoding="utf-8")

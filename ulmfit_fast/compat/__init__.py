@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ulmfit_fast.compat import fastai
-from ulmfit_fast.lazy import lazy_attributes
+from ulmfit_fast.system.lazy import lazy_attributes
 
 __all__ = ["fastai"]
 

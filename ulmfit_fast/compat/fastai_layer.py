@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ulmfit_fast.masks import DropoutMasks
+from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.lstm import LSTM, State
 
 __all__ = ["WeightDropLSTM"]

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ulmfit_fast import backend as backends
-from ulmfit_fast import functional
 from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
+from ulmfit_fast.functional import layer
 from ulmfit_fast.nn.convert import added_names, check_added, swap_modules
 
 __all__ = ["accelerate", "restore"]
@@ -56,7 +56,7 @@ def accelerate(
     """
     weight_dropout = _weight_dropout()
     model = _model_of(learn)
-    values = functional.gate_probabilities(gate_p, "step")
+    values = layer.gate_probabilities(gate_p, "step")
     one_or_four = values[0] if len(set(values)) == 1 else values
     backends.check_name(backend)
     plain = weight_dropout(nn.LSTM(1, 1, device="meta"), 0.0)
@@ -72,8 +72,8 @@ def accelerate(
             f"the {type(model).__name__} has no layer of an AWD_LSTM to accelerate; make the "
             "learner with language_model_learner or text_classifier_learner and AWD_LSTM"
         )
-    for layer in done:
-        layer.gate_p, layer.backend = one_or_four, backend
+    for dropped in done:
+        dropped.gate_p, dropped.backend = one_or_four, backend
     return learn
 
 

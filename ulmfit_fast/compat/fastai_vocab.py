@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.compat.fastai_names import VOCABULARY_TENSORS
-from ulmfit_fast.data.vocab import PAD, SPECIALS, Vocab, transfer_rows
+from ulmfit_fast.data.tokens.vocab import PAD, SPECIALS, Vocab, transfer_rows
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 
 __all__ = ["language_model", "use_rows", "vocabulary_from_fastai"]

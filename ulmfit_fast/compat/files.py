@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.compat.plain_pickle import PICKLE_ERRORS, Refused, kind_of, lists_and_strings
-from ulmfit_fast.files import name_in_utf8, open_to_umask, user_path
-from ulmfit_fast.scoped import ignoring
+from ulmfit_fast.system.files import name_in_utf8, open_to_umask, user_path
+from ulmfit_fast.system.scoped import ignoring
 
 __all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
 

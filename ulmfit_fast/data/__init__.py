@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from ulmfit_fast.data.batches import LMBatches, concatenate_documents
 from ulmfit_fast.data.classifier_batches import ClassifierBatch, ClassifierBatches
-from ulmfit_fast.data.corpus import read_labelled, read_texts, read_weighted
-from ulmfit_fast.data.token_store import TokenStore
-from ulmfit_fast.data.tokenizer import Tokenizer
-from ulmfit_fast.data.vocab import SPECIALS, Vocab, transfer_rows
-from ulmfit_fast.lazy import lazy_attributes
+from ulmfit_fast.data.reading.corpus import read_labelled, read_texts, read_weighted
+from ulmfit_fast.data.store.store import TokenStore
+from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+from ulmfit_fast.data.tokens.vocab import SPECIALS, Vocab, transfer_rows
+from ulmfit_fast.system.lazy import lazy_attributes
 
 __all__ = [
     "SPECIALS",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.data.columns import shown
+from ulmfit_fast.data.store.store import TokenStream
 from ulmfit_fast.data.tables import is_table
-from ulmfit_fast.data.token_store import TokenStream
 
 __all__ = [
     "Document",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ulmfit_fast.data.bad_rows import BadRows
 from ulmfit_fast.data.columns import (
     check_ordered,
     checked_values,
@@ -19,7 +18,8 @@ from ulmfit_fast.data.columns import (
     is_whole_float,
     shown,
 )
-from ulmfit_fast.files import name_in_utf8
+from ulmfit_fast.data.reading.bad_rows import BadRows
+from ulmfit_fast.system.files import name_in_utf8
 
 __all__ = ["column_values", "is_table", "parquet_records", "table_records"]
 

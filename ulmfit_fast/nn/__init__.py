@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.convert import convert_lstm, restore_lstm
@@ -12,6 +11,7 @@ from ulmfit_fast.nn.language_model import LanguageModel, LMOutput
 from ulmfit_fast.nn.loss import LMLoss, language_model_loss
 from ulmfit_fast.nn.lstm import LSTM
 from ulmfit_fast.nn.state import State, detach_state, resize_state
+from ulmfit_fast.system.lazy import lazy_attributes
 
 __all__ = [
     "AWDLSTM",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ulmfit_fast.functional import autocast_dtype
+from ulmfit_fast.functional.layer import autocast_dtype
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout, embed
 from ulmfit_fast.nn.lstm import LSTM

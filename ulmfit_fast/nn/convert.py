@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ulmfit_fast.nn.lstm import LSTM
-from ulmfit_fast.scoped import ignoring
+from ulmfit_fast.system.scoped import ignoring
 
 __all__ = ["added_names", "check_added", "convert_lstm", "restore_lstm", "swap_modules"]
 

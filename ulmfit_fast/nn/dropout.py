@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulmfit_fast import fused, fused_checks, rng
+from ulmfit_fast import rng
 from ulmfit_fast.checks import behind_vmap
+from ulmfit_fast.functional import dropout as fused
+from ulmfit_fast.functional import fused_checks
 from ulmfit_fast.seeds import draw_seed
 
 

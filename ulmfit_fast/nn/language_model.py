@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ulmfit_fast import fused
-from ulmfit_fast.linear_cross_entropy import linear_cross_entropy
+from ulmfit_fast.functional import dropout as fused
+from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn.awd_lstm import AWDLSTM, EMBEDDING_BOUND
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ulmfit_fast import backend as backends
-from ulmfit_fast import functional, rng
+from ulmfit_fast import rng
 from ulmfit_fast.checks import (
     as_seed,
     check_hx,
@@ -24,7 +24,8 @@ from ulmfit_fast.checks import (
     probability,
     size,
 )
-from ulmfit_fast.masks import DropoutMasks
+from ulmfit_fast.functional import layer as layers
+from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.packed import packed_data, padded
 from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
 from ulmfit_fast.seeds import draw_seed
@@ -123,7 +124,7 @@ class LSTM(PlainForward):
         self.bidirectional = flag("bidirectional", bidirectional)
         self.proj_size = 0
         self.weight_p = _shortest(rng.gate_probabilities("weight_p", weight_p))
-        self.gate_p = _shortest(functional.gate_probabilities(gate_p, gate_mask))
+        self.gate_p = _shortest(layers.gate_probabilities(gate_p, gate_mask))
         self.gate_mask = gate_mask
         self.recompute_gates = flag("recompute_gates", recompute_gates)
         self.backend = backends.check_name(backend)
@@ -227,7 +228,7 @@ class LSTM(PlainForward):
             check_input(x, self.input_size)
             data = x
             batch_size = 1 if x.dim() == 2 else x.shape[0 if self.batch_first else 1]
-        dtype = functional.autocast_dtype(data) or data.dtype
+        dtype = layers.autocast_dtype(data) or data.dtype
         dropped = rng.gate_probabilities("gate_p", self.gate_p) if self.training else ()
         return {
             "device": data.device,
@@ -239,7 +240,7 @@ class LSTM(PlainForward):
             "has_lengths": lengths is not None or isinstance(x, PackedSequence),
             "mixed_state": hx is not None and hx[1].dtype != dtype,
             "kernels": functools.partial(
-                functional.kernel_plan,
+                layers.kernel_plan,
                 device=data.device,
                 dtype=dtype,
                 hidden_size=self.hidden_size,
@@ -365,7 +366,7 @@ class LSTM(PlainForward):
         return (
             backends._requested(self.backend)[0] in ("auto", "torch")
             and not (self.training and (masks is not None or drops))
-            and functional.autocast_dtype(x) is None
+            and layers.autocast_dtype(x) is None
             and (hx is None or hx[0].dtype == hx[1].dtype)
         )
 
@@ -379,7 +380,7 @@ class LSTM(PlainForward):
     ) -> tuple[Tensor, Tensor, Tensor]:
         directions = 2 if self.bidirectional else 1
         weights = self.all_weights
-        if functional.autocast_dtype(x) is None:
+        if layers.autocast_dtype(x) is None:
             check_input_dtype(x, weights[0][0])
         if masks is not None and len(masks) != len(weights):
             raise ValueError(
@@ -410,7 +411,7 @@ class LSTM(PlainForward):
             outputs = []
             for reverse in range(directions):
                 row = layer * directions + reverse
-                output, final = functional.lstm(
+                output, final = layers.lstm(
                     x,
                     states[row],
                     *weights[row],
@@ -430,7 +431,7 @@ class LSTM(PlainForward):
                 finals.append(final)
             x = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)
             if seed is not None and layer_p > 0 and layer < self.num_layers - 1:
-                x = functional.drop_between_layers(x, seed, layer_p, layer)
+                x = layers.drop_between_layers(x, seed, layer_p, layer)
         h_n, c_n = zip(*finals, strict=True)
         if len(finals) == 1:
             return x, h_n[0][None], c_n[0][None]

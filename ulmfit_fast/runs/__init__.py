@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.runs.dry_run import DryRun, Estimate
 from ulmfit_fast.runs.run import Run
+from ulmfit_fast.system.lazy import lazy_attributes
 
 __all__ = ["DryRun", "Estimate", "Run"]
 

@@ -14,11 +14,11 @@ import torch
 
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.run import Run
-from ulmfit_fast.runs.snapshot import Training
+from ulmfit_fast.training.snapshot import Training
 
 if TYPE_CHECKING:
-    from ulmfit_fast.data.tokenizer import Tokenizer
-    from ulmfit_fast.loss_readings import Reading
+    from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+    from ulmfit_fast.training.readings import Reading
 
 __all__ = ["DryRun", "Estimate"]
 

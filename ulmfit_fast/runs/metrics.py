@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from ulmfit_fast.directories import METRICS, TENSORBOARD
-from ulmfit_fast.files import write_text
+from ulmfit_fast.system.directories import METRICS, TENSORBOARD
+from ulmfit_fast.system.files import write_text
 
 __all__ = ["MetricsFile", "TensorBoard"]
 

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ulmfit_fast.distributed import world
-from ulmfit_fast.runs.cursor import Cursor
 from ulmfit_fast.runs.metrics import MetricsFile, TensorBoard
+from ulmfit_fast.system.distributed import world
+from ulmfit_fast.training.cursor import Cursor
 
 if TYPE_CHECKING:
-    from ulmfit_fast.history import History
-    from ulmfit_fast.loss_readings import Reading
+    from ulmfit_fast.training.readings import Reading
+    from ulmfit_fast.training.state import History
 
 __all__ = ["Reports"]
 

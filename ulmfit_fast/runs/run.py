@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast.data.json_text import parse_json
-from ulmfit_fast.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
-from ulmfit_fast.distributed import agree, only_first, world
-from ulmfit_fast.files import user_path, write_text
-from ulmfit_fast.locks import held
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.checkpoints import Checkpoints
 from ulmfit_fast.runs.reports import Reports
 from ulmfit_fast.runs.signals import StopRequest
-from ulmfit_fast.runs.snapshot import Training, restore, snapshot
 from ulmfit_fast.runs.state_file import write_state
+from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
+from ulmfit_fast.system.distributed import agree, only_first, world
+from ulmfit_fast.system.files import user_path, write_text
+from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.system.locks import held
+from ulmfit_fast.training.snapshot import Training, restore, snapshot
 
 if TYPE_CHECKING:
-    from ulmfit_fast.data.tokenizer import Tokenizer
-    from ulmfit_fast.loss_readings import Reading
+    from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+    from ulmfit_fast.training.readings import Reading
 
 __all__ = ["Run", "holding"]
 
@@ -201,7 +201,7 @@ class Run:
         Args:
             stage: as for `finished`.
         """
-        from ulmfit_fast.data.tokenizer import Tokenizer
+        from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 
         path = self._of_stage(stage) / _TOKENIZER
         if not self.resume or not path.exists():

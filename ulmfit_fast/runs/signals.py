@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ulmfit_fast.distributed import agree
+from ulmfit_fast.system.distributed import agree
 
 __all__ = ["StopRequest"]
 

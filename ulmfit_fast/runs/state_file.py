@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast.files import name_in_utf8, open_to_umask, sync_directory
+from ulmfit_fast.system.files import name_in_utf8, open_to_umask, sync_directory
 
 __all__ = ["DamagedState", "read_state", "write_state"]
 

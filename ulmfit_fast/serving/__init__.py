@@ -6,10 +6,10 @@ one that only predicts: `quantize` for the CPU, `export_classifier` for where on
 
 from typing import TYPE_CHECKING
 
-from ulmfit_fast.lazy import lazy_attributes
 from ulmfit_fast.serving.export import export_classifier
 from ulmfit_fast.serving.int8 import quantize
 from ulmfit_fast.serving.predictor import Prediction, Predictor
+from ulmfit_fast.system.lazy import lazy_attributes
 
 __all__ = ["Prediction", "Predictor", "export_classifier", "quantize"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ulmfit_fast.backend import use
-from ulmfit_fast.files import file_in_place
 from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.serving.checks import HasClassifier, prediction_copy
+from ulmfit_fast.system.files import file_in_place
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.data.corpus import Label, Source, read_texts
-from ulmfit_fast.data.texts import BLOCK_CHARACTERS
+from ulmfit_fast.data.reading.corpus import Label, Source, read_texts
+from ulmfit_fast.data.tokens.texts import BLOCK_CHARACTERS
 
 __all__ = ["CHUNK_SIZE", "Prediction", "Predictor"]
 

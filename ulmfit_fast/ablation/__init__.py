@@ -1,8 +1,0 @@
-"""What each part of ULMFiT brings, measured: `ulmfit-fast ablate`."""
-
-from typing import TYPE_CHECKING
-
-from ulmfit_fast.lazy import lazy_attributes
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_attributes(__name__)

@@ -1,0 +1,137 @@
+"""Lines of a file in UTF-8, plain or gzipped, and what is wrong with those that are no text."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from ulmfit_fast.data.reading.bad_rows import BadRows
+
+__all__ = ["ZIPPED", "Line", "decoded_lines", "numbered_lines"]
+
+ZIPPED = ".gz"
+# What is longer has lost its line ends. Memory stays bounded.
+_LINE_BYTES = 2**28
+# As classic Mac OS ended its lines. One at the very end may be the first half of a CRLF.
+_CR_ALONE = re.compile(rb"\r(?!\n|\Z)")
+_LINE_ENDS = (b"\n", b"\r")
+_MARKS_OF_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def decoded_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, str]]:
+    """Decode a file, also a gzipped one, line by line, so that an error can name its line.
+
+    Args:
+        path: an existing file.
+        bad: takes the lines that are no text in UTF-8.
+    """
+    for line in numbered_lines(path, bad):
+        if line.fault is None:
+            yield line.number, line.text
+        else:
+            bad.meet(line.fault)
+
+
+class Line(NamedTuple):
+    """A line, and what is wrong with it."""
+
+    number: int
+    text: str
+    fault: ValueError | None = None
+
+
+def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
+    """Yield all lines; `bad` takes the rest of a file that cannot be read on."""
+    number = offset = 0
+    with gzip.open(path) if path.suffix.lower() == ZIPPED else path.open("rb") as file:
+        try:
+            pieces = _pieces(file)
+            for number, raw in enumerate(pieces, start=1):
+                if number == 1 and _is_utf_16(raw):
+                    bad.meet(
+                        ValueError(
+                            f"{path}, line 1: the file is in UTF-16, expected UTF-8; save as "
+                            "UTF-8 (iconv -f UTF-16 -t UTF-8)"
+                        )
+                    )
+                    return
+                line, size = _decoded(path, number, offset, raw), len(raw)
+                if size >= _LINE_BYTES and not raw.endswith(_LINE_ENDS):
+                    size += _passed_over(pieces)
+                    fault = ValueError(
+                        f"{path}, line {number}: longer than {_LINE_BYTES:,} bytes, expected a "
+                        "text; put line ends between the texts"
+                    )
+                    line = Line(number, "", fault)
+                yield line
+                offset += size
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            bad.meet(
+                ValueError(
+                    f"{path}, line {number + 1}: not a whole gzip file ({error}), it cannot be "
+                    "read on; fetch it anew"
+                )
+            )
+
+
+class _Readable(Protocol):
+    def readline(self, size: int, /) -> bytes:
+        """Return what is left up to the next line feed, at most so many bytes."""
+
+
+def _pieces(file: _Readable) -> Iterator[bytes]:
+    """Yield lines with their ends, LF, CRLF or CR, and a line that is too long in pieces."""
+    rest = b""
+    while piece := file.readline(_LINE_BYTES):
+        piece, start = rest + piece, 0
+        for end in _CR_ALONE.finditer(piece) if b"\r" in piece else ():
+            yield piece[start : end.end()]
+            start = end.end()
+        rest = piece[start:]
+        if start == 0 or rest.endswith(b"\n"):
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
+def _passed_over(pieces: Iterator[bytes]) -> int:
+    """Go on to the end of a line that is not kept; return how many bytes that took."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if piece.endswith(_LINE_ENDS):
+            break
+    return size
+
+
+def _is_utf_16(first: bytes) -> bool:
+    if first.startswith(_MARKS_OF_UTF_16):
+        return True
+    # Without a mark, every other byte of Western text is a NUL.
+    start = first[:200]
+    return len(start) >= 4 and any(start[::2]) != any(start[1::2])
+
+
+def _decoded(path: Path, number: int, offset: int, raw: bytes) -> Line:
+    fault = None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fault = ValueError(
+            f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8 (offset "
+            f"{offset + error.start} of the text); save as UTF-8"
+        )
+        text = raw.decode("utf-8", "replace")
+    if b"\0" in raw:
+        fault = fault or ValueError(
+            f"{path}, line {number}: a NUL byte (offset {offset + raw.index(0)} of the text), "
+            "expected text; remove it or fetch the file anew"
+        )
+        # Before Python 3.11 the csv module stops at one.
+        text = text.replace("\0", " ")
+    return Line(number, text.removeprefix("\ufeff") if number == 1 else text, fault)

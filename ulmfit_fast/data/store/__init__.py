@@ -1,0 +1,8 @@
+"""Token ids on disk, read without loading them."""
+
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.system.lazy import lazy_attributes
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__)

@@ -1,0 +1,244 @@
+"""The decoder and its loss as one step, in as few rows at a time as there is room for logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ulmfit_fast import backend as backends
+from ulmfit_fast.checks import probability
+from ulmfit_fast.functional.dropout import softmax_cross_entropy_
+
+__all__ = ["linear_cross_entropy"]
+
+# Logits held at once, and the fewest rows: each chunk reads the whole weight and adds to the whole
+# of its gradient, so short ones are slow. Two chunks of 560 rows beat any others on 2 cores.
+_LOGITS = 1 << 23
+_MIN_ROWS = 512
+# Share of a device's memory for them.
+_SHARE = 64
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Compute the mean cross entropy of x W^T + b in chunks of rows.
+
+    The gradients are made chunk by chunk in the forward, where the logits are at hand, and kept for
+    the backward instead of the logits: memory of the size of x and W, not of N x V.
+
+    Example:
+        >>> x, weight = torch.zeros(3, 4, requires_grad=True), torch.ones(10, 4)
+        >>> round(linear_cross_entropy(x, weight, None, torch.tensor([1, 2, -100])).item(), 4)
+        2.3026
+
+    Equivalent to:
+        `F.cross_entropy(F.linear(x, weight, bias), targets)`, but 0 where no target counts.
+
+    Args:
+        x: `(N, E)`.
+        weight: `(V, E)`.
+        bias: `(V,)` or None.
+        targets: `(N,)` int64.
+        ignore_index: target that does not count.
+        label_smoothing: share of the target spread evenly over all V classes, in [0, 1].
+        chunk_rows: rows of logits held at once; None chooses by V and the memory of the device.
+
+    Returns:
+        The mean over the targets that count, 0-d, in at least float32. Under autocast the products
+        are in its dtype, and the weight's gradient is summed over the chunks in that of the weight.
+        It has no second derivative but under `backend.use("reference")` and torch.func, where the
+        logits are held.
+
+    Raises:
+        TypeError: if targets are not int64 or x is not floating.
+        ValueError: if a shape, label_smoothing or chunk_rows does not fit, or a target on the CPU
+            is no class.
+    """
+    _check(x, weight, bias, targets, chunk_rows)
+    smoothing = probability("label_smoothing", label_smoothing)
+    count = (targets != ignore_index).sum().clamp(min=1)
+    # Under autocast nothing is converted here: the weight's gradient would be rounded on its way.
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    if backends._requested("auto")[0] == "reference" or backends._transforms():
+        logits = F.linear(x, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        keywords: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": smoothing}
+        return F.cross_entropy(logits, targets, reduction="sum", **keywords) / count
+    recording = torch.is_grad_enabled()
+    needs = [recording and t is not None and t.requires_grad for t in (x, weight, bias)]
+    summed, *_ = _summed_loss(
+        x, weight, bias, targets, ignore_index, smoothing, chunk_rows or 0, dtype, needs
+    )
+    mean: Tensor = summed / count
+    return mean
+
+
+def _even_chunks(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Return the rows of chunks of like size: a short one at the end would cost as much."""
+    held = _LOGITS
+    if device.type == "cuda":
+        held = torch.cuda.get_device_properties(device).total_memory // _SHARE // dtype.itemsize
+    chunks = round(rows * classes / held)
+    chunks = max(1, min(chunks, rows // _MIN_ROWS))
+    return max(1, -(-rows // chunks))
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_rows: int | None
+) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}, expected a floating dtype: convert it first")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets must be int64 ids, got {targets.dtype}: convert with .long()")
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, expected (N, E) and "
+            "(V, E): flatten (T, B, E) with flatten(0, 1)"
+        )
+    if targets.shape != x.shape[:1]:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)}, expected ({x.shape[0]},) like the rows of "
+            "x: flatten both alike"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},), one for each class"
+        )
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}: None chooses")
+
+
+@torch.library.custom_op("ulmfit_fast::linear_cross_entropy", mutates_args=())
+def _summed_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum of the losses and its gradients; those that are not needed are empty."""
+    needs_x, needs_weight, needs_bias = needs
+    wide = torch.promote_types(dtype, torch.float32)
+    classes = weight.shape[0]
+    if not chunk_rows:
+        chunk_rows = _even_chunks(x.shape[0], classes, dtype, x.device)
+    rows = min(chunk_rows, max(1, x.shape[0]))
+    w = weight.to(dtype)
+    b = None if bias is None else bias.to(dtype)
+    summed = x.new_zeros((), dtype=wide)
+    grad_x = x.new_empty(x.shape if needs_x else 0)
+    # In half precision the sum over the chunks would be rounded at each.
+    grad_weight = x.new_zeros(weight.shape if needs_weight else 0, dtype=wide)
+    grad_bias = x.new_zeros(classes if needs_bias else 0, dtype=wide)
+    held = x.new_empty(rows, classes, dtype=dtype)
+    for start in range(0, x.shape[0], rows):
+        part = x[start : start + rows].to(dtype)
+        chosen = targets[start : start + rows]
+        logits = held[: len(part)]
+        if b is None or x.device.type == "cpu":
+            torch.mm(part, w.t(), out=logits)
+            if b is not None:
+                # On a CPU quicker than addmm, which fills the whole with the bias first.
+                logits += b
+        else:
+            torch.addmm(b, part, w.t(), out=logits)
+        if not any(needs):
+            keywords: dict[str, Any] = {"ignore_index": ignore_index, "reduction": "sum"}
+            keywords["label_smoothing"] = label_smoothing
+            summed += F.cross_entropy(logits.to(wide), chosen, **keywords)
+            continue
+        losses = softmax_cross_entropy_(
+            logits, chosen, ignore_index=ignore_index, label_smoothing=label_smoothing
+        )
+        summed += losses.sum()
+        if needs_x:
+            grad_x[start : start + rows] = torch.mm(logits, w)
+        if needs_weight and dtype == wide:
+            grad_weight.addmm_(logits.t(), part)
+        elif needs_weight:
+            grad_weight += torch.mm(logits.t(), part)
+        if needs_bias:
+            grad_bias += logits.sum(0, dtype=wide)
+    bias_dtype = weight.dtype if bias is None else bias.dtype
+    return summed, grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype)
+
+
+@_summed_loss.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    summed = x.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
+    grad_x = x.new_empty(x.shape if needs[0] else 0)
+    grad_weight = weight.new_empty(weight.shape if needs[1] else 0)
+    like = weight if bias is None else bias
+    return summed, grad_x, grad_weight, like.new_empty(weight.shape[0] if needs[2] else 0)
+
+
+@torch.library.custom_op("ulmfit_fast::linear_cross_entropy_backward", mutates_args=())
+def _scaled(
+    grad: Tensor, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Scale a kept gradient; of the inputs a second derivative would be asked for here."""
+    # In place would be wrong for a second backward over a retained graph.
+    return gradient * grad.to(gradient.dtype)
+
+
+@_scaled.register_fake
+def _(grad: Tensor, gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.empty_like(gradient)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    gradients = output[1:]
+    ctx.needs = inputs[8]
+    kept = (g for g, need in zip(gradients, ctx.needs, strict=True) if need)
+    ctx.save_for_backward(*inputs[:3], *kept)
+    ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    results: list[Tensor | None] = [None] * 9
+    if grad is not None:
+        x, weight, bias, *kept = ctx.saved_tensors
+        wanted = (index for index, need in enumerate(ctx.needs) if need)
+        for index, gradient in zip(wanted, kept, strict=True):
+            results[index] = _scaled(grad, gradient, x, weight, bias)
+    # `needs` is a list of bools, none of which has a gradient.
+    return (*results[:8], None)
+
+
+def _no_double_backward(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        "linear_cross_entropy in chunks has no second derivative; compute it in "
+        'backend.use("reference")'
+    )
+
+
+_summed_loss.register_autograd(_gradients, setup_context=_save)
+_scaled.register_autograd(_no_double_backward)

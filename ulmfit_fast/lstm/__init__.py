@@ -1,0 +1,8 @@
+"""The layer without its kernels: the reference, PyTorch operations, masks, and checks."""
+
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.system.lazy import lazy_attributes
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__)

@@ -1,0 +1,8 @@
+"""Experiments on the English that every installation holds: the demo and the ablation."""
+
+from typing import TYPE_CHECKING
+
+from ulmfit_fast.system.lazy import lazy_attributes
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_attributes(__name__)

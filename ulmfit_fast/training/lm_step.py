@@ -1,0 +1,301 @@
+"""A training step of a language model that never waits for the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ulmfit_fast.nn import LanguageModel, LMLoss, detach_state
+from ulmfit_fast.nn.state import State
+from ulmfit_fast.optim import NTASGD
+from ulmfit_fast.optim.groups import layer_rates
+from ulmfit_fast.system import distributed
+from ulmfit_fast.training.captured_step import CapturedStep
+from ulmfit_fast.training.precision import autocast as autocasting
+from ulmfit_fast.training.readings import not_finite
+
+__all__ = ["LanguageModelStep", "trainable"]
+
+# Steps before those of a graph: the first ones compile kernels and make the optimizer's buffers.
+_WARM_UP = 2
+
+
+def trainable(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters of an optimizer that require a gradient."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+class _Loss(nn.Module):
+    """A model's loss as a forward, which is what DistributedDataParallel runs."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[LMLoss, State]:
+        return self.model.loss(*args, **kwargs)
+
+
+class LanguageModelStep:
+    """Train a language model on one batch after another; the state goes from each to the next.
+
+    With several processes (see `distributed`) each passes batches of its own; gradients and losses
+    are the means over all of them.
+
+    On a GPU nothing here waits for the device, given a fused optimizer: the loss stays there, and
+    one that is not finite keeps the optimizer from this and all later updates. Elsewhere, and with
+    other optimizers, each loss is looked at before its update.
+
+    Example:
+        >>> from ulmfit_fast.nn import AWDLSTMConfig
+        >>> model = LanguageModel(AWDLSTMConfig(10, emb_size=4, hidden_size=6))
+        >>> step = LanguageModelStep(model, torch.optim.Adam(model.parameters(), fused=True))
+        >>> text = torch.randint(10, (8, 3))
+        >>> step(text[:-1], text[1:]).total.requires_grad
+        False
+
+    Args:
+        model: the language model; its training mode is the caller's.
+        optimizer: of the model's parameters.
+        scheduler: steps after every batch, or None.
+        alpha: weight of the activation regulariser AR.
+        beta: weight of the temporal regulariser TAR.
+        clip: largest gradient norm, or None.
+        label_smoothing: share of the target spread evenly over all words.
+        rescale_to: s, take a step of T tokens with T / s of the learning rate, for that step alone;
+            None leaves the rate alone.
+        autocast: dtype of autocast, bfloat16 or float16, or None for none.
+        scaler: scales the loss so that gradients in float16 do not vanish; a step whose gradients
+            overflow changes no parameter. None for none.
+        capture: on CUDA, capture the step in a CUDA graph after the first few, the update with it,
+            and replay it for every batch of that shape; anew where other parameters are trained, or
+            the optimizer was given another state. The masks are those of a run without it; the
+            optimizer's state_dict then says `capturable`. A schedule may change the learning rate,
+            and nothing else.
+
+    Attributes:
+        state: what goes into the next batch; None at the start of texts.
+        steps: updates so far.
+
+    Raises:
+        ValueError: if autocast is another dtype, or capture is asked for without CUDA, with an
+            optimizer that is not fused or is an NTASGD, with rescaled rates or with scaled
+            gradients.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        *,
+        alpha: float = 2.0,
+        beta: float = 1.0,
+        clip: float | None = None,
+        label_smoothing: float = 0.0,
+        rescale_to: int | None = None,
+        autocast: torch.dtype | None = None,
+        scaler: GradScaler | None = None,
+        capture: bool = False,
+    ) -> None:
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"autocast is {autocast}, expected torch.bfloat16, torch.float16, or None for none"
+            )
+        self.device = next(model.parameters()).device
+        if capture and self.device.type != "cuda":
+            raise ValueError(
+                f"capture needs a model on a CUDA device, this one is on {self.device}: leave it "
+                "out"
+            )
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.alpha, self.beta, self.clip = alpha, beta, clip
+        self.label_smoothing, self.rescale_to = label_smoothing, rescale_to
+        self.autocast, self.scaler, self.capture = autocast, scaler, capture
+        self.state: State | None = None
+        self.steps = 0
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        if capture and not fused:
+            raise ValueError(
+                f"capture needs a fused optimizer, this {type(optimizer).__name__} is not: pass "
+                "fused=True to it"
+            )
+        if capture and isinstance(optimizer, NTASGD):
+            raise ValueError(
+                "capture and NTASGD are both given, and a graph cannot count the steps of its "
+                "average: leave capture out, or take Adam, AdamW or SGD"
+            )
+        self._many = distributed.world().size > 1
+        if capture and self._many:
+            raise ValueError(
+                "capture is for one process, here there are "
+                f"{distributed.world().size}: leave it out"
+            )
+        if capture and (rescale_to is not None or scaler is not None):
+            name = "rescale_to" if rescale_to is not None else "scaler"
+            raise ValueError(
+                f"capture and {name} are both given, and a graph has neither: leave one of them out"
+            )
+        self.waits = self.device.type != "cuda" or not fused
+        self._failed = torch.zeros((), dtype=torch.float32, device=self.device)
+        self._graph: CapturedStep | None = None
+        self._parallel: DistributedDataParallel | None = None
+        self._trained: list[bool] = []
+        self._warm = 0
+
+    def reset(self) -> None:
+        """Forget the state: the next batch is the start of its texts."""
+        self.state = None
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> LMLoss:
+        """Train on one batch.
+
+        Args:
+            inputs: token ids, `(T, B)`, int64 or int32, on the model's device.
+            targets: token ids, `(T, B)`, int64.
+
+        Returns:
+            The parts of the loss, without a graph, on the device.
+
+        Raises:
+            FloatingPointError: if the loss is not finite, where the step waits for it; the
+                parameters are those before the step. Elsewhere `LossReadings` raises it.
+        """
+        loss = self._replayed(inputs, targets) if self.capture else None
+        if loss is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, state = self.forward_backward(inputs, targets, self.state)
+            self._warm += 1
+            self._look_at(loss)
+            with self._rescaled(len(inputs)):
+                self.update(loss)
+            # Only now: a step that failed is taken again from where it began.
+            self.state = state
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.steps += 1
+        return loss
+
+    def forward_backward(
+        self, inputs: Tensor, targets: Tensor, state: State | None
+    ) -> tuple[LMLoss, State]:
+        """Compute the loss, leave its clipped gradients, and return it with the new state.
+
+        Args:
+            inputs: token ids, `(T, B)`.
+            targets: token ids, `(T, B)`.
+            state: the state before.
+        """
+        # A captured graph must convert the weights anew at each replay.
+        with autocasting(self.device, self.autocast, cache_enabled=not self.capture):
+            loss, state = self._loss()(
+                inputs,
+                targets,
+                state,
+                alpha=self.alpha,
+                beta=self.beta,
+                label_smoothing=self.label_smoothing,
+            )
+        if self.scaler is None:
+            loss.total.backward()  # type: ignore[no-untyped-call]
+        else:
+            # The scaler skips a step by its gradients: a loss that is not finite has to show there.
+            self._note_failure(loss)
+            guard = torch.where(self._failed > 0, torch.nan, torch.ones_like(self._failed))
+            self.scaler.scale(loss.total * guard).backward()  # type: ignore[no-untyped-call]
+            self.scaler.unscale_(self.optimizer)
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(trainable(self.optimizer), self.clip)
+        parts = [part.detach() for part in loss]
+        if self._many:
+            parts = list(distributed.mean_(torch.stack(parts)).unbind())
+        return LMLoss(*parts), detach_state(state)
+
+    def _loss(self) -> Callable[..., tuple[LMLoss, State]]:
+        """Return the model's loss, through DistributedDataParallel where there are processes."""
+        if not self._many:
+            return self.model.loss
+        trained = [p.requires_grad for p in self.model.parameters()]
+        if self._parallel is None or self._trained != trained:
+            # The old one is gone before there is another on the same parameters.
+            self._parallel, self._trained = None, trained
+            self._parallel = distributed.parallel(_Loss(self.model))
+        return self._parallel
+
+    def rates(self, length: int | None) -> list[float]:
+        """Return the learning rate of each layer group for a step.
+
+        Args:
+            length: T of its batch; None leaves the rates of the schedule as they are.
+        """
+        scale = self._scale(length)
+        return [rate * scale for rate in layer_rates(self.optimizer)]
+
+    def _scale(self, length: int | None) -> float:
+        return 1.0 if self.rescale_to is None or length is None else length / self.rescale_to
+
+    @contextmanager
+    def _rescaled(self, length: int) -> Iterator[None]:
+        """Multiply the rates for one step; the schedule never sees it."""
+        groups = self.optimizer.param_groups
+        rates, scale = [group["lr"] for group in groups], self._scale(length)
+        try:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate if scale == 1.0 else rate * scale
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _look_at(self, loss: LMLoss) -> None:
+        value = float(loss.total) if self.waits else 0.0
+        if not math.isfinite(value):
+            raise not_finite(value, self.steps, self.rates(None))
+
+    def _note_failure(self, loss: LMLoss) -> None:
+        # Once set it stays set: the state of the model is not finite either from here on.
+        # NaN but for a number: three launches, where isfinite takes five.
+        self._failed.logical_or_(loss.total.detach() * 0 != 0)
+
+    def update(self, loss: LMLoss) -> None:
+        """Step the optimizer, unless this loss or an earlier one is not finite.
+
+        Args:
+            loss: of this step, whose gradients are there.
+        """
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        if self.waits:
+            self.optimizer.step()
+            return
+        self._note_failure(loss)
+        self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
+
+    def _replayed(self, inputs: Tensor, targets: Tensor) -> LMLoss | None:
+        """Replay the graph, made first when it is time; None for what it does not fit."""
+        trained = [p.requires_grad for p in self.model.parameters()]
+        if self._graph is not None and not self._graph.is_of(trained):
+            self._graph, self._warm = None, 0
+        if self._graph is None:
+            if self._warm < _WARM_UP or self.state is None:
+                return None
+            self._graph = CapturedStep(self, inputs, targets, self.state, trained)
+        if inputs.shape != self._graph.inputs.shape:
+            return None
+        loss, self.state = self._graph(inputs, targets, self.state)
+        return loss

@@ -1,0 +1,449 @@
+"""`ULMFiT`: the whole protocol behind one object."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from ulmfit_fast.data.reading.bad_rows import OnError
+from ulmfit_fast.data.store.store import TokenStore
+from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.presets import Preset
+from ulmfit_fast.runs.run import Run
+from ulmfit_fast.seeds import own_generators
+from ulmfit_fast.system.distributed import shared_text, world
+from ulmfit_fast.training import stages as pipeline
+from ulmfit_fast.training.run_stage import StageRun
+from ulmfit_fast.training.stages import TrainingSettings
+from ulmfit_fast.training.state import History
+from ulmfit_fast.ulmfit.checks import (
+    Label,
+    checked_device,
+    checked_seed,
+    classes_of,
+    holding_directories,
+)
+from ulmfit_fast.ulmfit.labelled import ClassWeight, labelled_texts, weighed
+from ulmfit_fast.ulmfit.model_schema import Place, check_labels
+from ulmfit_fast.ulmfit.settings import (
+    check_model_settings,
+    classifier_config,
+    language_model_config,
+    model_settings,
+    preset_values,
+    stage_settings,
+    with_dropout,
+)
+from ulmfit_fast.ulmfit.trained import Path, TextModel, Texts, corpus_of
+
+__all__ = ["ULMFiT"]
+
+
+class ULMFiT(TextModel):
+    """Pre-train a language model, fine-tune it on your text, fit a classifier on few labels.
+
+    Example:
+        >>> import ulmfit_fast as uf
+        >>> texts = ["a fine film", "a dull film"] * 20
+        >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, num_layers=2, min_freq=1, progress=False)
+        >>> _ = model.pretrain(texts, epochs=1, batch_size=4)
+        >>> _ = model.fine_tune_lm(texts, epochs=1, batch_size=4)
+        >>> _ = model.fit_classifier(texts, ["good", "bad"] * 20, epochs=2)
+        >>> len(model.predict(["a fine film"]))
+        1
+
+    Texts are any iterable of str, or the path (or a list of paths) of .txt files with one text a
+    line, .csv, .jsonl or .parquet files, folders of texts, tables with a column of texts; see
+    `data.read_texts`. Language models also train on a `data.TokenStore`, which stays on disk.
+
+    Args:
+        preset: a published recipe, "paper", "fastai07", "fastai_v2" or "multifit", or a
+            `presets.Preset`; it gives the values that are not given here and to the three stages.
+        emb_size: E, embedding width; without a preset 400.
+        hidden_size: H, units of the inner LSTM layers; without a preset 1152.
+        num_layers: LSTM layers; the last one has E units; without a preset 3.
+        tokenizer: "word", with the marks of capitals and repetition, the one without a preset;
+            "subword" (unigram); "spacy", whose tokens are fastai's; or a `data.Tokenizer` to use as
+            it is, such as that of `Tokenizer.from_huggingface`.
+        max_vocab: largest vocabulary, the nine specials among it; without a preset 60,000.
+        min_freq: how often a word must occur to be in the vocabulary; without a preset 3.
+        drop_mult: factor on every dropout probability; without a preset 1.
+        lm_dropout: dropout values of the language model that differ from the defaults, by name,
+            such as {"weight_p": 0.1}.
+        classifier_dropout: the same for the classifier.
+        backwards: read every text from its end, `xxbos` last; such a model has weights of its own
+            and stands beside a forward one, see `ensemble.fit_ensemble`.
+        device: "cpu", "cuda" or None for CUDA where there is any.
+        seed: fixes initial weights, masks and the order of the texts; PyTorch's own generators are
+            left as they were. Stages that run at once in several threads of a process draw from
+            the same generators, and then it fixes nothing: run them in processes.
+        checkpoint_dir: the model is saved here after every epoch, so that an interrupted stage
+            leaves its last epoch behind; None saves nothing by itself.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        TypeError: if the preset is none, or a size no whole number.
+        ValueError: if a size, a probability or the device does not fit, or there is no preset of
+            this name.
+
+    Source:
+        Howard & Ruder 2018 (arXiv:1801.06146).
+    """
+
+    def __init__(
+        self,
+        *,
+        preset: Preset | str | Mapping[str, Any] | None = None,
+        emb_size: int | None = None,
+        hidden_size: int | None = None,
+        num_layers: int | None = None,
+        tokenizer: Literal["word", "subword", "spacy"] | Tokenizer | None = None,
+        max_vocab: int | None = None,
+        min_freq: int | None = None,
+        drop_mult: float | None = None,
+        lm_dropout: Mapping[str, Any] | None = None,
+        classifier_dropout: Mapping[str, Any] | None = None,
+        backwards: bool | None = None,
+        device: str | None = None,
+        seed: int = 0,
+        checkpoint_dir: Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        recipe = preset_values(preset)
+        values = model_settings(
+            recipe,
+            emb_size=emb_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            tokenizer=tokenizer.kind if isinstance(tokenizer, Tokenizer) else tokenizer,
+            max_vocab=max_vocab,
+            min_freq=min_freq,
+            drop_mult=drop_mult,
+            lm_dropout=lm_dropout,
+            classifier_dropout=classifier_dropout,
+            backwards=backwards,
+        )
+        self.settings = {"preset": recipe, **values}
+        check_model_settings(self.settings)
+        self.device = checked_device(device)
+        self.seed = checked_seed(seed)
+        self.checkpoint_dir = checkpoint_dir
+        self.progress = progress
+        self._given_tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        self.tokenizer = None
+        self.language_model = None
+        self.classifier = None
+        self.labels = []
+        self.histories = {}
+
+    @holding_directories
+    def pretrain(
+        self,
+        texts: Texts,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+        drop_mult: float | None = None,
+        text_column: str = "text",
+        on_error: OnError = "raise",
+        run: Run | None = None,
+        **settings: Any,
+    ) -> ULMFiT:
+        """Train a language model from scratch on general text (stage 1).
+
+        Args:
+            texts: the corpus.
+            epochs: passes over it; None for the preset's, or 10.
+            lr: largest learning rate, for all layers; None for the preset's, or 4e-3.
+            drop_mult: factor on every dropout here; None for the preset's, or the object's.
+            text_column: column of .csv and .jsonl files.
+            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
+            settings: further fields of `pipeline.TrainingSettings`.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            ValueError: if the corpus is empty or too small, or a setting does not fit.
+        """
+        training, drop_mult = stage_settings(
+            self.settings, "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+        )
+        language_model_config(self.settings, drop_mult)  # refused before the texts are read
+        if run is not None:
+            run.check("pretrain")
+        corpus = corpus_of(texts, text_column, on_error)
+        with own_generators(self.seed, self.device):
+            tokenizer = self._given_tokenizer or self._tokenizer_of("pretrain", run, corpus)
+            config = language_model_config(self.settings, drop_mult, len(tokenizer.vocab))
+            model = LanguageModel(config, device="cpu", dtype=torch.float32).to(self.device)
+            self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
+        return self
+
+    @holding_directories
+    def fine_tune_lm(
+        self,
+        texts: Texts,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+        drop_mult: float | None = None,
+        text_column: str = "text",
+        on_error: OnError = "raise",
+        run: Run | None = None,
+        **settings: Any,
+    ) -> ULMFiT:
+        """Adapt the language model to the text of the task, labels not needed (stage 2).
+
+        With a word tokenizer the vocabulary becomes that of the new texts; a word known before
+        keeps its weights, a new word starts from the mean of all. A subword vocabulary stays.
+
+        Args:
+            texts: text like that of the task.
+            epochs: passes over it; None for the preset's, or 15.
+            lr: largest learning rate, that of the last layer; lower layers have lr / 2.6 each.
+                None for the preset's, or 4e-3.
+            drop_mult: factor on every dropout here; None for the preset's, or the object's.
+            text_column: column of .csv and .jsonl files.
+            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
+            settings: further fields of `pipeline.TrainingSettings`.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            ValueError: if there is no language model yet, the corpus is empty or too small, or a
+                setting does not fit.
+        """
+        training, drop_mult = stage_settings(
+            self.settings, "fine_tune_lm", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+        )
+        dropout = language_model_config(self.settings, drop_mult)
+        self._require_language_model()
+        if run is not None:
+            run.check("fine_tune_lm")
+        corpus = corpus_of(texts, text_column, on_error)
+        with own_generators(self.seed + 1, self.device):
+            if self.settings["tokenizer"] in ("word", "spacy"):
+                tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
+                model = self._carried_over(tokenizer)
+            else:
+                # A copy, so that a stage that fails leaves the model as it was.
+                tokenizer = self._require_tokenizer()
+                model = copy.deepcopy(self._require_language_model())
+            model = with_dropout(model, dropout)
+            self._train_lm("fine_tune_lm", "fine-tuning", tokenizer, model, corpus, training, run)
+        return self
+
+    def use_vocabulary_of(self, texts: Texts, *, text_column: str = "text") -> ULMFiT:
+        """Carry the language model over to the vocabulary of other texts, untrained.
+
+        Args:
+            texts: where the new vocabulary comes from.
+            text_column: column of .csv and .jsonl files.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            ValueError: if there is no language model yet, or no text.
+        """
+        self._require_language_model()
+        corpus = corpus_of(texts, text_column)
+        tokenizer = self._train_tokenizer(corpus)
+        with own_generators():
+            self.tokenizer, self.language_model = tokenizer, self._carried_over(tokenizer)
+        self.classifier, self.labels = None, []
+        return self
+
+    def _carried_over(self, tokenizer: Tokenizer) -> LanguageModel:
+        model, old = self._require_language_model(), self._require_tokenizer()
+        return pipeline.with_vocabulary(model, old.vocab, tokenizer.vocab)
+
+    def _tokenizer_of(
+        self, stage: str, run: Run | None, corpus: Sequence[str] | TokenStore
+    ) -> Tokenizer:
+        """Return the tokenizer of the run that is resumed, or one that the corpus teaches."""
+        kept = None if run is None else run.tokenizer(stage)
+        if kept is not None:
+            return kept
+        if world().size == 1:
+            return self._train_tokenizer(corpus)
+        text = shared_text(lambda: self._train_tokenizer(corpus).to_json())
+        return Tokenizer.from_json(text)
+
+    def _train_tokenizer(self, corpus: Sequence[str] | TokenStore) -> Tokenizer:
+        if isinstance(corpus, TokenStore):
+            return corpus.tokenizer()
+        if self.settings["tokenizer"] == "huggingface":
+            raise ValueError(
+                'a tokenizer of the kind "huggingface" is not learnt here; pass '
+                "tokenizer=Tokenizer.from_huggingface(...)"
+            )
+        limits = {name: self.settings[name] for name in ("max_vocab", "min_freq")}
+        return Tokenizer.train(corpus, kind=self.settings["tokenizer"], **limits)
+
+    def _train_lm(
+        self,
+        stage: str,
+        description: str,
+        tokenizer: Tokenizer,
+        model: LanguageModel,
+        corpus: Sequence[str] | TokenStore,
+        training: TrainingSettings,
+        run: Run | None,
+    ) -> None:
+        parts = {"tokenizer": tokenizer, "language_model": model, "classifier": None, "labels": []}
+        pipeline.train_language_model(
+            model,
+            self._encoded(tokenizer, corpus),
+            training,
+            seed=self.seed,
+            description=description,
+            progress=self.progress,
+            after_epoch=lambda _, history: self._adopt(stage, history, parts),
+            run=None if run is None else StageRun(run, stage, tokenizer),
+        )
+        model.eval()
+
+    def _adopt(self, stage: str, history: History, parts: dict[str, Any]) -> None:
+        """Take over what a stage has trained; until then the object is what it was before."""
+        for name, value in parts.items():
+            setattr(self, name, value)
+        if self.tokenizer is not None:
+            self.settings["tokenizer"] = self.tokenizer.kind
+        self.histories[stage] = history
+        if self.checkpoint_dir is not None and world().rank == 0:
+            self.save(self.checkpoint_dir)
+
+    @holding_directories
+    def fit_classifier(
+        self,
+        texts: Texts,
+        labels: Iterable[Label] | None = None,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+        gradual_unfreezing: int | Sequence[int] | None = None,
+        drop_mult: float | None = None,
+        class_weight: ClassWeight | None = None,
+        sample_weight: Iterable[float] | None = None,
+        text_column: str = "text",
+        label_column: str = "label",
+        weight_column: str | None = None,
+        on_error: OnError = "raise",
+        run: Run | None = None,
+        **settings: Any,
+    ) -> ULMFiT:
+        """Fit a classifier on the encoder of the language model (stage 3).
+
+        Without a language model the encoder starts from scratch.
+
+        With weights the loss is sum(w_i * l_i) / sum(w_i) over the texts, w_i being the product of
+        the weights of text i and its class: only proportions matter, a weight of 2 is as good as
+        the text twice, and a text of weight 0 is left out. A batch has its share of that sum, so
+        that one without the rare class counts less than one with it, see
+        `classifier_step.classifier_step`; the losses of the history are the weighted ones. Neither
+        the vocabulary and the language model, nor AR, TAR and BatchNorm know of weights.
+
+        Args:
+            texts: the labelled texts.
+            labels: a str, int or bool for each text, in a list, an array, a table with
+                `label_column` or the like; None reads them from `label_column` of the texts.
+            epochs: passes over the texts; None for the preset's, or 10.
+            lr: largest learning rate, that of the head; lower layers have lr / 2.6 each. None for
+                the preset's, or 1e-2.
+            gradual_unfreezing: open one more layer group every so many epochs; 0 trains all, also
+                where the preset has stages. None for the preset's, or 1.
+            drop_mult: factor on every dropout here; None for the preset's, or the object's.
+            class_weight: "balanced", which lets all classes count alike, with the weights
+                `n_samples / (n_classes * np.bincount(y))` and texts counted with their own weights;
+                a mapping from label, or how it is written, to weight, 1 for a class that it leaves
+                out; or None.
+            sample_weight: a number for each text, in a list, an array, a table with a column
+                "weight" (or `weight_column`) or the like; or None.
+            text_column: column of .csv and .jsonl files.
+            label_column: column of .csv and .jsonl files.
+            weight_column: column of the weights of texts, where labels are read from a column, or
+                of a table in sample_weight; or None.
+            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
+            settings: further fields of `pipeline.TrainingSettings`.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            TypeError: if a label is neither a str nor an int nor a bool, or a weight no number.
+            ValueError: if labels or weights do not match the texts, one of them is missing, a label
+                has a control character such as a line end, there are fewer than two classes, or
+                with a weight above 0, a weight is not finite or below 0, class_weight has an
+                unknown class, or a setting does not fit.
+
+        Source:
+            scikit-learn 1.9, `utils.class_weight.compute_class_weight`, for class_weight.
+        """
+        settings["gradual_unfreezing"] = gradual_unfreezing
+        training, drop_mult = stage_settings(
+            self.settings, "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+        )
+        classifier_config(self.settings, drop_mult)  # refused before the texts are read
+        if run is not None:
+            run.check("fit_classifier")
+        corpus, own, sample_weight = labelled_texts(
+            texts,
+            labels,
+            sample_weight,
+            weight_column,
+            text_column=text_column,
+            label_column=label_column,
+            on_error=on_error,
+        )
+        classes = classes_of(own)
+        check_labels(Place("the classes", "write it in another way"), classes)
+        corpus, own, weights = weighed(corpus, own, class_weight, sample_weight)
+        with own_generators(self.seed + 2, self.device):
+            self._fit_classifier(corpus, own, weights, classes, training, drop_mult, run)
+        return self
+
+    def _fit_classifier(
+        self,
+        corpus: list[str],
+        own: list[Label],
+        weights: torch.Tensor | None,
+        classes: list[Label],
+        training: TrainingSettings,
+        drop_mult: float,
+        run: Run | None,
+    ) -> None:
+        tokenizer = self.tokenizer or self._given_tokenizer
+        if tokenizer is None:
+            tokenizer = self._tokenizer_of("fit_classifier", run, corpus)
+        config = classifier_config(self.settings, drop_mult, len(tokenizer.vocab))
+        model = pipeline.build_classifier(self.language_model, config, len(classes), training)
+        model.to(self.device)
+        parts = {"tokenizer": tokenizer, "classifier": model, "labels": classes}
+
+        def adopt(epoch: int, history: History) -> None:
+            self._adopt("fit_classifier", history, parts)
+
+        history = pipeline.fit_classifier(
+            model,
+            self._encoded(tokenizer, corpus),
+            torch.tensor([classes.index(label) for label in own], dtype=torch.int64, device="cpu"),
+            training,
+            weights=weights,
+            seed=self.seed,
+            progress=self.progress,
+            # Making the model ready to predict after every epoch costs a pass over the texts.
+            after_epoch=None if self.checkpoint_dir is None else adopt,
+            run=None if run is None else StageRun(run, "fit_classifier", tokenizer),
+        )
+        if self.checkpoint_dir is None:
+            adopt(training.epochs, history)

@@ -1,0 +1,280 @@
+"""What can be done with a trained model: predict, explain, write text, save and load."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ulmfit_fast.data.classifier_batches import ClassifierBatches
+from ulmfit_fast.data.reading.bad_rows import OnError
+from ulmfit_fast.data.reading.corpus import read_texts
+from ulmfit_fast.data.store.store import TokenStore
+from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+from ulmfit_fast.nn import LanguageModel, TextClassifier
+from ulmfit_fast.serving.generation import generate
+from ulmfit_fast.serving.int8 import is_quantized
+from ulmfit_fast.serving.predictor import Predictor
+from ulmfit_fast.serving.saliency import Explanation, Method, explain
+from ulmfit_fast.system.directories import local_directory
+from ulmfit_fast.training import stages
+from ulmfit_fast.training.evaluation import predict_logits
+from ulmfit_fast.training.state import History
+from ulmfit_fast.ulmfit.checks import Label, checked_device
+from ulmfit_fast.ulmfit.model_files import ModelParts, load_model, save_model
+from ulmfit_fast.ulmfit.model_schema import MODEL_SETTINGS
+
+__all__ = ["Path", "TextModel", "Texts", "corpus_of"]
+
+Path = str | os.PathLike[str]
+Texts = Iterable[str] | Path | Sequence[Path] | TokenStore
+
+Own = TypeVar("Own", bound="TextModel")
+
+
+def corpus_of(
+    texts: Texts, text_column: str, on_error: OnError = "raise"
+) -> list[str] | TokenStore:
+    """Return texts in memory, or the store that they are in."""
+    if isinstance(texts, TokenStore):
+        return texts
+    return list(read_texts(texts, text_column=text_column, on_error=on_error))
+
+
+class TextModel(Predictor):
+    """A tokenizer, a language model and a classifier, as far as there are any of them yet.
+
+    `ULMFiT` makes and trains them.
+
+    Attributes:
+        settings: what the model was made with, plain values.
+        tokenizer: text to token ids, or None.
+        language_model: the language model, or None.
+        classifier: the classifier, or None.
+        labels: the classifier's classes, in the order of its logits.
+        histories: of each stage trained here, its losses and learning rates.
+    """
+
+    settings: dict[str, Any]
+    device: str
+    seed: int
+    tokenizer: Tokenizer | None
+    language_model: LanguageModel | None
+    classifier: TextClassifier | None
+    labels: list[Label]
+    histories: dict[str, History]
+
+    @property
+    def backwards(self) -> bool:
+        """Whether texts are read from their end."""
+        return bool(self.settings["backwards"])
+
+    def _encoded(
+        self, tokenizer: Tokenizer, corpus: Iterable[str] | TokenStore
+    ) -> Sequence[npt.NDArray[np.integer[Any]]]:
+        """Return the token ids of each text in the order in which the model reads them."""
+        if isinstance(corpus, TokenStore):
+            if self.backwards:
+                raise ValueError(
+                    f"{corpus!r} holds texts from their beginning, and this model reads from their "
+                    "end; pass the texts themselves"
+                )
+            corpus.require(tokenizer)
+            return corpus
+        documents = tokenizer.encode_batch(corpus)
+        if not self.backwards:
+            return documents
+        return [np.ascontiguousarray(ids[::-1]) for ids in documents]
+
+    def _require_classifier(self) -> None:
+        if self.classifier is None:
+            raise ValueError("there is no classifier yet; call fit_classifier(texts, labels) first")
+
+    def _probabilities(self, texts: list[str], batch_size: int) -> npt.NDArray[np.float32]:
+        assert self.classifier is not None
+        documents = self._encoded(self._require_tokenizer(), texts)
+        pad_id = self.classifier.encoder.config.pad_id
+        batches = ClassifierBatches(documents, None, batch_size, pad_id=pad_id)
+        logits = predict_logits(self.classifier, batches, len(documents))
+        probabilities: npt.NDArray[np.float32] = logits.softmax(dim=1).numpy()
+        return probabilities
+
+    def explain(
+        self,
+        texts: Texts,
+        label: Label | None = None,
+        *,
+        method: Method = "gradient_x_input",
+        text_column: str = "text",
+        batch_size: int = 16,
+    ) -> list[Explanation]:
+        """Score each token of texts by its effect on the answer, see `saliency.explain`.
+
+        Args:
+            texts: what to explain.
+            label: the class that is asked for; None takes the most probable one of each text.
+            method: "gradient_x_input", with a sign, or "intrinsic_attention", without.
+            text_column: column of .csv and .jsonl files.
+            batch_size: texts at a time; the result does not depend on it.
+
+        Raises:
+            ValueError: if no classifier has been fitted, or the label or method is unknown.
+        """
+        corpus = list(read_texts(texts, text_column=text_column))
+        return explain(self, corpus, label, method=method, batch_size=batch_size)
+
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """Continue a text with the language model, see `generation.generate`.
+
+        Args:
+            prompt: the text to go on from; empty starts a new text.
+            options: max_tokens, temperature, top_k, top_p, min_tokens, stop, no_unk and seed.
+
+        Raises:
+            ValueError: if there is no language model yet, or an option is out of range.
+        """
+        return generate(self, prompt, **options)
+
+    def perplexity(self, texts: Texts, *, text_column: str = "text") -> float:
+        """Return the language model's perplexity on texts, in its present vocabulary.
+
+        Args:
+            texts: held-out text.
+            text_column: column of .csv and .jsonl files.
+
+        Raises:
+            ValueError: if there is no language model yet.
+        """
+        model = self._require_language_model()
+        corpus = corpus_of(texts, text_column)
+        return stages.perplexity(model, self._encoded(self._require_tokenizer(), corpus))
+
+    def _require_language_model(self) -> LanguageModel:
+        if self.language_model is None:
+            raise ValueError(
+                "there is no language model yet; call pretrain(texts) or load(dir) first"
+            )
+        return self.language_model
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("there is no vocabulary yet; call pretrain(texts) or load(dir) first")
+        return self.tokenizer
+
+    def save(self, directory: Path) -> None:
+        """Write the model directory: JSON and safetensors; it changes by one step.
+
+        Args:
+            directory: where to; an older model there is replaced once the new one is complete.
+
+        Raises:
+            ValueError: if there is nothing to save yet, or it could not be read again: a weight
+                that is not finite, a tensor or label that does not fit.
+            FileExistsError: if the directory holds something else.
+        """
+        save_model(directory, self._parts())
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write the model directory in the Hugging Face layout, all weights in one file.
+
+        The files are config.json, tokenizer.json and model.safetensors, in which the embedding
+        that the decoder shares stands once. `load` reads this layout as well.
+
+        Args:
+            directory: where to; an older model there is replaced once the new one is complete.
+
+        Raises:
+            ValueError: if there is nothing to save yet, or it could not be read again: a weight
+                that is not finite, a tensor or label that does not fit.
+            FileExistsError: if the directory holds something else.
+        """
+        save_model(directory, self._parts(), single_file=True)
+
+    def _parts(self) -> ModelParts:
+        if self.classifier is not None and is_quantized(self.classifier):
+            raise ValueError(
+                "the classifier is in int8, which is not saved; save the model that it was made "
+                "from, and quantise it again when it is loaded"
+            )
+        return ModelParts(
+            self._require_tokenizer(),
+            self.language_model,
+            self.classifier,
+            list(self.labels),
+            {**self.settings, "seed": self.seed},
+        )
+
+    @classmethod
+    def load(
+        cls: type[Own], directory: Path, *, device: str | None = None, progress: bool = True
+    ) -> Own:
+        """Read a model directory.
+
+        Args:
+            directory: as `save` or `save_pretrained` wrote it.
+            device: as for the class.
+            progress: as for the class.
+
+        Raises:
+            FileNotFoundError: if the directory or a file of it is missing.
+            ValueError: if it is of a newer version, or damaged.
+        """
+        device = checked_device(device)
+        parts = load_model(directory)
+        # A name of another argument, such as checkpoint_dir, would be taken for one of ours.
+        unknown = sorted(set(parts.settings) - MODEL_SETTINGS)
+        try:
+            if unknown:
+                raise ValueError(f"settings has the unknown field {unknown[0]!r:.60}")
+            model = cls(**{**parts.settings, "device": device, "progress": progress})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{directory} is damaged: {error}; save the model again") from error
+        model.tokenizer, model.labels = parts.tokenizer, list(parts.labels)
+        if parts.language_model is not None:
+            model.language_model = parts.language_model.to(model.device)
+        if parts.classifier is not None:
+            model.classifier = parts.classifier.to(model.device)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Own],
+        name: Path,
+        *,
+        revision: str | None = None,
+        device: str | None = None,
+        progress: bool = True,
+    ) -> Own:
+        """Read a model directory, or fetch one from the Hugging Face Hub.
+
+        Args:
+            name: a directory; or, where there is none, a repository such as "user/model", for
+                which `huggingface_hub` has to be installed.
+            revision: branch, tag or commit of the repository.
+            device: as for the class.
+            progress: as for the class.
+
+        Raises:
+            FileNotFoundError: if there is no such directory, or a file of it is missing.
+            ImportError: if `huggingface_hub` is needed and not installed.
+            ValueError: if it is of a newer version, or damaged.
+        """
+        directory = local_directory(name, revision=revision)
+        return cls.load(directory, device=device, progress=progress)
+
+    def copy(self: Own, **changes: Any) -> Own:
+        """Return an independent copy, with attributes such as `seed` changed.
+
+        Args:
+            changes: attributes of the copy.
+        """
+        twin = copy.deepcopy(self)
+        for name, value in changes.items():
+            if not hasattr(twin, name):
+                raise AttributeError(f"ULMFiT has no attribute {name!r}")
+            setattr(twin, name, value)
+        return twin
