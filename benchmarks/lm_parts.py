@@ -14,7 +14,7 @@ from ulmfit_fast.functional import dropout
 from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.nn.dropout import embed
-from ulmfit_fast.seeds import draw_seed
+from ulmfit_fast.system.seeds import draw_seed
 
 if TYPE_CHECKING:
     from benchmarks.bench_lm_step import Problem

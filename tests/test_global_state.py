@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 import ulmfit_fast as uf
 from ulmfit_fast import report_charts
 from ulmfit_fast.data.reading import records
-from ulmfit_fast.seeds import draw_seed, own_generators, seeds_from
 from ulmfit_fast.system import scoped
+from ulmfit_fast.system.seeds import draw_seed, own_generators, seeds_from
 
 LAYER, X = uf.LSTM(3, 4), torch.ones(2, 2, 3)
 

@@ -15,11 +15,12 @@ from failing_calls import (
 from small_models import CONFIG
 
 import ulmfit_fast as uf
-from ulmfit_fast import backend, seeds
+from ulmfit_fast import backend
 from ulmfit_fast.functional import layer
 from ulmfit_fast.kernels import tiles
 from ulmfit_fast.kernels.device import Device
 from ulmfit_fast.nn import AWDLSTM, LanguageModel, TextClassifier
+from ulmfit_fast.system import seeds
 from ulmfit_fast.training.lm_step import LanguageModelStep
 
 BACKENDS = ["eager", "torch", "reference"]

@@ -12,7 +12,7 @@ import ulmfit_fast as uf
 from ulmfit_fast import rng
 from ulmfit_fast.functional import lstm
 from ulmfit_fast.lstm import operators
-from ulmfit_fast.seeds import draw_seed
+from ulmfit_fast.system.seeds import draw_seed
 
 
 # Known-answer vectors of the Random123 library for philox4x32-10.

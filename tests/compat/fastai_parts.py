@@ -13,7 +13,7 @@ import ulmfit_fast as uf
 from ulmfit_fast import rng
 from ulmfit_fast.compat.fastai import classifier_from_fastai, from_fastai
 from ulmfit_fast.nn import LanguageModel, TextClassifier
-from ulmfit_fast.seeds import draw_seed, seeds_from
+from ulmfit_fast.system.seeds import draw_seed, seeds_from
 
 pytest.importorskip(
     "fastai", reason="fastai is not installed: pip install 'ulmfit-fast[compat]' for these tests"

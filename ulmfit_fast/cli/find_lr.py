@@ -55,7 +55,7 @@ def find_lr(
 
     from ulmfit_fast.data.reading.corpus import read_texts
     from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, TextClassifier
-    from ulmfit_fast.seeds import own_generators
+    from ulmfit_fast.system.seeds import own_generators
     from ulmfit_fast.training import lr_finder
     from ulmfit_fast.training.stages import TrainingSettings, build_classifier
     from ulmfit_fast.ulmfit.checks import classes_of

@@ -19,7 +19,7 @@ from torch import Tensor
 from ulmfit_fast import rng
 from ulmfit_fast.checks import as_seed, probability
 from ulmfit_fast.functional.fused_checks import check_cross_entropy, check_time_first, takes_kernels
-from ulmfit_fast.seeds import settle_vector_functions
+from ulmfit_fast.system.seeds import settle_vector_functions
 
 __all__ = [
     "dropout_and_regularisers",

@@ -18,8 +18,8 @@ from ulmfit_fast.lstm import reference
 from ulmfit_fast.lstm.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.lstm.operators import drop_weight as _drop_weight
 from ulmfit_fast.lstm.operators import lstm_eager as _lstm_eager
-from ulmfit_fast.seeds import draw_seed
 from ulmfit_fast.system import scoped
+from ulmfit_fast.system.seeds import draw_seed
 
 __all__ = ["lstm"]
 

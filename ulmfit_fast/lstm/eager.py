@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ulmfit_fast import rng
 from ulmfit_fast.lstm.eager_steps import Recurrence, gate_mask_of
-from ulmfit_fast.seeds import settle_vector_functions
+from ulmfit_fast.system.seeds import settle_vector_functions
 
 __all__ = ["copy_as", "lstm_forward", "time_order"]
 

@@ -13,7 +13,7 @@ from ulmfit_fast import rng
 from ulmfit_fast.checks import behind_vmap
 from ulmfit_fast.functional import dropout as fused
 from ulmfit_fast.functional import fused_checks
-from ulmfit_fast.seeds import draw_seed
+from ulmfit_fast.system.seeds import draw_seed
 
 
 class LockedDropout(nn.Module):

@@ -16,7 +16,7 @@ from ulmfit_fast.nn.dropout import LockedDropout
 from ulmfit_fast.nn.loss import LMLoss, check_loss_arguments, language_model_loss
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.nn.walked import OnlyTraced
-from ulmfit_fast.seeds import draw_seed
+from ulmfit_fast.system.seeds import draw_seed
 
 
 class LMOutput(NamedTuple):

@@ -28,7 +28,7 @@ from ulmfit_fast.functional import layer as layers
 from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.packed import packed_data, padded
 from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
-from ulmfit_fast.seeds import draw_seed
+from ulmfit_fast.system.seeds import draw_seed
 
 __all__ = ["LSTM"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.nn import LSTM, TextClassifier
-from ulmfit_fast.seeds import own_generators
 from ulmfit_fast.serving.checks import HasClassifier, prediction_copy
 from ulmfit_fast.system.scoped import ignoring
+from ulmfit_fast.system.seeds import own_generators
 
 __all__ = ["is_quantized", "quantize"]
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ulmfit_fast.seeds import own_generators
+from ulmfit_fast.system.seeds import own_generators
 
 __all__ = [
     "World",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ulmfit_fast.nn import LMLoss, resize_state
 from ulmfit_fast.nn.state import State
-from ulmfit_fast.seeds import draw_seed, seeds_from
+from ulmfit_fast.system.seeds import draw_seed, seeds_from
 
 if TYPE_CHECKING:
     from ulmfit_fast.training.lm_step import LanguageModelStep

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.nn import LanguageModel, TextClassifier
-from ulmfit_fast.seeds import own_generators
 from ulmfit_fast.system.progress import progress_bar
+from ulmfit_fast.system.seeds import own_generators
 from ulmfit_fast.training.classifier_step import (
     classifier_step,
     relative_weights,

@@ -14,8 +14,8 @@ from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.presets import Preset
 from ulmfit_fast.runs.run import Run
-from ulmfit_fast.seeds import own_generators
 from ulmfit_fast.system.distributed import shared_text, world
+from ulmfit_fast.system.seeds import own_generators
 from ulmfit_fast.training import stages as pipeline
 from ulmfit_fast.training.run_stage import StageRun
 from ulmfit_fast.training.stages import TrainingSettings
