@@ -44,13 +44,14 @@ parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:be
 # What hands our objects to other libraries, or to what walks a module, runs in test-compat.
 test: $(READY)
 	$(PY) -m pytest $(call parallel,2) --ignore=tests/interop
-	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/interpreter tests/gpu
+	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/kernels tests/gpu
 
 # The tests with values, as processors with fewer instructions and with two threads see them. What
 # a processor lacks these variables do not bring: each but lowers what is used.
-VALUES := $(addprefix tests/test_,functional.py backend.py lstm.py awd_lstm.py language_model.py \
-	classifier.py linear_cross_entropy.py loss.py lm_step.py fused.py dropout.py rng.py convert.py)
-KERNEL_VALUES := $(addprefix tests/interpreter/test_,lstm_kernels.py lstm_module.py blocks.py \
+VALUES := $(addprefix tests/lstm/test_,functional.py backend.py fused.py linear_cross_entropy.py \
+	rng.py) $(addprefix tests/nn/test_,lstm.py awd_lstm.py language_model.py classifier.py loss.py \
+	dropout.py convert.py) tests/training/test_lm_step.py
+KERNEL_VALUES := $(addprefix tests/kernels/test_,lstm_kernels.py lstm_module.py blocks.py \
 	dropout_kernels.py cross_entropy_kernel.py device_functions.py)
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PLAIN := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
@@ -64,15 +65,15 @@ test-cpus: $(READY)
 
 # Its packages come in only now, so that `make test` shows what runs without them.
 test-compat: $(COMPAT)
-	$(PY) -m pytest tests/compat tests/test_spacy_tokens.py tests/test_tables.py \
-		tests/test_other_engines.py tests/test_tensorboard.py tests/interop
+	$(PY) -m pytest tests/compat tests/data/test_spacy_tokens.py tests/data/test_tables.py \
+		tests/data/test_other_engines.py tests/runs/test_tensorboard.py tests/interop
 
 docs: $(DOCS)
 	$(PY) -m mkdocs build --strict
-	$(PY) -m pytest tests/test_docs.py
+	$(PY) -m pytest tests/project/test_docs.py
 
 examples: $(EXAMPLES)
-	$(PY) -m pytest tests/test_examples.py
+	$(PY) -m pytest tests/project/test_examples.py
 
 fuzz: $(FUZZ)
 	$(PY) tests/fuzz/run.py --seconds 60

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAZY = ["triton", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "sklearn"]
 
 

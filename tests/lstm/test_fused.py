@@ -1,4 +1,4 @@
-"""The fused steps in torch operations, as on a machine without a GPU; see tests/interpreter."""
+"""The fused steps in torch operations, as on a machine without a GPU; see tests/kernels."""
 
 import os
 import subprocess

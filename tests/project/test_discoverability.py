@@ -13,7 +13,7 @@ import pytest
 
 import ulmfit_fast as uf
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The program is run, not imported.
 PACKAGES = sorted(
     path.parent.name

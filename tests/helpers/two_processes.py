@@ -1,6 +1,6 @@
 """What two processes do in the tests that start some; run by them, with torchrun's variables set.
 
-    python tests/two_processes.py WHAT DIRECTORY
+    python tests/helpers/two_processes.py WHAT DIRECTORY
 
 Each process writes what it found to DIRECTORY/WHAT-<rank>.pt.
 """

@@ -19,7 +19,7 @@ from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.ulmfit.ensemble import Ensemble
 from ulmfit_fast.ulmfit.model_files import ModelParts, load_model, save_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "ulmfit_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 
 # By the last two names of what is called; modules that do nothing else are refused whole.

@@ -11,9 +11,7 @@ import pytest
 from ulmfit_fast.data import SPECIALS, Tokenizer, Vocab
 from ulmfit_fast.data.tokens.spacy_words import fastai_rules
 
-CASES = json.loads(
-    Path(__file__).with_name("data").joinpath("fastai_tokens.json").read_text(encoding="utf-8")
-)
+CASES = json.loads(Path(__file__).with_name("fastai_tokens.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import first_run
 from benchmarks.first_run import Stage, main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ONCE = ("timeit", "-n", "1", "-r", "1")
 
 

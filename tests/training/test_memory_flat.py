@@ -32,7 +32,7 @@ def test_memory_stays_flat_and_a_leak_would_show(tmp_path: Path) -> None:
     # In a process of its own: what other tests have freed would take a leak in unseen.
     result = subprocess.run(
         [sys.executable, "-c", GROWTH, str(tmp_path)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=900,

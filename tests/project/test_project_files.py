@@ -9,7 +9,7 @@ import pytest
 
 import ulmfit_fast as uf
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 DOCUMENTS = [ROOT / "CONTRIBUTING.md", ROOT / "RELEASING.md", ROOT / ".ci" / "run"]

@@ -12,7 +12,7 @@ import pytest
 
 import ulmfit_fast as uf
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGES = ["backend", "compat.fastai", "data", "functional", "nn", "optim", "presets", "rng"]
 PACKAGES += ["runs", "serving"]

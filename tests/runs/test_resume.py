@@ -248,7 +248,11 @@ def test_a_crash_between_the_files_of_a_model_leaves_a_model(tmp_path, monkeypat
 )
 def test_killed_at_random_over_and_over(tmp_path, least, options):
     """Real processes and SIGKILL; see kill_loop.py."""
-    command = [sys.executable, str(Path(__file__).with_name("kill_loop.py")), str(tmp_path)]
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "helpers" / "kill_loop.py"),
+        str(tmp_path),
+    ]
     # Threads that spin while they wait for one another stand still where others want the cores.
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     result = subprocess.run(

@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments until it is through, and compare its losses.
 
-    python tests/kill_loop.py DIRECTORY [--seed N] [--threads N] [--epochs N] [--loaded]
+    python tests/helpers/kill_loop.py DIRECTORY [--seed N] [--threads N] [--epochs N] [--loaded]
 
 Prints the number of kills, and whether losses and weights are those of runs that were let be, of
 which there are two: they have to equal each other as well. `--loaded` keeps a core busy with

@@ -12,7 +12,7 @@ from ulmfit_fast.report import format_table, scores
 from ulmfit_fast.studies.ablation_tables import format_ablation
 from ulmfit_fast.studies.rows import RowFile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)

@@ -205,7 +205,7 @@ def test_a_killed_build_goes_on(
     script = tmp_path / "build.py"
     script.write_text(KILLED, encoding="utf-8")
     command = [sys.executable, script, corpus, saved, out, str(workers), str(commits), moment]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     run = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=120
     )
