@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import triton
 
-from benchmarks.compile_expect import expect, faults, loaded_in_a_step
-from benchmarks.compile_inspect import Found, compile_launch, read, work
-from benchmarks.compile_record import record
-from benchmarks.compile_variants import TARGETS, Variant, alternatives, selection, variants
+from benchmarks.compile.expect import expect, faults, loaded_in_a_step
+from benchmarks.compile.inspect import Found, compile_launch, read, work
+from benchmarks.compile.record import record
+from benchmarks.compile.variants import TARGETS, Variant, alternatives, selection, variants
 
 REPORT = Path(__file__).parents[1] / "kernels" / "compile_report.md"
 
@@ -136,8 +136,8 @@ the small kernels.
 OTHERS = f"""
 ## What is not chosen
 
-The alternatives of `benchmarks/alternatives.py`: hypotheses for a GPU to judge, and nothing that
-runs unasked. What is wrong with one is said in the last column.
+The alternatives of `benchmarks/compared/alternatives.py`: hypotheses for a GPU to judge, and
+nothing that runs unasked. What is wrong with one is said in the last column.
 
 {TABLE}"""
 

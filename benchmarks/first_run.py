@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from benchmarks.layers import Make
-    from benchmarks.rows import Row
-    from benchmarks.settings import Settings
+    from benchmarks.harness.rows import Row
+    from benchmarks.harness.settings import Settings
+    from benchmarks.questions.layers import Make
 
 Write = Callable[[dict[str, Any]], None]
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,8 @@ def compiled(settings: Settings, write: Write) -> None:
 
 def forms(settings: Settings, **drops: float) -> dict[str, Make]:
     """Return the makers of our layer in each form, by the form's name."""
-    from benchmarks import baselines, layers
+    from benchmarks.compared import baselines
+    from benchmarks.questions import layers
 
     made = {form: layers.ours(settings, form, **drops) for form in (*baselines.KERNELS, "eager")}
     return {**made, "resident": layers.resident(settings, **drops)}
@@ -58,8 +59,9 @@ def values(settings: Settings, write: Write) -> None:
     """Compare outputs and gradients of each form with float64, with dropout."""
     import torch
 
-    from benchmarks import baselines, check
-    from benchmarks.timing import UNABLE
+    from benchmarks.compared import baselines
+    from benchmarks.harness import check
+    from benchmarks.harness.timing import UNABLE
 
     widths = settings.sized((), (400, 1152), (6, 16))
     steps, batch_size = settings.sized((0, 0), (70, 64), (3, 2))
@@ -87,8 +89,8 @@ def values(settings: Settings, write: Write) -> None:
 
 def steps(settings: Settings, write: Write) -> None:
     """Time one step of a layer: cuDNN and each form, launched one by one and in a graph."""
-    from benchmarks.baselines import KERNELS, PLAIN
-    from benchmarks.layers import compare_layers, ours, plain, resident, today
+    from benchmarks.compared.baselines import KERNELS, PLAIN
+    from benchmarks.questions.layers import compare_layers, ours, plain, resident, today
 
     shapes: list[tuple[tuple[int, int], int]] = settings.sized(
         [],
@@ -115,8 +117,8 @@ def capture(settings: Settings, write: Write) -> None:
     """Capture a training step of the language model, with and without dropout."""
     import torch
 
-    from benchmarks import bench_lm_step
-    from benchmarks.timing import UNABLE
+    from benchmarks.harness.timing import UNABLE
+    from benchmarks.questions import lm_step as bench_lm_step
 
     asked = bench_lm_step.problem(settings)
     batches, turns = asked.batches(), settings.sized(0, 8, 2)
@@ -148,7 +150,7 @@ def capture(settings: Settings, write: Write) -> None:
 
 def lm_step(settings: Settings, write: Write) -> None:
     """Time a training step of the language model beside plain PyTorch's, and its parts."""
-    from benchmarks import bench_lm_step
+    from benchmarks.questions import lm_step as bench_lm_step
 
     bench_lm_step.run(settings)
     write({"notes": settings.notes})
@@ -326,7 +328,7 @@ def _work(options: argparse.Namespace) -> None:
     from triton import knobs
 
     import ulmfit_fast as uf
-    from benchmarks.settings import Settings
+    from benchmarks.harness.settings import Settings
 
     stage = STAGES[options.stage].run
     assert not isinstance(stage, tuple)

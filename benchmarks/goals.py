@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks import bench_dropout_cost, bench_layer, bench_lm_step
-from benchmarks.baselines import KERNELS, PLAIN, TODAY
-from benchmarks.rows import Row
+from benchmarks.compared.baselines import KERNELS, PLAIN, TODAY
+from benchmarks.harness.rows import Row
+from benchmarks.questions import dropout_cost, layer, lm_step
 
-_OURS = bench_lm_step.OURS
+_OURS = lm_step.OURS
 _KERNEL = f"ulmfit_fast {KERNELS[0]}"
 
 
@@ -63,7 +63,7 @@ def _step(
 
 
 _STACK = {
-    "question": bench_layer.STACK,
+    "question": layer.STACK,
     "passes": "training",
     "input_size": 400,
     "implementation": _KERNEL,
@@ -76,7 +76,7 @@ GOALS = [
     *(
         _step("CPU", wanted, 15_008, name, dtype)
         for dtype, wanted in (("float32", 1.3), ("bfloat16", 1.6))
-        for name in (bench_lm_step.TODAY, bench_lm_step.FASTAI)
+        for name in (lm_step.TODAY, lm_step.FASTAI)
     ),
     *(
         _layer(batch_size, wanted, name)
@@ -93,14 +93,14 @@ GOALS = [
     ),
     Goal("GPU, stack over its floor", 1.6, _STACK, {}, "floor"),
     *(
-        _step("GPU", 3.0, 60_008, bench_lm_step.TODAY, "bfloat16", theirs)
+        _step("GPU", 3.0, 60_008, lm_step.TODAY, "bfloat16", theirs)
         for theirs in ("bfloat16", "float16")
     ),
     Goal(
         "GPU, LM step's peak memory beside fastai-style",
         0.5,
         {**_LM, "implementation": _OURS},
-        {"implementation": bench_lm_step.TODAY},
+        {"implementation": lm_step.TODAY},
         "memory",
     ),
     *(
@@ -112,9 +112,9 @@ GOALS = [
                 "passes": passes,
                 "launched": "eager",
                 "dtype": "bfloat16",
-                "implementation": bench_dropout_cost.name_of(KERNELS[0], variant),
+                "implementation": dropout_cost.name_of(KERNELS[0], variant),
             },
-            {"implementation": bench_dropout_cost.name_of(KERNELS[0], "p=0")},
+            {"implementation": dropout_cost.name_of(KERNELS[0], "p=0")},
             "cost",
         )
         for variant in ("weight_p", "gate_p", "both")

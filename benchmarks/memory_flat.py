@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
-from benchmarks.rows import RESULTS, write_records
+from benchmarks.harness import machine
+from benchmarks.harness.rows import RESULTS, write_records
 from ulmfit_fast.data import Tokenizer, TokenStore
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.training.stages import TrainingSettings, train_language_model

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import tables
-from benchmarks.machine import ROOT
-from benchmarks.rows import RESULTS, Row, read_rows
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.rows import RESULTS, Row, read_rows
 
 BEGIN, END = "<!-- speed: python -m benchmarks.plots --readme -->", "<!-- end of speed -->"
 

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from benchmarks import machine
-from benchmarks.rows import RESULTS, write_records
+from benchmarks.harness import machine
+from benchmarks.harness.rows import RESULTS, write_records
 
 STEPS, WARM_UP = 30, 6
 SIZES = {"emb-size": 200, "hidden-size": 400, "num-layers": 2, "batch-size": 16, "bptt": 35}

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.rows import RESULTS, Row, file_name, read_rows, write_rows
+from benchmarks.harness.rows import RESULTS, Row, file_name, read_rows, write_rows
 
 # The interpreter is chosen when Triton is imported; a dry run is a process of its own.
 _INTERPRET = "TRITON_INTERPRET"
@@ -59,8 +59,9 @@ def _answer(options: argparse.Namespace, out: Path) -> int:
     import torch
 
     from benchmarks import goals, plots, warm
-    from benchmarks.questions import ON_REQUEST, QUESTIONS
-    from benchmarks.settings import Settings
+    from benchmarks.harness import roofline
+    from benchmarks.harness.settings import Settings
+    from benchmarks.questions.all import ON_REQUEST, QUESTIONS
 
     if (options.dry_run or options.tiny) and out.resolve() == RESULTS.resolve():
         raise SystemExit(
@@ -90,7 +91,7 @@ def _answer(options: argparse.Namespace, out: Path) -> int:
         raise SystemExit(f"{unknown[0]} is no question; there are {', '.join(known)}")
     if settings.cuda:
         warm.compile_all(settings, asked)
-    settings.say(f"ceilings {settings.ceilings}")
+    settings.say(f"ceilings {roofline.ceilings(settings)}")
     rows: list[Row] = []
     for question in asked:
         start = time.perf_counter()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from benchmarks import bench_dropout_cost, goals
-from benchmarks.baselines import KERNELS, PLAIN, TODAY
-from benchmarks.rows import Row
-from benchmarks.show import duration, size
+from benchmarks import goals
+from benchmarks.compared.baselines import KERNELS, PLAIN, TODAY
+from benchmarks.harness.rows import Row
+from benchmarks.harness.show import duration, size
+from benchmarks.questions.dropout_cost import QUESTION as DROPOUT_COST
 
 _BESIDE = [
     PLAIN,
@@ -120,7 +121,7 @@ def decoder(rows: Sequence[Row]) -> str:
 
 def dropout_cost(rows: Sequence[Row]) -> str:
     """Write what the dropouts cost."""
-    chosen = [r for r in rows if r.question == bench_dropout_cost.QUESTION and r.times_as_fast]
+    chosen = [r for r in rows if r.question == DROPOUT_COST and r.times_as_fast]
     chosen = [row for row in chosen if row.passes == "training" and row.launched == "eager"]
     if not chosen:
         return ""

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import ulmfit_fast as uf
-from benchmarks import bench_lm_step, bench_masks, layers
-from benchmarks.baselines import make_weights
-from benchmarks.settings import Settings
+from benchmarks.compared.baselines import make_weights
+from benchmarks.harness.settings import Settings
+from benchmarks.questions import layers, lm_step, masks
 
 SETTINGS = Settings(tiny=True)
 MAKERS = {
@@ -30,10 +30,10 @@ def test_layer(benchmark, name, passes):
     benchmark(layers.step_of(implementation.run, implementation, [x], grad, passes), 0)
 
 
-@pytest.mark.parametrize("make", [bench_lm_step.make_plain, bench_lm_step.make_ours])
+@pytest.mark.parametrize("make", [lm_step.make_plain, lm_step.make_ours])
 @pytest.mark.benchmark(group="language model step")
 def test_language_model_step(benchmark, make):
-    asked = bench_lm_step.problem(SETTINGS)
+    asked = lm_step.problem(SETTINGS)
     step, _ = make(asked.config, asked, torch.float32)
     batch = asked.batches()[0]
     assert benchmark(step, *batch).isfinite()
@@ -44,6 +44,6 @@ def test_language_model_step(benchmark, make):
 def test_masks(benchmark, draw):
     mask, seed = torch.empty(1024, 256), torch.tensor(5)
     if draw == "bernoulli_":
-        benchmark(mask.bernoulli_, 1 - bench_masks.P)
+        benchmark(mask.bernoulli_, 1 - masks.P)
     else:
-        benchmark(uf.rng.weight_keep, seed, 256, (bench_masks.P,) * 4)
+        benchmark(uf.rng.weight_keep, seed, 256, (masks.P,) * 4)

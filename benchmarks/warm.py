@@ -15,8 +15,8 @@ import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.machine import ROOT
-from benchmarks.settings import Settings
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.settings import Settings
 
 # Questions whose shapes and dropouts make new variants of the kernels, and serve the others too;
 # and one that makes variants of its own.
@@ -85,7 +85,7 @@ def compile_all(settings: Settings, asked: Sequence[str]) -> None:
 
 def work(settings: Settings, questions: Sequence[str]) -> None:
     """Compile one worker's share."""
-    from benchmarks.questions import ON_REQUEST, QUESTIONS
+    from benchmarks.questions.all import ON_REQUEST, QUESTIONS
 
     known = {**QUESTIONS, **ON_REQUEST}
     for question in questions:

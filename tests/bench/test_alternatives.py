@@ -3,9 +3,9 @@
 import pytest
 
 pytest.importorskip("triton")
-from benchmarks.alternatives import ALTERNATIVES
-from benchmarks.compile_record import record
-from benchmarks.compile_variants import alternatives
+from benchmarks.compared.alternatives import ALTERNATIVES
+from benchmarks.compile.record import record
+from benchmarks.compile.variants import alternatives
 from ulmfit_fast.kernels import forward_persistent, tiles
 
 

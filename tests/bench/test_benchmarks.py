@@ -7,19 +7,12 @@ import re
 import pytest
 import torch
 
-from benchmarks import (
-    baselines,
-    bench_classifier_step,
-    bench_lm_step,
-    check,
-    layers,
-    measure,
-    roofline,
-    timing,
-)
-from benchmarks.questions import ON_REQUEST, QUESTIONS
-from benchmarks.rows import Row, file_name, read_rows, write_rows
-from benchmarks.settings import Settings
+from benchmarks.compared import baselines
+from benchmarks.harness import check, measure, roofline, timing
+from benchmarks.harness.rows import Row, file_name, read_rows, write_rows
+from benchmarks.harness.settings import Settings
+from benchmarks.questions import classifier_step, layers, lm_step
+from benchmarks.questions.all import ON_REQUEST, QUESTIONS
 
 
 @pytest.fixture
@@ -30,7 +23,7 @@ def said():
 @pytest.fixture
 def settings(said):
     found = Settings(tiny=True, repeats=2, say=said.append)
-    found.ceilings = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
+    found.measured["ceilings"] = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
     return found
 
 
@@ -95,8 +88,8 @@ def test_the_arithmetic_of_decoder_and_adam():
 
 
 def test_the_arithmetic_of_a_whole_step():
-    asked = bench_lm_step.problem(Settings(tiny=True))
-    costs = bench_lm_step.costs_of(asked, torch.float32)
+    asked = lm_step.problem(Settings(tiny=True))
+    costs = lm_step.costs_of(asked, torch.float32)
     parts = [costs[part] for part in ("embedding", "layers", "decoder", "optimizer")]
     assert costs["step"] == tuple(sum(values) for values in zip(*parts, strict=True))
     # The tied weight counts once: embedding 40 x 6, its bias, two layers 6->16 and 16->6.
@@ -109,13 +102,13 @@ def test_the_barrier_compiles_for_a_gpu():
     pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from benchmarks import barrier_kernel
-    from benchmarks.compile_inspect import Launch, compile_launch
+    from benchmarks.compile.inspect import Launch, compile_launch
+    from benchmarks.harness import barrier
 
     counter, error = (torch.zeros(32, dtype=torch.int32, device="meta") for _ in range(2))
     options = {"num_warps": 4, "launch_cooperative_grid": True}
     constants = {"SPINS": 10, "INLINE_POLL": True}
-    launch = Launch(barrier_kernel._meet_kernel, (counter, error, 10), constants, options)
+    launch = Launch(barrier._meet_kernel, (counter, error, 10), constants, options)
     code = compile_launch(launch, GPUTarget("cuda", 90, 32)).asm["ptx"]
     assert "atom.global.gpu.release" in code and "ld.acquire.gpu" in code
     # A block gives up after a time, not after a number of polls; of its threads one warp polls, and
@@ -234,21 +227,21 @@ def test_nothing_begins_when_the_time_is_up(settings):
 
 
 def test_language_model_steps_agree():
-    asked = bench_lm_step.problem(Settings(tiny=True))
+    asked = lm_step.problem(Settings(tiny=True))
     batches = asked.batches()
-    results = functools.partial(bench_lm_step._results, asked=asked, batches=batches)
-    wanted = results(bench_lm_step.make_plain, dtype=torch.float64)
+    results = functools.partial(lm_step._results, asked=asked, batches=batches)
+    wanted = results(lm_step.make_plain, dtype=torch.float64)
     assert len(wanted) == 5  # the loss, the embedding, two recurrent weights, the decoder's bias
-    for make in (bench_lm_step.make_plain, bench_lm_step.make_ours):
+    for make in (lm_step.make_plain, lm_step.make_ours):
         assert check.error_of(results(make, dtype=torch.float32), wanted) < 1e-4
 
 
-@pytest.mark.parametrize("passes", [bench_classifier_step.ALL, bench_classifier_step.LAST])
+@pytest.mark.parametrize("passes", [classifier_step.ALL, classifier_step.LAST])
 def test_classifier_steps_agree(passes):
-    asked = bench_classifier_step.problem(Settings(tiny=True))
-    results = functools.partial(bench_classifier_step._results, asked=asked, passes=passes)
-    wanted = results(bench_classifier_step._plain, dtype=torch.float64)
-    for make in (bench_classifier_step._plain, bench_classifier_step._ours):
+    asked = classifier_step.problem(Settings(tiny=True))
+    results = functools.partial(classifier_step._results, asked=asked, passes=passes)
+    wanted = results(classifier_step._plain, dtype=torch.float64)
+    for make in (classifier_step._plain, classifier_step._ours):
         assert check.error_of(results(make, dtype=torch.float32), wanted) < 1e-4
 
 
@@ -260,6 +253,6 @@ def test_what_is_emulated_has_no_floor_and_is_not_measured(settings, monkeypatch
         roofline, "product_rate", lambda settings, dtype: measured.append(dtype) or 1e9
     )
     cost = roofline.Cost(2e9, 1.0, 0)
-    floor = settings.ceilings.floor_us(cost, torch.bfloat16)
+    floor = roofline.ceilings(settings).floor_us(cost, torch.bfloat16)
     assert floor == (None if why else 2e6) and measured == ([] if why else [torch.bfloat16])
-    assert settings.ceilings.floor_us(cost, torch.float32) == 2e6
+    assert roofline.ceilings(settings).floor_us(cost, torch.float32) == 2e6

@@ -9,23 +9,13 @@ from dataclasses import fields
 import pytest
 import torch
 
-from benchmarks import (
-    baselines,
-    bench_layer,
-    bench_lm_step,
-    goals,
-    machine,
-    memory,
-    optional,
-    plots,
-    report,
-    roofline,
-    show,
-    tables,
-    warm,
-)
-from benchmarks.rows import Row, read_rows, write_rows
-from benchmarks.settings import Settings
+from benchmarks import goals, plots, report, tables, warm
+from benchmarks.compared import baselines, optional
+from benchmarks.harness import machine, memory, roofline, show
+from benchmarks.harness.rows import Row, read_rows, write_rows
+from benchmarks.harness.settings import Settings
+from benchmarks.questions import layer as bench_layer
+from benchmarks.questions import lm_step as bench_lm_step
 
 ROOT = machine.ROOT
 
@@ -38,7 +28,7 @@ def said():
 @pytest.fixture
 def settings(said):
     found = Settings(tiny=True, repeats=2, say=said.append)
-    found.ceilings = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
+    found.measured["ceilings"] = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
     return found
 
 
@@ -136,7 +126,7 @@ def test_memory_is_measured_in_a_process_of_its_own(settings):
 
 
 def test_the_first_step_is_timed_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "benchmarks.first_step", "eager", "cpu", "float32"]
+    command = [sys.executable, "-m", "benchmarks.compared.first_step", "eager", "cpu", "float32"]
     result = subprocess.run(
         [*command, "6", "16", "3", "3"], cwd=ROOT, capture_output=True, text=True, check=True
     )

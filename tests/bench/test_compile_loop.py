@@ -2,10 +2,10 @@
 
 import pytest
 
-from benchmarks import compile_loop
-from benchmarks.compile_expect import Expected, loaded_in_a_step
-from benchmarks.compile_inspect import Found
-from benchmarks.compile_variants import Variant
+from benchmarks.compile import loop as compile_loop
+from benchmarks.compile.expect import Expected, loaded_in_a_step
+from benchmarks.compile.inspect import Found
+from benchmarks.compile.variants import Variant
 
 
 def sass(*lines: str) -> str:

@@ -29,8 +29,10 @@ def fill() -> None:
     """Run each kernel of the stages once."""
     import torch
 
-    from benchmarks import baselines, bench_lm_step, first_run, layers, lm_ours
-    from benchmarks.settings import Settings
+    from benchmarks import first_run
+    from benchmarks.compared import baselines, lm_ours
+    from benchmarks.harness.settings import Settings
+    from benchmarks.questions import layers, lm_step
     from benchmarks.warm import Share
     from ulmfit_fast.nn import LanguageModel
 
@@ -46,9 +48,9 @@ def fill() -> None:
             x = torch.randn(2, batch_size, widths[0], device="cuda")
             grad = torch.randn(2, batch_size, widths[1], device="cuda")
             layers.step_of(made.run, made, [x], grad, "training")(0)
-    asked = bench_lm_step.problem(settings)
-    for config in (asked.config, bench_lm_step.without_dropout(asked.config)):
-        for dtype in bench_lm_step.dtypes(settings):
+    asked = lm_step.problem(settings)
+    for config in (asked.config, lm_step.without_dropout(asked.config)):
+        for dtype in lm_step.dtypes(settings):
             # A fake device's model is made where it is, not moved there.
             step = lm_ours.make_step(LanguageModel(config, device="cuda"), dtype)
             ids = torch.randint(

@@ -9,20 +9,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from interpreted_grid import concurrent_blocks
 
-from benchmarks import (
-    barrier,
-    barrier_kernel,
-    baselines,
-    bench_alternatives,
-    bench_dropout_cost,
-    layers,
-    report,
-    warm,
-)
-from benchmarks.alternatives import ALTERNATIVES, Alternative
-from benchmarks.questions import QUESTIONS
-from benchmarks.rows import read_rows
-from benchmarks.settings import Settings
+from benchmarks import report, warm
+from benchmarks.compared import baselines
+from benchmarks.compared.alternatives import ALTERNATIVES, Alternative
+from benchmarks.harness import barrier
+from benchmarks.harness.rows import read_rows
+from benchmarks.harness.settings import Settings
+from benchmarks.questions import alternatives as bench_alternatives
+from benchmarks.questions import dropout_cost, layers
+from benchmarks.questions.all import QUESTIONS
 from ulmfit_fast.kernels import backward_persistent, forward_persistent
 
 # Kernels and K ranges of the alternatives that need several blocks.
@@ -120,7 +115,7 @@ def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
 
 
 def test_the_barrier_of_the_kernels_is_what_is_timed():
-    assert int(barrier_kernel.meet(1, 3, "cpu")) == 0
+    assert int(barrier.meet(1, 3, "cpu")) == 0
     settings = Settings(gpu=True, tiny=True, repeats=1)
     assert barrier.meeting_us(settings) > 0
     assert settings.notes == []
@@ -140,7 +135,7 @@ def test_workers_share_the_kernels_between_them(monkeypatch):
         compiled.clear()
         settings = Settings(gpu=True, tiny=True, share=warm.Share(worker, 2), say=len)
         for _ in range(2):
-            assert bench_dropout_cost.run(settings) == []
+            assert dropout_cost.run(settings) == []
         assert settings.notes == []
         shares[worker] += compiled
     # Two forms with four choices of dropouts, forward and training, each once.

@@ -27,7 +27,7 @@ def quantize(model: Model) -> Model:
     output, activations in 8 bits with a scale that is found at each step, over all rows of the
     batch. So a text's probabilities depend a little on the texts beside it, as they do not in
     float32; `batch_size=1` makes them its own, and has the most to gain. Embedding and head stay
-    in float32. What it costs and brings is measured by `benchmarks/bench_predict.py`.
+    in float32. What it costs and brings is measured by `benchmarks/questions/predict.py`.
 
     Example:
         >>> import torch
