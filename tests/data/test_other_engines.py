@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 def test_the_model_trains_under_other_engines_as_without_them(tmp_path, engine):
     if engine == "accelerate":
         pytest.importorskip("accelerate", reason="in the extra [compat]")
-    first, second = two(engine, tmp_path)
+    first, second = two(tmp_path, engine)[engine]
     alone = plain_losses(lambda model, make: (model, make(model.parameters())))
     # Both processes have the same batches, so that their mean is that of one.
     assert first["losses"] == pytest.approx(alone, rel=1e-5)

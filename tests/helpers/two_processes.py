@@ -74,10 +74,12 @@ def in_two(*command, timeout=200):
     return [(p.returncode, *output) for p, output in zip(processes, ended, strict=True)]
 
 
-def two(what, directory):
-    for code, _, error in in_two(HERE, what, directory):
+def two(directory, *names):
+    """Do some of `WHAT` in two processes, one after the other; return both results of each."""
+    for code, _, error in in_two(HERE, directory, *names):
         assert code == 0, error[-3000:]
-    return [torch.load(directory / f"{what}-{rank}.pt") for rank in range(2)]
+    return {name: [torch.load(directory / f"{name}-{rank}.pt") for rank in range(2)]
+            for name in names}  # fmt: skip
 
 
 def steps(batch_size, part=(0, 1), config=PLAIN, count=3):
@@ -197,12 +199,15 @@ def full_disk(directory):
     def fail(path, state):
         raise OSError(28, "No space left on device")
 
+    written = checkpoints.write_state
     if world().rank == 0:
         checkpoints.write_state = fail
     try:
         train(directory)
     except OSError as error:
         return {"error": str(error)}
+    finally:
+        checkpoints.write_state = written
     raise AssertionError("written")
 
 
@@ -260,15 +265,16 @@ WHAT = {
 
 
 def main() -> None:
-    what, directory = sys.argv[1], Path(sys.argv[2])
+    directory, names = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
     assert uf.__version__
     with launched() as (rank, size):
         assert size == 2
-        torch.save(WHAT[what](directory), directory / f"{what}-{rank}.pt")
+        for name in names:
+            torch.save(WHAT[name](directory / name), directory / f"{name}-{rank}.pt")
     # Those of gloo that outlive the group can abort the process as it ends. FSDP's mesh keeps it.
-    names = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
-    assert what == "fsdp2" or not any("gloo" in name for name in names), names
+    threads = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert "fsdp2" in names or not any("gloo" in thread for thread in threads), threads
 
 
 if __name__ == "__main__":

@@ -34,6 +34,18 @@ from ulmfit_fast.training.stages import train_language_model
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def done(directory):
+    """What two processes found, each thing in its turn: they take longer to start than to work."""
+    names = ["gradients", "masks", "train", "resumed", "classifier", "weighted_classifier"]
+    return two(directory, *names, "fit", "weighted_fit", "fit_and_resume", "full_disk")
+
+
 def assert_all_equal(a, b, **tolerance):
     for x, y in zip(a, b, strict=True):
         assert (x is None) == (y is None)
@@ -41,8 +53,8 @@ def assert_all_equal(a, b, **tolerance):
             torch.testing.assert_close(x, y, **tolerance)
 
 
-def test_gradients_are_those_of_one_process_on_the_joined_batch(tmp_path):
-    first, second = two("gradients", tmp_path)
+def test_gradients_are_those_of_one_process_on_the_joined_batch(done):
+    first, second = done["gradients"]
     whole = steps(4)
     exact = {"rtol": 0, "atol": 1e-12}
     for n in range(3):
@@ -61,31 +73,31 @@ def test_gradients_are_those_of_one_process_on_the_joined_batch(tmp_path):
         assert_all_equal([h, c], [torch.cat([h_1, h_2], 1), torch.cat([c_1, c_2], 1)], **exact)
 
 
-def test_each_process_has_masks_of_its_own(tmp_path):
-    first, second = two("masks", tmp_path)
+def test_each_process_has_masks_of_its_own(done):
+    first, second = done["masks"]
     assert first["drawn"] != second["drawn"] and first["after"] == second["after"]
     assert first["losses"] == second["losses"]
     assert not torch.equal(first["state"][0][0], second["state"][0][0])
     assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
 
 
-def test_unfreezing_and_early_stopping_agree_and_only_the_first_writes(tmp_path):
-    first, second = two("train", tmp_path)
+def test_unfreezing_and_early_stopping_agree_and_only_the_first_writes(done, directory):
+    first, second = done["train"]
     for name in ("losses", "valid_losses"):
         assert first[name] == second[name]
     assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
-    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    lines = (directory / "train" / "two" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len(first["losses"]) + len(first["valid_losses"])
     # Of both processes.
     assert json.loads(lines[0])["tokens"] == 2 * UNFREEZING.batch_size * UNFREEZING.bptt
     # One process would not go on with it: half of the state would have nowhere to go.
-    run = StageRun(Run(tmp_path / "two", resume=True), "pretrain", TOKENIZER)
+    run = StageRun(Run(directory / "train" / "two", resume=True), "pretrain", TOKENIZER)
     with pytest.raises(ValueError, match="processes is 1, and 2 in the run"):
         train_language_model(LanguageModel(CONFIG), documents(60), UNFREEZING, seed=3, run=run)
 
 
-def test_two_processes_resume_exactly(tmp_path):
-    for found in two("resumed", tmp_path):
+def test_two_processes_resume_exactly(done):
+    for found in done["resumed"]:
         whole, again = found["whole"], found["again"]
         assert whole["losses"] == again["losses"]
         assert whole["valid_losses"] == again["valid_losses"]
@@ -96,10 +108,8 @@ def test_two_processes_resume_exactly(tmp_path):
 @pytest.mark.parametrize(
     ("what", "weights"), [("classifier", None), ("weighted_classifier", WEIGHTS[:5])]
 )
-def test_a_classifiers_gradients_and_statistics_are_those_of_the_joined_batch(
-    tmp_path, what, weights
-):
-    first, second = two(what, tmp_path)
+def test_a_classifiers_gradients_and_statistics_are_those_of_the_joined_batch(done, what, weights):
+    first, second = done[what]
     whole = classifier_steps(weights)
     exact = {"rtol": 0, "atol": 1e-12}
     for n in range(4):
@@ -116,29 +126,31 @@ def test_a_classifiers_gradients_and_statistics_are_those_of_the_joined_batch(
 
 
 @pytest.mark.parametrize(("what", "weights"), [("fit", None), ("weighted_fit", WEIGHTS)])
-def test_a_classifier_is_fitted_as_in_one_process_on_the_joined_batches(tmp_path, what, weights):
-    first, second = two(what, tmp_path)
+def test_a_classifier_is_fitted_as_in_one_process_on_the_joined_batches(
+    done, directory, tmp_path, what, weights
+):
+    first, second = done[what]
     joined = replace(FITTING, batch_size=8)
     whole = fit(tmp_path / "one", settings=joined, config=PLAIN, weights=weights)
     assert len(whole["losses"]) == 4 * 4
     assert first["losses"] == second["losses"] == pytest.approx(whole["losses"], abs=1e-9)
     assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
     assert_all_equal(first["weights"], whole["weights"], rtol=0, atol=1e-8)
-    reports = map(json.loads, (tmp_path / "two" / "metrics.jsonl").read_text().splitlines())
+    reports = map(json.loads, (directory / what / "two" / "metrics.jsonl").read_text().splitlines())
     texts = [report["texts"] for report in reports if "texts" in report and "step" in report]
     assert sorted(set(texts))[-1] == 8
 
 
-def test_two_processes_fit_a_classifier_on_where_they_were_killed(tmp_path):
-    for found in two("fit_and_resume", tmp_path):
+def test_two_processes_fit_a_classifier_on_where_they_were_killed(done):
+    for found in done["fit_and_resume"]:
         whole, again = found["whole"], found["again"]
         assert whole["losses"] == again["losses"]
         assert_all_equal(whole["weights"], again["weights"], rtol=0, atol=0)
         assert torch.equal(whole["generator"], again["generator"])
 
 
-def test_both_end_where_the_first_cannot_write(tmp_path):
-    first, second = two("full_disk", tmp_path)
+def test_both_end_where_the_first_cannot_write(done):
+    first, second = done["full_disk"]
     assert "No space left" in first["error"] and "the first process failed" in second["error"]
 
 
