@@ -300,6 +300,15 @@ def test_masks_may_be_of_any_floating_dtype(backend, dtype, given):
     assert_close([output, *state], [expected, *expected_state], tolerance=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.complex64], ids=str)
+def test_masks_of_a_dtype_without_fractions_are_refused(dtype):
+    """They were 0 and 1 in silence, not 1/(1-p), and injected they scaled nothing."""
+    with pytest.raises(TypeError, match=f"dtype is {dtype}, expected a floating dtype or torch.bo"):
+        uf.dropout_masks(9, hidden_size=6, weight_p=0.5, dtype=dtype)
+    kept = uf.dropout_masks(9, hidden_size=6, weight_p=0.5, dtype=torch.bool).weight
+    assert kept.dtype == torch.bool and kept.any() and not kept.all()
+
+
 @pytest.mark.parametrize("zeros", [0, 40], ids=["no-zeros", "zeros"])
 def test_gradient_of_weight_drop_is_masked_as_the_weight_was(zeros):
     weight = torch.randn(64, 16, dtype=DOUBLE)
