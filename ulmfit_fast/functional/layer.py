@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import rng
-from ulmfit_fast.checks import as_seed, check_layer, check_pair
+from ulmfit_fast.checks import as_seed
 from ulmfit_fast.lstm import reference
+from ulmfit_fast.lstm.checks import check_layer, check_pair
 from ulmfit_fast.lstm.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.lstm.operators import drop_weight as _drop_weight
 from ulmfit_fast.lstm.operators import lstm_eager as _lstm_eager

@@ -14,17 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import rng
-from ulmfit_fast.checks import (
-    as_seed,
-    check_hx,
-    check_input,
-    check_input_dtype,
-    check_lengths,
-    flag,
-    probability,
-    size,
-)
+from ulmfit_fast.checks import as_seed, flag, probability, size
 from ulmfit_fast.functional import layer as layers
+from ulmfit_fast.lstm.checks import check_hx, check_input, check_input_dtype, check_lengths
 from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.packed import packed_data, padded
 from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
