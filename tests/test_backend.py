@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 import ulmfit_fast as uf
 from ulmfit_fast.functional import layer, lstm
 from ulmfit_fast.lstm import operators
-from ulmfit_fast.lstm.eager_steps import Recurrence
+from ulmfit_fast.lstm.eager import Recurrence
 
 
 def test_auto_says_what_it_chose_and_why():

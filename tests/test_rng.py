@@ -278,7 +278,7 @@ def test_injected_masks_equal_the_drawn_ones(dropout, backend):
 def test_gate_mask_blocks_do_not_show(monkeypatch):
     args = arguments()
     whole = gradients("eager", args, seed=5, gate_p=0.3)
-    monkeypatch.setattr("ulmfit_fast.lstm.eager_steps._MASK_BLOCK", 2 * 3 * 6)
+    monkeypatch.setattr("ulmfit_fast.lstm.eager._MASK_BLOCK", 2 * 3 * 6)
     assert_close(gradients("eager", args, seed=5, gate_p=0.3), whole, tolerance=0)
 
 

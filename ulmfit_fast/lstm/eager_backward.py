@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast import rng
-from ulmfit_fast.lstm.eager import copy_as, time_order
-from ulmfit_fast.lstm.eager_steps import GateMask, Recurrence, gate_mask_of
+from ulmfit_fast.lstm.eager import GateMask, Recurrence, copy_as, gate_mask_of, time_order
 
 __all__ = ["lstm_backward"]
 

@@ -232,7 +232,7 @@ class LSTM(PlainForward):
             "has_lengths": lengths is not None or isinstance(x, PackedSequence),
             "mixed_state": hx is not None and hx[1].dtype != dtype,
             "kernels": functools.partial(
-                layers.kernel_plan,
+                backends.kernel_plan,
                 device=data.device,
                 dtype=dtype,
                 hidden_size=self.hidden_size,
