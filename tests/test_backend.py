@@ -334,7 +334,7 @@ def test_operators_pass_opcheck(transposed, dtype):
     out, h_n, c_n, *kept = operators.lstm_eager(x, h0, c0, w_ih, w_hh, None, None, *scalars)
     saved = (x, h0, c0, w_ih, w_hh, *scalars, out, *kept)
     for needs in ([True] * 6, [False, True] * 3):
-        check(operators._lstm_eager_backward, (out, h_n, c_n, *saved, needs))
+        check(operators.lstm_eager_backward, (out, h_n, c_n, *saved, needs))
     dropped = strided(operators.drop_weight(w_hh, seed, ps, 0)).detach()
     for weight in (w_hh, w_hh * 0):
         args = (strided(w_hh).detach(), weight, seed, dropped, ps, 0)
