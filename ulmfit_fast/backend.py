@@ -18,6 +18,8 @@ also what torch.onnx.export is given where PyTorch's own LSTM cannot do what was
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,6 +45,7 @@ BACKENDS = (
     "eager",
     "reference",
 )
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PREDICTED = "predicted, not measured"
 # Up to this H cuDNN has a persistent algorithm of its own in any dtype (`get_algo` in PyTorch's
 # cudnn/RNN.cpp: LSTM forwards up to 192, backwards up to 128).
@@ -316,6 +319,80 @@ def _choose_on_cpu(dtype: torch.dtype) -> Choice:
     if torch.compiler.is_compiling():
         return Choice("eager", "torch.compile takes this operator whole")
     return Choice("torch", "no gate dropout, and PyTorch's fused LSTM is the fastest on the cpu")
+
+
+def kernel_plan(
+    form: str | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    hidden_size: int,
+    batch_size: int = 1,
+    injected_gate_mask: bool = False,
+) -> KernelPlan:
+    """Ask the kernels whether, and in which form, they can run a layer's call.
+
+    Args:
+        form: "persistent", "stepwise", or None for the better one that can run.
+        device: device of the tensors.
+        dtype: compute dtype.
+        hidden_size: H.
+        batch_size: B.
+        injected_gate_mask: a gate mask was given as a tensor.
+    """
+    if injected_gate_mask:
+        return KernelPlan(None, "the Triton kernels draw gate masks, they take none")
+    if device.type != "cuda":
+        if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
+            why = f"the Triton kernels need a CUDA device, and the input is on {device}"
+            return KernelPlan(None, why)
+    if importlib.util.find_spec("triton") is None:
+        return KernelPlan(None, "the package triton is not installed")
+    from ulmfit_fast.kernels import launch, tiles
+    from ulmfit_fast.kernels.device import describe_device
+
+    plan = tiles.choose(
+        describe_device(device),
+        batch_size=batch_size,
+        hidden_size=hidden_size,
+        dtype=dtype,
+        precision=launch.matmul_precision(device),
+        form=form,
+    )
+    reason = f"{plan.reason}, {plan.tiles()}" if plan.form else plan.reason
+    return KernelPlan(plan.form, reason)
+
+
+# Constant for Dynamo: it depends on the device, not on a tensor's values.
+kernel_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=64)
+def _runs_on(device: torch.device, dtype: torch.dtype) -> bool:
+    # The smallest of LSTMs asks no more of a device than these kernels do.
+    plan = kernel_plan("stepwise", device=device, dtype=dtype, hidden_size=16)
+    return plan.form is not None
+
+
+def _can_run(device: torch.device, dtype: torch.dtype) -> bool:
+    if dtype not in _KERNEL_DTYPES or importlib.util.find_spec("triton") is None:
+        return False
+    if device.type == "cpu":
+        return os.environ.get("TRITON_INTERPRET") == "1"
+    return device.type == "cuda" and _runs_on(device, dtype)
+
+
+# Constant for Dynamo: it depends on the device, not on a tensor's values.
+_can_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Say whether the kernels compute a step around the LSTM, as a dropout or a loss."""
+    name, _ = _requested("auto")
+    forced = name.startswith("triton")
+    if not (forced or (name == "auto" and x.device.type == "cuda")):
+        return False
+    return not _transforms() and _can_run(x.device, x.dtype)
 
 
 def explain(

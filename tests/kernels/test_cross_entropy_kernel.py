@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 in a process of its own", allow_module_level=True)
 
 from ulmfit_fast import backend
-from ulmfit_fast.functional import dropout
+from ulmfit_fast.functional import cross_entropy as fused
 from ulmfit_fast.kernels import cross_entropy
 
 DTYPES = [torch.float16, torch.float32]
@@ -32,7 +32,7 @@ def launches(monkeypatch):
 def ours(logits, targets, **settings):
     """Return the losses; the logits become the gradient."""
     with backend.use("triton"):
-        return dropout.softmax_cross_entropy_(logits, targets, **settings)
+        return fused.softmax_cross_entropy_(logits, targets, **settings)
 
 
 def by_torch(logits, targets, **settings):
@@ -178,7 +178,7 @@ def test_no_rows():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     logits, targets = torch.randn(3, 9).to(dtype), torch.tensor([2, -100, 0])
-    torch.library.opcheck(dropout._softmax_cross_entropy, (logits, targets, -100, 0.1, True))
+    torch.library.opcheck(fused._softmax_cross_entropy, (logits, targets, -100, 0.1, True))
 
 
 def test_compiled_whole_it_gives_the_same():
@@ -186,7 +186,7 @@ def test_compiled_whole_it_gives_the_same():
 
     def step(x):
         logits = x.mul(2.0)
-        return dropout.softmax_cross_entropy_(logits, targets).sum(), logits
+        return fused.softmax_cross_entropy_(logits, targets).sum(), logits
 
     with backend.use("triton"):
         expected = step(x)

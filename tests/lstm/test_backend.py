@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 import ulmfit_fast as uf
 from ulmfit_fast.functional import layer, lstm
 from ulmfit_fast.lstm import operators
-from ulmfit_fast.lstm.eager_steps import Recurrence
+from ulmfit_fast.lstm.eager import Recurrence
 
 
 def test_auto_says_what_it_chose_and_why():
@@ -334,7 +334,7 @@ def test_operators_pass_opcheck(transposed, dtype):
     out, h_n, c_n, *kept = operators.lstm_eager(x, h0, c0, w_ih, w_hh, None, None, *scalars)
     saved = (x, h0, c0, w_ih, w_hh, *scalars, out, *kept)
     for needs in ([True] * 6, [False, True] * 3):
-        check(operators._lstm_eager_backward, (out, h_n, c_n, *saved, needs))
+        check(operators.lstm_eager_backward, (out, h_n, c_n, *saved, needs))
     dropped = strided(operators.drop_weight(w_hh, seed, ps, 0)).detach()
     for weight in (w_hh, w_hh * 0):
         args = (strided(w_hh).detach(), weight, seed, dropped, ps, 0)

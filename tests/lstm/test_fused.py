@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from ulmfit_fast import backend, rng
-from ulmfit_fast.functional import dropout
+from ulmfit_fast.functional import cross_entropy, dropout
+from ulmfit_fast.functional.cross_entropy import softmax_cross_entropy_
 
 SEED = torch.tensor(2**62 + 12345)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -88,7 +89,7 @@ def test_cross_entropy_leaves_the_gradient_in_the_logits(dtype, smoothing):
         expected = F.cross_entropy(wide, targets, reduction="none", label_smoothing=smoothing)
         expected.sum().backward()
         beside = buffer[:, vocab:].clone()
-        losses = dropout.softmax_cross_entropy_(logits, targets, label_smoothing=smoothing)
+        losses = softmax_cross_entropy_(logits, targets, label_smoothing=smoothing)
         assert losses.dtype == torch.promote_types(dtype, torch.float32)
         torch.testing.assert_close(losses, expected.detach().to(losses.dtype), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(logits, wide.grad.to(dtype))
@@ -98,17 +99,17 @@ def test_cross_entropy_leaves_the_gradient_in_the_logits(dtype, smoothing):
 
 def test_cross_entropy_with_no_row_that_counts_or_no_row_at_all():
     logits = torch.randn(3, 4)
-    losses = dropout.softmax_cross_entropy_(logits, torch.full((3,), 2), ignore_index=2)
+    losses = softmax_cross_entropy_(logits, torch.full((3,), 2), ignore_index=2)
     assert not losses.any() and not logits.any()
-    assert dropout.softmax_cross_entropy_(torch.randn(0, 4), torch.zeros(0).long()).shape == (0,)
+    assert softmax_cross_entropy_(torch.randn(0, 4), torch.zeros(0).long()).shape == (0,)
 
 
 def test_cross_entropy_refuses_what_it_would_overwrite_in_silence():
     logits = torch.randn(2, 3, requires_grad=True)
     with pytest.raises(RuntimeError, match=r"pass logits\.detach\(\)"):
-        dropout.softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
+        softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
     with torch.no_grad():
-        dropout.softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
+        softmax_cross_entropy_(logits * 2, torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_cross_entropy_refuses_what_it_would_overwrite_in_silence():
 )
 def test_cross_entropy_says_what_does_not_fit(shape, targets, error, match):
     with pytest.raises(error, match=match):
-        dropout.softmax_cross_entropy_(torch.zeros(shape), targets)
+        softmax_cross_entropy_(torch.zeros(shape), targets)
 
 
 def test_other_errors_name_the_value():
@@ -141,14 +142,14 @@ def test_other_errors_name_the_value():
         (lambda: dropout.dropout_and_regularisers(x, None, 0.5), r"seed is None"),
         (lambda: dropout.dropout_and_regularisers(x, SEED, 0.5, ar_on="all"), r"got 'all'"),
         (
-            lambda: dropout.softmax_cross_entropy_(x[0], tokens[0], label_smoothing=2),
+            lambda: softmax_cross_entropy_(x[0], tokens[0], label_smoothing=2),
             r"smoothing is",
         ),
     ):
         with pytest.raises(ValueError, match=match):
             call()
     with pytest.raises(TypeError, match=r"logits are torch\.int64"):
-        dropout.softmax_cross_entropy_(tokens, tokens[:, 0])
+        softmax_cross_entropy_(tokens, tokens[:, 0])
 
 
 def model(weight, seed):
@@ -157,7 +158,7 @@ def model(weight, seed):
     x = dropout.locked_dropout(x.tanh(), seed, 0.3)
     dropped, square, difference = dropout.dropout_and_regularisers(x, seed, 0.5)
     logits = dropped.detach().flatten(0, 1).mul(2.0)
-    losses = dropout.softmax_cross_entropy_(logits, tokens.flatten(), label_smoothing=0.1)
+    losses = softmax_cross_entropy_(logits, tokens.flatten(), label_smoothing=0.1)
     return (dropped.flatten(0, 1) * logits).sum() + square + difference + losses.sum()
 
 
@@ -173,7 +174,9 @@ def test_compiled_whole_they_give_the_same():
 def test_opcheck():
     for dtype in DTYPES:
         logits, targets = torch.randn(3, 9).to(dtype), torch.tensor([2, -100, 0])
-        torch.library.opcheck(dropout._softmax_cross_entropy, (logits, targets, -100, 0.1, False))
+        torch.library.opcheck(
+            cross_entropy._softmax_cross_entropy, (logits, targets, -100, 0.1, False)
+        )
 
 
 @pytest.mark.skipif(

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import ulmfit_fast as uf
-from ulmfit_fast.backend import Choice, KernelPlan, choose
-from ulmfit_fast.functional import layer
-from ulmfit_fast.functional.layer import kernel_plan
+from ulmfit_fast import backend
+from ulmfit_fast.backend import Choice, KernelPlan, choose, kernel_plan
 from ulmfit_fast.kernels import tiles
 from ulmfit_fast.kernels.device import Device
 from ulmfit_fast.kernels.launch import matmul_precision
@@ -127,7 +126,7 @@ def test_what_the_kernels_are_asked_is_what_they_run(monkeypatch):
         asked.append(settings)
         return KernelPlan(None, "of some reason")
 
-    monkeypatch.setattr(layer, "kernel_plan", plan)
+    monkeypatch.setattr(backend, "kernel_plan", plan)
     lstm, x, lengths = uf.LSTM(4, 8), torch.randn(5, 3, 4), torch.tensor([5, 2, 3])
     for given in (None, lengths):
         with pytest.raises(RuntimeError), uf.backend.use("triton"):

@@ -16,7 +16,6 @@ from small_models import CONFIG
 
 import ulmfit_fast as uf
 from ulmfit_fast import backend
-from ulmfit_fast.functional import layer
 from ulmfit_fast.kernels import tiles
 from ulmfit_fast.kernels.device import Device
 from ulmfit_fast.nn import AWDLSTM, LanguageModel, TextClassifier
@@ -291,7 +290,7 @@ def test_a_device_is_described_anew_at_each_call(monkeypatch):
         return Device("cuda", (9, 0), 16, 232_448)
 
     monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", described)
-    plan = layer.kernel_plan(
+    plan = backend.kernel_plan(
         None,
         device=torch.device("cuda"),
         dtype=torch.bfloat16,

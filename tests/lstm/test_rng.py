@@ -278,7 +278,7 @@ def test_injected_masks_equal_the_drawn_ones(dropout, backend):
 def test_gate_mask_blocks_do_not_show(monkeypatch):
     args = arguments()
     whole = gradients("eager", args, seed=5, gate_p=0.3)
-    monkeypatch.setattr("ulmfit_fast.lstm.eager_steps._MASK_BLOCK", 2 * 3 * 6)
+    monkeypatch.setattr("ulmfit_fast.lstm.eager._MASK_BLOCK", 2 * 3 * 6)
     assert_close(gradients("eager", args, seed=5, gate_p=0.3), whole, tolerance=0)
 
 
@@ -298,6 +298,15 @@ def test_masks_may_be_of_any_floating_dtype(backend, dtype, given):
     expected, expected_state = lstm(*args, masks=same, backend=backend)
     assert output.dtype == dtype
     assert_close([output, *state], [expected, *expected_state], tolerance=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.complex64], ids=str)
+def test_masks_of_a_dtype_without_fractions_are_refused(dtype):
+    """They were 0 and 1 in silence, not 1/(1-p), and injected they scaled nothing."""
+    with pytest.raises(TypeError, match=f"dtype is {dtype}, expected a floating dtype or torch.bo"):
+        uf.dropout_masks(9, hidden_size=6, weight_p=0.5, dtype=dtype)
+    kept = uf.dropout_masks(9, hidden_size=6, weight_p=0.5, dtype=torch.bool).weight
+    assert kept.dtype == torch.bool and kept.any() and not kept.all()
 
 
 @pytest.mark.parametrize("zeros", [0, 40], ids=["no-zeros", "zeros"])

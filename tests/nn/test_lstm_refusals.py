@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import ulmfit_fast as uf
-from ulmfit_fast import checks
+from ulmfit_fast.checks import NumberError
+from ulmfit_fast.lstm import checks
 
 NAN = float("nan")
 SIZES = [0, -1, 1.0, 1.5, NAN, "3", None, [3], np.float64(3)]
@@ -263,7 +264,7 @@ def test_who_caught_value_errors_and_type_errors_still_does():
 
 
 def test_these_errors_survive_another_process():
-    kinds = [checks.FitError, checks.KindError, checks.InputError, checks.NumberError]
+    kinds = [checks.FitError, checks.KindError, checks.InputError, NumberError]
     for kind in [*kinds, checks.TensorError]:
         error = pickle.loads(pickle.dumps(kind("words")))
         assert type(error) is kind and str(error) == "words"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast.checks import probability
-from ulmfit_fast.functional.dropout import softmax_cross_entropy_
+from ulmfit_fast.system.seeds import settle_vector_functions
 
-__all__ = ["linear_cross_entropy"]
+__all__ = ["linear_cross_entropy", "softmax_cross_entropy_"]
 
 # Logits held at once, and the fewest rows: each chunk reads the whole weight and adds to the whole
 # of its gradient, so short ones are slow. Two chunks of 560 rows beat any others on 2 cores.
@@ -242,3 +242,124 @@ def _no_double_backward(ctx: Any, *grads: Any) -> None:
 
 _summed_loss.register_autograd(_gradients, setup_context=_save)
 _scaled.register_autograd(_no_double_backward)
+
+
+def softmax_cross_entropy_(
+    logits: Tensor, targets: Tensor, *, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> Tensor:
+    """Compute each row's cross entropy, and overwrite the logits with the gradient of their sum.
+
+    No second tensor of the size of the logits is made on CUDA. It is a step of a hand-written
+    backward: autograd does not see it.
+
+    Example:
+        >>> logits = torch.zeros(2, 4)
+        >>> losses = softmax_cross_entropy_(logits, torch.tensor([1, -100]))
+        >>> [round(loss, 4) for loss in losses.tolist()], logits.tolist()
+        ([1.3863, 0.0], [[0.25, -0.75, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0]])
+
+    Equivalent to:
+        `F.cross_entropy(logits, targets, reduction="none")` and the gradient of its sum.
+
+    Args:
+        logits: `(N, V)` float32, float64, bfloat16 or float16, of any strides. Overwritten, in its
+            own dtype; the arithmetic is in float32, or float64 for float64.
+        targets: `(N,)` int64. On CUDA one that is neither in [0, V) nor ignore_index makes its
+            row's loss and gradient NaN in the kernel.
+        ignore_index: target whose loss and gradient are 0.
+        label_smoothing: share of the target spread evenly over all V classes, in [0, 1].
+
+    Returns:
+        `(N,)` float32, or float64 for float64.
+
+    Raises:
+        TypeError: if targets are not int64 or logits are not floating.
+        ValueError: if a shape or label_smoothing does not fit, or a target on the CPU is no class.
+        RuntimeError: if logits require a gradient while autograd records.
+    """
+    _check_logits(logits, targets, ignore_index)
+    smoothing = probability("label_smoothing", label_smoothing)
+    kernels = backends.takes_kernels(logits)
+    losses: Tensor = _softmax_cross_entropy(logits, targets, ignore_index, smoothing, kernels)
+    return losses
+
+
+@torch.library.custom_op("ulmfit_fast::softmax_cross_entropy_", mutates_args={"logits"})
+def _softmax_cross_entropy(
+    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, kernels: bool
+) -> Tensor:
+    if kernels:
+        from ulmfit_fast.kernels import cross_entropy
+
+        losses: Tensor = cross_entropy.softmax_cross_entropy_(
+            logits, targets, ignore_index, label_smoothing
+        )
+        return losses
+    settle_vector_functions()
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    if logits.device.type == "cpu" and logits.dtype == wide and logits.is_contiguous():
+        # In place, row by row: new memory of this size costs more than the arithmetic.
+        log_p = torch.log_softmax(logits, 1, out=logits)
+    else:
+        log_p = torch.log_softmax(logits, 1, dtype=wide)
+    ignored = targets == ignore_index
+    chosen = targets.masked_fill(ignored, 0)[:, None]
+    losses = log_p.gather(1, chosen).squeeze(1).mul_(label_smoothing - 1.0)
+    if label_smoothing > 0.0:
+        losses.sub_(log_p.mean(1), alpha=label_smoothing)
+    # In half precision all is subtracted before the one rounding.
+    grad = torch.exp(log_p, out=logits if logits.dtype == wide else log_p)
+    if label_smoothing > 0.0:
+        grad.sub_(label_smoothing / logits.shape[1])
+    grad.scatter_add_(1, chosen, grad.new_full(chosen.shape, label_smoothing - 1.0))
+    if grad is not logits:
+        logits.copy_(grad)
+    if logits.device.type != "cpu" or bool(ignored.any()):
+        logits.masked_fill_(ignored[:, None], 0.0)
+    return losses.masked_fill_(ignored, 0.0)
+
+
+@_softmax_cross_entropy.register_fake
+def _(
+    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, kernels: bool
+) -> Tensor:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty(logits.shape[0], dtype=wide)
+
+
+def _check_logits(logits: Tensor, targets: Tensor, ignore_index: int) -> None:
+    """Refuse logits and targets that do not fit each other.
+
+    Raises:
+        TypeError: if targets are not int64 or logits are not floating.
+        ValueError: if a shape does not fit, or a target on the CPU is no class.
+        RuntimeError: if the logits require a gradient while autograd records.
+    """
+    if not logits.is_floating_point():
+        raise TypeError(f"logits are {logits.dtype}, expected a floating dtype: convert them first")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets must be int64 ids, got {targets.dtype}: convert with .long()")
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}, expected (N, V) with at least one class: "
+            "flatten (T, B, V) with flatten(0, 1)"
+        )
+    if targets.shape != logits.shape[:1] or targets.device != logits.device:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)} on {targets.device}, expected "
+            f"({logits.shape[0]},) on {logits.device} like the logits' rows"
+        )
+    if logits.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "the logits require a gradient, and are overwritten with one that autograd would not "
+            "see: pass logits.detach(), or use torch.nn.functional.cross_entropy"
+        )
+    # On an accelerator looking at the targets would wait for the device.
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = targets[(targets != ignore_index) & ((targets < 0) | (targets >= logits.shape[1]))]
+    if len(wrong):
+        raise ValueError(
+            f"target {int(wrong[0])} is outside [0, {logits.shape[1]}): encode the text with the "
+            f"vocabulary of this model, or mark what does not count with {ignore_index}"
+        )

@@ -16,17 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ulmfit_fast import backend as backends
 from ulmfit_fast import rng
 from ulmfit_fast.checks import as_seed, probability
-from ulmfit_fast.functional.fused_checks import check_cross_entropy, check_time_first, takes_kernels
-from ulmfit_fast.system.seeds import settle_vector_functions
 
 __all__ = [
+    "check_time_first",
     "dropout_and_regularisers",
     "embed_dropped",
     "locked_dropout",
     "scale_kept",
-    "softmax_cross_entropy_",
 ]
 
 
@@ -72,7 +71,7 @@ def locked_dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
     check_time_first(x)
     if probability("p", p) == 0.0:
         return x
-    if takes_kernels(x):
+    if backends.takes_kernels(x):
         from ulmfit_fast.kernels import dropout
 
         dropped: Tensor = dropout.locked_dropout(x, _on(x.device, seed, p), p)
@@ -134,7 +133,7 @@ def embed_dropped(
             f"tokens are on {tokens.device}, the embedding is on {weight.device}: move one of them"
         )
     drops = [probability("p_embedding", p_embedding), probability("p_locked", p_locked)]
-    if any(drops) and takes_kernels(weight):
+    if any(drops) and backends.takes_kernels(weight):
         from ulmfit_fast.kernels import embedding
 
         seeds = [
@@ -194,7 +193,7 @@ def dropout_and_regularisers(
             f"raw has shape {tuple(raw.shape)}, expected at least one element: a mean over none is "
             "not a number; leave the batch out"
         )
-    if takes_kernels(raw):
+    if backends.takes_kernels(raw):
         from ulmfit_fast.kernels import regularisers
 
         placed = _on(raw.device, seed, p)
@@ -212,84 +211,14 @@ def dropout_and_regularisers(
     return dropped, mean_square, (wide[1:] - wide[:-1]).square().mean()
 
 
-def softmax_cross_entropy_(
-    logits: Tensor, targets: Tensor, *, ignore_index: int = -100, label_smoothing: float = 0.0
-) -> Tensor:
-    """Compute each row's cross entropy, and overwrite the logits with the gradient of their sum.
-
-    No second tensor of the size of the logits is made on CUDA. It is a step of a hand-written
-    backward: autograd does not see it.
-
-    Example:
-        >>> logits = torch.zeros(2, 4)
-        >>> losses = softmax_cross_entropy_(logits, torch.tensor([1, -100]))
-        >>> [round(loss, 4) for loss in losses.tolist()], logits.tolist()
-        ([1.3863, 0.0], [[0.25, -0.75, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0]])
-
-    Equivalent to:
-        `F.cross_entropy(logits, targets, reduction="none")` and the gradient of its sum.
-
-    Args:
-        logits: `(N, V)` float32, float64, bfloat16 or float16, of any strides. Overwritten, in its
-            own dtype; the arithmetic is in float32, or float64 for float64.
-        targets: `(N,)` int64. On CUDA one that is neither in [0, V) nor ignore_index makes its
-            row's loss and gradient NaN in the kernel.
-        ignore_index: target whose loss and gradient are 0.
-        label_smoothing: share of the target spread evenly over all V classes, in [0, 1].
-
-    Returns:
-        `(N,)` float32, or float64 for float64.
+def check_time_first(x: Tensor) -> None:
+    """Refuse what is not `(T, B, F)`.
 
     Raises:
-        TypeError: if targets are not int64 or logits are not floating.
-        ValueError: if a shape or label_smoothing does not fit, or a target on the CPU is no class.
-        RuntimeError: if logits require a gradient while autograd records.
+        ValueError: naming the shape.
     """
-    check_cross_entropy(logits, targets, ignore_index)
-    smoothing = probability("label_smoothing", label_smoothing)
-    kernels = takes_kernels(logits)
-    losses: Tensor = _softmax_cross_entropy(logits, targets, ignore_index, smoothing, kernels)
-    return losses
-
-
-@torch.library.custom_op("ulmfit_fast::softmax_cross_entropy_", mutates_args={"logits"})
-def _softmax_cross_entropy(
-    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, kernels: bool
-) -> Tensor:
-    if kernels:
-        from ulmfit_fast.kernels import cross_entropy
-
-        losses: Tensor = cross_entropy.softmax_cross_entropy_(
-            logits, targets, ignore_index, label_smoothing
+    if x.dim() != 3:
+        raise ValueError(
+            f"locked dropout expected a (T, B, F) tensor, got shape {tuple(x.shape)}: "
+            "add the missing axis with unsqueeze"
         )
-        return losses
-    settle_vector_functions()
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    if logits.device.type == "cpu" and logits.dtype == wide and logits.is_contiguous():
-        # In place, row by row: new memory of this size costs more than the arithmetic.
-        log_p = torch.log_softmax(logits, 1, out=logits)
-    else:
-        log_p = torch.log_softmax(logits, 1, dtype=wide)
-    ignored = targets == ignore_index
-    chosen = targets.masked_fill(ignored, 0)[:, None]
-    losses = log_p.gather(1, chosen).squeeze(1).mul_(label_smoothing - 1.0)
-    if label_smoothing > 0.0:
-        losses.sub_(log_p.mean(1), alpha=label_smoothing)
-    # In half precision all is subtracted before the one rounding.
-    grad = torch.exp(log_p, out=logits if logits.dtype == wide else log_p)
-    if label_smoothing > 0.0:
-        grad.sub_(label_smoothing / logits.shape[1])
-    grad.scatter_add_(1, chosen, grad.new_full(chosen.shape, label_smoothing - 1.0))
-    if grad is not logits:
-        logits.copy_(grad)
-    if logits.device.type != "cpu" or bool(ignored.any()):
-        logits.masked_fill_(ignored[:, None], 0.0)
-    return losses.masked_fill_(ignored, 0.0)
-
-
-@_softmax_cross_entropy.register_fake
-def _(
-    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, kernels: bool
-) -> Tensor:
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits.new_empty(logits.shape[0], dtype=wide)

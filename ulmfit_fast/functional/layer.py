@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
-import os
 from collections.abc import Sequence
 
 import torch
@@ -13,8 +11,9 @@ from torch import Tensor
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import rng
-from ulmfit_fast.checks import as_seed, check_layer, check_pair
+from ulmfit_fast.checks import as_seed
 from ulmfit_fast.lstm import reference
+from ulmfit_fast.lstm.checks import check_layer, check_pair
 from ulmfit_fast.lstm.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.lstm.operators import drop_weight as _drop_weight
 from ulmfit_fast.lstm.operators import lstm_eager as _lstm_eager
@@ -55,52 +54,6 @@ def _lstm_torch(
             inputs, state, weights, bool(biases), 1, 0.0, train, False, False
         )
     return output.flip(0) if reverse else output, h_n[0], c_n[0].to(c0.dtype)
-
-
-def kernel_plan(
-    form: str | None,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    hidden_size: int,
-    batch_size: int = 1,
-    injected_gate_mask: bool = False,
-) -> backends.KernelPlan:
-    """Ask the kernels whether, and in which form, they can run a layer's call.
-
-    Args:
-        form: "persistent", "stepwise", or None for the better one that can run.
-        device: device of the tensors.
-        dtype: compute dtype.
-        hidden_size: H.
-        batch_size: B.
-        injected_gate_mask: a gate mask was given as a tensor.
-    """
-    if injected_gate_mask:
-        return backends.KernelPlan(None, "the Triton kernels draw gate masks, they take none")
-    if device.type != "cuda":
-        if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
-            why = f"the Triton kernels need a CUDA device, and the input is on {device}"
-            return backends.KernelPlan(None, why)
-    if importlib.util.find_spec("triton") is None:
-        return backends.KernelPlan(None, "the package triton is not installed")
-    from ulmfit_fast.kernels import launch, tiles
-    from ulmfit_fast.kernels.device import describe_device
-
-    plan = tiles.choose(
-        describe_device(device),
-        batch_size=batch_size,
-        hidden_size=hidden_size,
-        dtype=dtype,
-        precision=launch.matmul_precision(device),
-        form=form,
-    )
-    reason = f"{plan.reason}, {plan.tiles()}" if plan.form else plan.reason
-    return backends.KernelPlan(plan.form, reason)
-
-
-# Constant for Dynamo: it depends on the device, not on a tensor's values.
-kernel_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lstm(
@@ -219,7 +172,7 @@ def lstm(
         mixed_state=h0.dtype != x.dtype or c0.dtype != x.dtype,
         drops=drops,
         kernels=functools.partial(
-            kernel_plan,
+            backends.kernel_plan,
             device=x.device,
             dtype=x.dtype,
             hidden_size=hidden_size,
@@ -320,7 +273,7 @@ def _lstm_triton(
 def _dropped(w_hh: Tensor, seed: Tensor, weight_ps: Sequence[float], stream: int) -> Tensor:
     """Apply weight-drop for PyTorch's own LSTM: one kernel on CUDA, torch operations elsewhere."""
     if w_hh.device.type == "cuda":
-        plan = kernel_plan(
+        plan = backends.kernel_plan(
             "stepwise",
             device=w_hh.device,
             dtype=w_hh.dtype,

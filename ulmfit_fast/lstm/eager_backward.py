@@ -1,4 +1,4 @@
-"""The hand-written backward of one LSTM layer in torch operations; the forward is in eager.py.
+"""The eager LSTM's backward: an operator written by hand in torch operations.
 
 From the last step to the first in chunks. What does not depend on the carried gradients is formed
 for all steps of a chunk at once; then each step is a few multiplications and its product; then the
@@ -9,21 +9,22 @@ gates are held for one chunk, never for all T.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ulmfit_fast import rng
-from ulmfit_fast.lstm.eager import copy_as, time_order
-from ulmfit_fast.lstm.eager_steps import GateMask, Recurrence, gate_mask_of
+from ulmfit_fast.lstm.eager import GateMask, Recurrence, copy_as, time_order
 
-__all__ = ["lstm_backward"]
+__all__ = ["lstm_eager_backward"]
 
 # Steps times batch of a chunk, about: enough for the GEMMs, little enough to hold.
 _CHUNK = 512
 
 
-def lstm_backward(
+@torch.library.custom_op("ulmfit_fast::lstm_eager_backward", mutates_args=())
+def lstm_eager_backward(
     grad_output: Tensor,
     grad_h_n: Tensor,
     grad_c_n: Tensor,
@@ -46,26 +47,25 @@ def lstm_backward(
     dropped: Tensor,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Differentiate `lstm_forward`; the gates' masks are drawn again from the seed.
+    """Differentiate `lstm_eager`; the gates' masks are drawn again from the seed.
 
     Args:
         grad_output: `(T, B, H)`.
         grad_h_n: `(B, H)`.
         grad_c_n: `(B, H)`.
-        x: as given to the forward; so are h0, c0, w_ih, w_hh, lengths, seed, weight_p, gate_p,
-            sequence, stream, weight_mask and gate_mask.
-        h0: see x.
-        c0: see x.
-        w_ih: see x.
-        w_hh: see x.
-        lengths: see x.
-        seed: see x.
-        weight_p: see x.
-        gate_p: see x.
-        sequence: see x.
-        stream: see x.
-        weight_mask: see x.
-        gate_mask: see x.
+        x: `(T, B, E)`, as given to the forward; so are those that follow, up to gate_mask.
+        h0: `(B, H)`.
+        c0: `(B, H)`.
+        w_ih: `(4H, E)`.
+        w_hh: `(4H, H)`, undropped.
+        lengths: `(B,)` int64 or None.
+        seed: 0-d int64 CPU tensor.
+        weight_p: four probabilities of weight-drop.
+        gate_p: four probabilities of gate dropout.
+        sequence: one gate mask for all steps instead of one a step.
+        stream: 2 * layer + reverse.
+        weight_mask: `(4H, H)`, used instead of a drawn one.
+        gate_mask: `(T, B, 4H)` or `(1, B, 4H)`, used instead of a drawn one.
         output: `(T, B, H)` from the forward.
         gates: `(4H, T, B)` from the forward.
         cells: `(H, T, B)` from the forward.
@@ -73,57 +73,84 @@ def lstm_backward(
         needs: which of grad_x, grad_h0, grad_c0, grad_w_ih, grad_w_hh, grad_bias are wanted.
 
     Returns:
-        Those six gradients, an empty tensor for each that is not wanted.
+        Those six gradients, an empty tensor for each that is not wanted. Not a list: PyTorch
+        batches an operator over several gradients at once if it returns tensors.
     """
-    steps, batch_size, _ = x.shape
-    hidden_size = w_hh.shape[1]
-    compute = gates.dtype
-    weight = dropped if dropped.numel() else w_hh.to(compute)
-    if weight_mask is not None:
-        weight = weight * weight_mask
-    # Transposed once, for a product that is formed at every step.
-    recurrence = Recurrence(weight.t().contiguous(), batch_size)
-    mask = gate_mask_of(x, hidden_size, seed, gate_p, sequence, stream, gate_mask, compute)
-    sums = _Sums(x, h0, w_ih, output, lengths, order := time_order(steps, stream), needs, compute)
-
-    grad_out = grad_output.to(compute)
-    grad_h = grad_h_n.to(compute).t()
-    grad_c = grad_c_n.to(compute).t().contiguous()
-    first = c0.to(compute).t()
-    shortest = steps if lengths is None else int(lengths.min()) if batch_size else 0
-    for chunk in _chunks(order, batch_size):
-        before = _shifted(cells, chunk, order, first)
-        grads, into_c, gate_f = _factors(gates, cells, before, chunk, mask)
-        steps_of_it = grads.view(4, hidden_size, len(chunk), batch_size)
-        for t in reversed(chunk) if order.step == 1 else chunk:
-            k = t - chunk.start
-            grad_h_t = grad_h + grad_out[t].t()
-            grad_c_t = torch.addcmul(grad_c, grad_h_t, into_c[:, k])
-            steps_of_it[:3, :, k].mul_(grad_c_t)
-            steps_of_it[3, :, k].mul_(grad_h_t)
-            grad_c_prev = grad_c_t.mul_(gate_f[:, k])
-            if lengths is None or t < shortest:
-                grad_c = grad_c_prev
-                if t != order.start or needs[1]:
-                    grad_h = recurrence.product(grads[:, k])
-            else:
-                active = t < lengths
-                steps_of_it[:, :, k].masked_fill_(~active, 0.0)
-                grad_c = torch.where(active, grad_c_prev, grad_c)
-                carried = grad_h.masked_fill(active, 0.0)
-                grad_h = recurrence.product(grads[:, k]).add_(carried)
-        sums.add(grads, chunk)
-
-    grad_x, grad_w_ih, grad_w_hh, grad_bias = sums.total()
-    if needs[4]:
+    with torch.autocast(x.device.type, enabled=False):
+        steps, batch_size, _ = x.shape
+        hidden_size = w_hh.shape[1]
+        compute = gates.dtype
+        weight = dropped if dropped.numel() else w_hh.to(compute)
         if weight_mask is not None:
-            grad_w_hh *= weight_mask
-        elif dropped.numel():
-            grad_w_hh = rng.mask_gradient(grad_w_hh, w_hh, dropped, seed, weight_p, stream=stream)
-    grad_h0 = copy_as(grad_h.t(), h0.dtype) if needs[1] else x.new_empty(0)
-    grad_c0 = copy_as(grad_c.t(), c0.dtype) if needs[2] else x.new_empty(0)
-    weights = (grad_w_ih.to(w_ih.dtype), grad_w_hh.to(w_hh.dtype), grad_bias.to(w_ih.dtype))
-    return grad_x, grad_h0, grad_c0, *weights
+            weight = weight * weight_mask
+        # Transposed once, for a product that is formed at every step.
+        recurrence = Recurrence(weight.t().contiguous(), batch_size)
+        masked = gate_mask is not None or any(gate_p)
+        mask = GateMask(gates, seed, gate_p, sequence, stream, gate_mask) if masked else None
+        order = time_order(steps, stream)
+        sums = _Sums(x, h0, w_ih, output, lengths, order, needs, compute)
+
+        grad_out = grad_output.to(compute)  # (T, B, H)
+        grad_h = grad_h_n.to(compute).t()  # (H, B)
+        grad_c = grad_c_n.to(compute).t().contiguous()  # (H, B)
+        first = c0.to(compute).t()
+        shortest = steps if lengths is None else int(lengths.min()) if batch_size else 0
+        for chunk in _chunks(order, batch_size):
+            before = _shifted(cells, chunk, order, first)  # (H, n, B)
+            grads, into_c, gate_f = _factors(gates, cells, before, chunk, mask)
+            steps_of_it = grads.view(4, hidden_size, len(chunk), batch_size)  # of (4H, n, B)
+            for t in reversed(chunk) if order.step == 1 else chunk:
+                k = t - chunk.start
+                grad_h_t = grad_h + grad_out[t].t()
+                grad_c_t = torch.addcmul(grad_c, grad_h_t, into_c[:, k])
+                steps_of_it[:3, :, k].mul_(grad_c_t)
+                steps_of_it[3, :, k].mul_(grad_h_t)
+                grad_c_prev = grad_c_t.mul_(gate_f[:, k])
+                if lengths is None or t < shortest:
+                    grad_c = grad_c_prev
+                    if t != order.start or needs[1]:
+                        grad_h = recurrence.product(grads[:, k])
+                else:
+                    active = t < lengths  # (B,)
+                    steps_of_it[:, :, k].masked_fill_(~active, 0.0)
+                    grad_c = torch.where(active, grad_c_prev, grad_c)
+                    carried = grad_h.masked_fill(active, 0.0)
+                    grad_h = recurrence.product(grads[:, k]).add_(carried)
+            sums.add(grads, chunk)
+
+        grad_x, grad_w_ih, grad_w_hh, grad_bias = sums.total()
+        if needs[4]:
+            if weight_mask is not None:
+                grad_w_hh *= weight_mask
+            elif dropped.numel():
+                grad_w_hh = rng.mask_gradient(
+                    grad_w_hh, w_hh, dropped, seed, weight_p, stream=stream
+                )
+        grad_h0 = copy_as(grad_h.t(), h0.dtype) if needs[1] else x.new_empty(0)
+        grad_c0 = copy_as(grad_c.t(), c0.dtype) if needs[2] else x.new_empty(0)
+        weights = (grad_w_ih.to(w_ih.dtype), grad_w_hh.to(w_hh.dtype), grad_bias.to(w_ih.dtype))
+        return grad_x, grad_h0, grad_c0, *weights
+
+
+@lstm_eager_backward.register_fake
+def _(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    grad_c_n: Tensor,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    needs = rest[-1]
+    bias = w_hh.new_empty(w_hh.shape[0])
+    likes = (x, h0, c0, w_ih, w_hh, bias)
+    return tuple(
+        torch.empty_like(like, memory_format=torch.contiguous_format) if need else x.new_empty(0)
+        for like, need in zip(likes, needs, strict=True)
+    )
 
 
 def _chunks(order: range, batch_size: int) -> Iterator[range]:

@@ -57,7 +57,8 @@ def dropout_masks(
         gate_mask: "step" for a new gate mask at each time step, "sequence" for one in all.
         layer: index of the layer in its stack.
         reverse: True for the backward direction of a bidirectional layer.
-        dtype: dtype of the masks; None is PyTorch's default dtype.
+        dtype: floating dtype of the masks, or torch.bool for which values are kept, without their
+            scale; None is PyTorch's default dtype.
         device: where the masks are made.
 
     Returns:
@@ -65,7 +66,13 @@ def dropout_masks(
 
     Raises:
         ValueError: if a probability lies outside [0, 1], or `gate_mask` is unknown.
+        TypeError: if dtype is neither floating nor torch.bool.
     """
+    if dtype is not None and dtype != torch.bool and not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype is {dtype}, expected a floating dtype or torch.bool: a mask's values are 0 and "
+            "1/(1-p); take torch.bool for what is kept, and .to() that"
+        )
     if gate_mask not in ("step", "sequence"):
         raise ValueError(f'gate_mask is {gate_mask!r}, expected "step" or "sequence"')
     stream = 2 * layer + int(reverse)
@@ -88,7 +95,7 @@ def dropout_masks(
 def _scaled(keep: Tensor, p: Sequence[float], dtype: torch.dtype | None) -> Tensor:
     """Turn keep-bits with a gate axis second to last into masks of 0 and 1/(1-p)."""
     masks = keep.to(dtype or torch.get_default_dtype())
-    if not masks.is_floating_point():
+    if masks.dtype == torch.bool:
         return masks
     # By numbers: a tensor of them would be copied to the device, and waited for.
     for gate, value in enumerate(p):

@@ -1,7 +1,4 @@
-"""The custom operators of PyTorch that the LSTM is made of: with fake kernels and autograd.
-
-Being opaque to `torch.compile`, they are taken whole into its graphs.
-"""
+"""The custom operators of PyTorch that the LSTM is made of, each joined to its backward."""
 
 from __future__ import annotations
 
@@ -12,139 +9,10 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast import rng
-from ulmfit_fast.lstm import eager, eager_backward
+from ulmfit_fast.lstm.eager import lstm_eager
+from ulmfit_fast.lstm.eager_backward import lstm_eager_backward
 
-__all__ = ["drop_weight", "lstm_eager"]
-
-
-@torch.library.custom_op("ulmfit_fast::lstm_eager", mutates_args=())
-def lstm_eager(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    lengths: Tensor | None,
-    seed: Tensor,
-    weight_p: Sequence[float],
-    gate_p: Sequence[float],
-    sequence: bool,
-    stream: int,
-    weight_mask: Tensor | None,
-    gate_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run one layer in one direction; arguments and returns as `eager.lstm_forward`."""
-    # The caller has cast already; autocast would take the loop's GEMMs to half precision.
-    with torch.autocast(x.device.type, enabled=False):
-        return eager.lstm_forward(
-            x,
-            h0,
-            c0,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            lengths,
-            seed,
-            weight_p,
-            gate_p,
-            sequence,
-            stream,
-            weight_mask,
-            gate_mask,
-        )
-
-
-@lstm_eager.register_fake
-def _(
-    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    weight_p, weight_mask = rest[4], rest[8]
-    steps, batch_size, _ = x.shape
-    rows, hidden_size = w_hh.shape
-    compute = torch.promote_types(x.dtype, torch.float32)
-    return (
-        x.new_empty(steps, batch_size, hidden_size),
-        h0.new_empty(batch_size, hidden_size, dtype=x.dtype),
-        c0.new_empty(batch_size, hidden_size),
-        x.new_empty(rows, steps, batch_size, dtype=compute),
-        x.new_empty(hidden_size, steps, batch_size, dtype=compute),
-        w_hh.new_empty(w_hh.shape if any(weight_p) and weight_mask is None else 0, dtype=compute),
-    )
-
-
-@torch.library.custom_op("ulmfit_fast::lstm_eager_backward", mutates_args=())
-def _lstm_eager_backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    grad_c_n: Tensor,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    lengths: Tensor | None,
-    seed: Tensor,
-    weight_p: Sequence[float],
-    gate_p: Sequence[float],
-    sequence: bool,
-    stream: int,
-    weight_mask: Tensor | None,
-    gate_mask: Tensor | None,
-    output: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    dropped: Tensor,
-    needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # Not a list: PyTorch batches an operator over several gradients at once if it returns tensors.
-    with torch.autocast(x.device.type, enabled=False):
-        return eager_backward.lstm_backward(
-            grad_output,
-            grad_h_n,
-            grad_c_n,
-            x,
-            h0,
-            c0,
-            w_ih,
-            w_hh,
-            lengths,
-            seed,
-            weight_p,
-            gate_p,
-            sequence,
-            stream,
-            weight_mask,
-            gate_mask,
-            output,
-            gates,
-            cells,
-            dropped,
-            needs,
-        )
-
-
-@_lstm_eager_backward.register_fake
-def _(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    grad_c_n: Tensor,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    needs = rest[-1]
-    bias = w_hh.new_empty(w_hh.shape[0])
-    likes = (x, h0, c0, w_ih, w_hh, bias)
-    return tuple(
-        torch.empty_like(like, memory_format=torch.contiguous_format) if need else x.new_empty(0)
-        for like, need in zip(likes, needs, strict=True)
-    )
+__all__ = ["drop_weight", "lstm_eager", "lstm_eager_backward"]
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -160,29 +28,16 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _lstm_eager_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, h0, c0, w_ih, w_hh, lengths, seed, weight_mask, gate_mask, *kept = ctx.saved_tensors
+    *inputs, weight_mask, gate_mask, output, gates, cells, dropped = ctx.saved_tensors
+    _, h0, c0, *_ = inputs
     wanted = ctx.needs_input_grad
     needs = [*wanted[:5], wanted[5] or wanted[6]]
-    likes = (kept[0], h0, c0)
-    grads = tuple(
+    given = (
         torch.zeros_like(like) if grad is None else grad
-        for grad, like in zip(grads[:3], likes, strict=True)
+        for grad, like in zip(grads[:3], (output, h0, c0), strict=True)
     )
-    results = _lstm_eager_backward(
-        *grads,
-        x,
-        h0,
-        c0,
-        w_ih,
-        w_hh,
-        lengths,
-        seed,
-        *ctx.scalars,
-        weight_mask,
-        gate_mask,
-        *kept,
-        needs,
-    )
+    masks, kept = (weight_mask, gate_mask), (output, gates, cells, dropped)
+    results = lstm_eager_backward(*given, *inputs, *ctx.scalars, *masks, *kept, needs)
     by_input = [grad if need else None for grad, need in zip(results, needs, strict=True)]
     grad_bias = by_input.pop()
     grad_b_ih, grad_b_hh = (grad_bias if want else None for want in wanted[5:7])
@@ -199,7 +54,7 @@ def _no_double_backward(ctx: Any, *grads: Any) -> None:
 
 
 lstm_eager.register_autograd(_lstm_eager_gradients, setup_context=_save_for_backward)
-_lstm_eager_backward.register_autograd(_no_double_backward)
+lstm_eager_backward.register_autograd(_no_double_backward)
 
 
 @torch.library.custom_op("ulmfit_fast::drop_weight", mutates_args=())

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ulmfit_fast import rng
 from ulmfit_fast.checks import behind_vmap
 from ulmfit_fast.functional import dropout as fused
-from ulmfit_fast.functional import fused_checks
 from ulmfit_fast.system.seeds import draw_seed
 
 
@@ -56,7 +55,7 @@ class LockedDropout(nn.Module):
         Raises:
             ValueError: if x is not three-dimensional.
         """
-        fused_checks.check_time_first(x)
+        fused.check_time_first(x)
         if not self.training or self.p == 0.0:
             return x
         return fused.locked_dropout(x, draw_seed(), self.p)

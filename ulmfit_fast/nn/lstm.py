@@ -14,17 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast import rng
-from ulmfit_fast.checks import (
-    as_seed,
-    check_hx,
-    check_input,
-    check_input_dtype,
-    check_lengths,
-    flag,
-    probability,
-    size,
-)
+from ulmfit_fast.checks import as_seed, flag, probability, size
 from ulmfit_fast.functional import layer as layers
+from ulmfit_fast.lstm.checks import check_hx, check_input, check_input_dtype, check_lengths
 from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.packed import packed_data, padded
 from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
@@ -240,7 +232,7 @@ class LSTM(PlainForward):
             "has_lengths": lengths is not None or isinstance(x, PackedSequence),
             "mixed_state": hx is not None and hx[1].dtype != dtype,
             "kernels": functools.partial(
-                layers.kernel_plan,
+                backends.kernel_plan,
                 device=data.device,
                 dtype=dtype,
                 hidden_size=self.hidden_size,
