@@ -22,7 +22,7 @@ from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
     from ulmfit_fast.data import Tokenizer
-    from ulmfit_fast.data.reading.bad_rows import OnError
+    from ulmfit_fast.data.reading.lines import OnError
 
 __all__ = ["tokenize"]
 
@@ -139,7 +139,7 @@ def _tokenizer_in(model: Path) -> Tokenizer:
 
 def _ours(path: Path, *, or_theirs: bool = False) -> Tokenizer:
     from ulmfit_fast.data import Tokenizer
-    from ulmfit_fast.system.json_text import parse_json
+    from ulmfit_fast.system.files import parse_json
 
     try:
         text = path.read_text(encoding="utf-8")

@@ -34,6 +34,7 @@ __all__ = [
     "METRICS",
     "MODEL_FORMAT",
     "STORE_FORMAT",
+    "STORE_META",
     "TENSORBOARD",
     "check_target",
     "is_leftover",
@@ -48,7 +49,7 @@ __all__ = [
 
 _log = logging.getLogger("ulmfit_fast")
 
-CONFIG, _META = "config.json", "meta.json"
+CONFIG, STORE_META = "config.json", "meta.json"
 MODEL_FORMAT, ENSEMBLE_FORMAT = "ulmfit_fast model", "ulmfit_fast ensemble"
 STORE_FORMAT = "ulmfit_fast token store"
 # What a run keeps beside the model that it makes.
@@ -61,7 +62,7 @@ _TOKENIZER = "tokenizer.json"
 _WEIGHTS = ("language_model.safetensors", "classifier.safetensors", "model.safetensors")
 _MEMBER = re.compile(r"model_\d+")
 _MODEL = frozenset({CONFIG, _TOKENIZER, *_WEIGHTS})
-_STORE = frozenset({_META, _TOKENIZER, "ids.bin", "offsets.npy"})
+_STORE = frozenset({STORE_META, _TOKENIZER, "ids.bin", "offsets.npy"})
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 # A reader that finds the directory changed begins again; none needs as long in earnest.
 _LONGEST_WAIT, _FEWEST_TRIES = 60.0, 20
@@ -153,7 +154,7 @@ def owned_names(directory: Path) -> frozenset[str]:
         directory: any; none unless the description in it is one of this package's, or is damaged
             and stands among nothing but such names.
     """
-    for description, names in ((CONFIG, _MODEL), (_META, _STORE)):
+    for description, names in ((CONFIG, _MODEL), (STORE_META, _STORE)):
         try:
             found = json.loads((directory / description).read_text(encoding="utf-8"))
         except OSError:
@@ -162,7 +163,7 @@ def owned_names(directory: Path) -> frozenset[str]:
             others = {name for name in os.listdir(directory) if not is_run_file(name)} - names
             return frozenset() if others else names
         kind = found.get("format") if isinstance(found, dict) else None
-        if kind in ((STORE_FORMAT,) if description == _META else (MODEL_FORMAT,)):
+        if kind in ((STORE_FORMAT,) if description == STORE_META else (MODEL_FORMAT,)):
             return names
         if kind == ENSEMBLE_FORMAT:
             members = found["models"] if isinstance(found.get("models"), list) else []
@@ -250,8 +251,8 @@ def _adopt(source: Path, target: Path) -> None:
     # A version of this package before this one moved the files out, one after the other.
     stale = owned_names(target) - names - _said_names(source)
     # The description last: it says until then which of the old names are this package's.
-    for name in sorted(names, key=lambda name: (name in (CONFIG, _META), name)):
-        if name in (CONFIG, _META):
+    for name in sorted(names, key=lambda name: (name in (CONFIG, STORE_META), name)):
+        if name in (CONFIG, STORE_META):
             _drop(target, stale)
         if (source / name).is_dir():
             _adopt(source / name, target / name)

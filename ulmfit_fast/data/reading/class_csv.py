@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ulmfit_fast.data.reading.bad_rows import BadRows, OnError
-from ulmfit_fast.data.reading.lines import decoded_lines
+from ulmfit_fast.data.reading.lines import BadRows, OnError, decoded_lines
 from ulmfit_fast.data.reading.records import csv_rows
 from ulmfit_fast.system.files import user_path
 
@@ -83,12 +82,12 @@ def _class_rows(
         columns = len(row) - 1 if columns is None else columns
         fault = _class_fault(row, names, columns)
         if fault:
-            bad.meet(ValueError(f"{path}, line {line}: {fault}"))
+            bad.take(ValueError(f"{path}, line {line}: {fault}"))
             continue
         empty = False
         label = names[int(row[0]) - 1] if names else str(int(row[0]))
         yield Labelled(" ".join(mend(text) for text in row[1:]), label)
-    bad.tell()
+    bad.log()
     if empty:
         skipped = f" but for the {bad.count - met} rows skipped" if bad.count > met else ""
         raise ValueError(f"{path} is empty{skipped}, expected a class and its texts on each line")

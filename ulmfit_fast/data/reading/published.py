@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ulmfit_fast.data.reading.bad_rows import BadRows, OnError
 from ulmfit_fast.data.reading.class_csv import (
     Labelled,
     PathName,
@@ -26,7 +25,7 @@ from ulmfit_fast.data.reading.class_csv import (
     read_dbpedia,
     read_yelp,
 )
-from ulmfit_fast.data.reading.lines import decoded_lines
+from ulmfit_fast.data.reading.lines import BadRows, OnError, decoded_lines
 from ulmfit_fast.data.reading.records import kind_of, read_records, read_whole
 from ulmfit_fast.data.tokens.texts import CheckedTexts
 from ulmfit_fast.system.files import user_path
@@ -91,7 +90,7 @@ def _articles(lines: Iterable[str], name: str, bad: BadRows) -> Iterator[str]:
             yield from _finished(article)
             article = []
         article.append(line)
-    bad.tell()
+    bad.log()
     if not titles:
         raise ValueError(
             f"{name} has no title such as ' = Robert Boulter = ' between blank lines, expected "
@@ -166,7 +165,7 @@ def _reviews(paths: Iterable[Path], bad: BadRows) -> Iterator[Labelled]:
         text = read_whole(path, bad)
         if text is not None:
             yield Labelled(text, path.parent.name)
-    bad.tell()
+    bad.log()
 
 
 def _number_first(path: Path) -> tuple[int, str]:

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ulmfit_fast.data.reading.bad_rows import OnError
 from ulmfit_fast.data.reading.corpus import Source, read_texts
+from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.store import worker as worker
 from ulmfit_fast.data.store.files import (
     DTYPES,
@@ -38,8 +38,7 @@ from ulmfit_fast.data.store.store import TokenStore, digest_of
 from ulmfit_fast.data.tokens.texts import BLOCK_CHARACTERS, text_blocks
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.system.directories import put_in_place, settle
-from ulmfit_fast.system.files import user_path
-from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.system.files import parse_json, user_path
 from ulmfit_fast.system.locks import held
 from ulmfit_fast.system.progress import progress_bar
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulmfit_fast.system.directories import STORE_FORMAT
-from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.system.files import parse_json
 
 __all__ = [
     "DTYPES",

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ulmfit_fast.data.reading.bad_rows import OnError
 from ulmfit_fast.data.reading.corpus import Source
+from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.store.files import (
     IDS,
     META,
