@@ -70,22 +70,25 @@ _LONGEST_WAIT, _FEWEST_TRIES = 60.0, 20
 Found = TypeVar("Found")
 
 
-def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Have a model directory written, and let it take the place of the one that is there.
+def write_directory(
+    directory: str | os.PathLike[str], write: Callable[[Path], None], description: str = CONFIG
+) -> None:
+    """Have a model or token store written, and let it take the place of the one that is there.
 
     Args:
         directory: where to; made when missing, with its parents.
-        write: called with an empty directory to fill, `config.json` among its files.
+        write: called with an empty directory to fill, the description among its files.
+        description: CONFIG for a model or ensemble, STORE_META for a token store.
 
     Raises:
-        FileExistsError: if the directory holds something other than a model, or is held by another
-            process.
-        OSError: if it cannot be written; an older model there stays as it was.
+        FileExistsError: if the directory holds something else, or is held by another process.
+        OSError: if it cannot be written; what was there stays as it was.
     """
     # Resolved, so that behind a link it is the model that is replaced.
     target = user_path(directory).resolve()
-    check_target(target)
-    with held(target):
+    check_target(target, description)
+    # A run holds the directory while it saves its model; a store has nobody who would.
+    with held(target, alone=description == STORE_META):
         settle(target)
         written = target / _WRITTEN
         written.mkdir()
@@ -96,11 +99,12 @@ def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], N
             shutil.rmtree(written, ignore_errors=True)
 
 
-def check_target(target: Path) -> None:
-    """Refuse a directory that holds something other than a model.
+def check_target(target: Path, description: str = CONFIG) -> None:
+    """Refuse a directory that holds something other than a model, or a token store.
 
     Args:
-        target: where a model is to be written.
+        target: where it is to be written.
+        description: as for `write_directory`.
 
     Raises:
         FileExistsError: if there is something else.
@@ -110,15 +114,22 @@ def check_target(target: Path) -> None:
     why = "it is a file"
     if target.is_dir():
         names = set(os.listdir(target))
-        others = {name for name in names if not is_run_file(name)}
-        if not others or CONFIG in owned_names(target) or _is_directory(target / _INCOMING):
+        # Only a model may stand beside a run.
+        passes = is_run_file if description == CONFIG else is_leftover
+        others = {name for name in names if not passes(name)}
+        if not others or description in owned_names(target):
+            return
+        incoming = target / _INCOMING
+        if _is_directory(incoming) and description in owned_names(incoming):
             return
         # A run may have begun in a directory with other things in it.
         if not others & _MODEL and not all(map(is_leftover, names - others)):
             return
-        why = f"its {CONFIG} is of another kind" if CONFIG in others else f"it has no {CONFIG}"
+        has = f"its {description} is of another kind"
+        why = has if description in others else f"it has no {description}"
+    kind = "model directory" if description == CONFIG else "token store"
     raise FileExistsError(
-        f"{target} exists and is no model directory ({why}); choose another directory or remove it"
+        f"{target} exists and is no {kind} ({why}); choose another directory or remove it"
     )
 
 
