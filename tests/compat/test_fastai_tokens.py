@@ -7,7 +7,7 @@ import pytest
 from fastai_parts import fastai
 
 from ulmfit_fast.data import Tokenizer, Vocab
-from ulmfit_fast.data.tokens import huggingface
+from ulmfit_fast.data.tokens import words as engines
 
 REFERENCES = [
     "I AM SO HAPPY!!!! Soooooo good",
@@ -135,9 +135,9 @@ def words_only(kind="word"):
 
 @pytest.fixture(scope="module")
 def named(exceptions):
-    model = huggingface.word_model(["xxunk"])
+    model = engines.word_model(["xxunk"])
     return lambda text: named_differences(
-        text, exceptions, lambda word: huggingface.split_words(model, word)
+        text, exceptions, lambda word: engines.split_words(model, word)
     )
 
 

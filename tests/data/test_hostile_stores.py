@@ -36,7 +36,6 @@ def change_meta(directory: Path, **changes: object) -> None:
         {"vocab_size": "11"},
         {"vocab_size": True},
         {"tokenizer": None},
-        {"texts": []},
     ],
     ids=str,
 )

@@ -155,7 +155,7 @@ def test_a_second_run_asks_to_overwrite_or_to_resume(folder: Path, command: str)
     before = contents(folder)
     result = run(command)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1 and result.stdout == ""
-    resumes = command.split()[0] in ("pretrain", "fine-tune", "fit-classifier", "tokenize")
+    resumes = command.split()[0] in ("pretrain", "fine-tune", "fit-classifier")
     assert ("--resume goes on with it" in result.stderr) == resumes
     assert "--overwrite replaces it" in result.stderr and contents(folder) == before
     if resumes:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from ulmfit_fast.data import Tokenizer, Vocab, concatenate_documents
+from ulmfit_fast.data.store import build
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens import texts
 
@@ -105,24 +107,27 @@ def test_workers_and_blocks_do_not_change_the_store(
 ) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text("\n".join(TEXTS), encoding="utf-8")
-    built = TokenStore.build(tmp_path / "store", path, tokenizer, workers=workers)
-    assert contents(built.directory) == contents(store.directory)
-    again = TokenStore.build(tmp_path / "store", iter(TEXTS), tokenizer)
-    assert again.offsets.tolist() == store.offsets.tolist()
+    for source in (path, iter(TEXTS)):
+        built = TokenStore.build(tmp_path / "store", source, tokenizer, workers=workers)
+        assert contents(built.directory) == contents(store.directory)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_texts_are_taken_as_they_are_written(
-    tmp_path: Path, tokenizer: Tokenizer, small_blocks, workers: int
+    tmp_path: Path, tokenizer: Tokenizer, small_blocks, workers: int, monkeypatch
 ) -> None:
-    ahead = []
+    ahead, done = [], [0]
+
+    @contextmanager
+    def counted(*args, **options):
+        yield lambda shown: done.append(int(shown.split()[0].replace(",", "")))
 
     def watched():
-        state = tmp_path / ".store.partial" / "state.json"
         for number in range(2_000):
-            ahead.append(number - json.loads(state.read_text(encoding="utf-8"))["documents"])
+            ahead.append(number - done[-1])
             yield TEXTS[number % 300]
 
+    monkeypatch.setattr(build, "progress_bar", counted)
     assert len(TokenStore.build(tmp_path / "store", watched(), tokenizer, workers=workers)) == 2_000
     # Eight blocks of some twelve texts to begin with, and two for each worker later.
     assert max(ahead) < 250
@@ -146,26 +151,35 @@ def test_the_kind_spacy_in_workers(tmp_path: Path, small_blocks) -> None:
 KILLED = """
 import json, multiprocessing, os, signal, sys
 from pathlib import Path
-from ulmfit_fast.data import Tokenizer, texts
+from ulmfit_fast.data import Tokenizer
+from ulmfit_fast.data.store import build
 from ulmfit_fast.data.store.store import TokenStore
-from ulmfit_fast.data.store.build import StoreBuilder
+from ulmfit_fast.data.tokens import texts
+from ulmfit_fast.system import directories
 
-corpus, tokenizer, out, workers, commits, moment = sys.argv[1:]
+corpus, tokenizer, out, workers, moment = sys.argv[1:]
 texts.BLOCK_CHARACTERS = 500
-commit, count = StoreBuilder._commit, 0
 
-def commit_or_die(self, state):
-    global count
-    count += 1
-    if count == int(commits) and moment == "after":
-        commit(self, state)
-    if count == int(commits):
-        pids = [process.pid for process in multiprocessing.active_children()]
-        Path(out + ".pids").write_text(json.dumps(pids))
-        os.kill(os.getpid(), signal.SIGKILL)
-    commit(self, state)
+def die(*args):
+    pids = [process.pid for process in multiprocessing.active_children()]
+    Path(out + ".pids").write_text(json.dumps(pids))
+    os.kill(os.getpid(), signal.SIGKILL)
 
-StoreBuilder._commit = commit_or_die
+def encoded_until(*args):
+    for number, block in enumerate(real(*args)):
+        yield block
+        if number == 5:
+            die()
+
+real = build._encoded
+if moment == "between blocks":
+    build._encoded = encoded_until
+if moment == "before the description":
+    build.digest_of = die
+if moment == "before it is in place":
+    directories.put_in_place = die
+if moment == "half in place":
+    directories._drop = die
 if __name__ == "__main__":
     found = Tokenizer.from_json(Path(tokenizer).read_text())
     TokenStore.build(out, Path(corpus), found, workers=int(workers))
@@ -181,36 +195,39 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the platform has no SIGKILL")
+@pytest.mark.parametrize("older", [False, True], ids=["new", "older"])
 @pytest.mark.parametrize(
-    ("workers", "commits", "moment"),
+    ("workers", "moment"),
     [
-        pytest.param(1, 6, "before", id="torn"),
-        pytest.param(1, 6, "after", id="between-blocks"),
-        pytest.param(1, 1, "before", id="nothing-done"),
-        pytest.param(2, 9, "before", id="workers", marks=pytest.mark.slow),
+        (1, "between blocks"),
+        (1, "before the description"),
+        (1, "before it is in place"),
+        (1, "half in place"),
+        pytest.param(2, "between blocks", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_build_goes_on(
+def test_a_killed_build_leaves_the_older_store_and_is_begun_again(
     tmp_path: Path,
     tokenizer: Tokenizer,
     store: TokenStore,
     small_blocks,
     workers: int,
-    commits: int,
     moment: str,
+    older: bool,
 ) -> None:
     corpus, saved, out = tmp_path / "corpus.txt", tmp_path / "tokenizer.json", tmp_path / "store"
     corpus.write_text("\n".join(TEXTS), encoding="utf-8")
     saved.write_text(tokenizer.to_json(), encoding="utf-8")
+    if older:
+        TokenStore.build(out, TEXTS[:5], tokenizer)
     script = tmp_path / "build.py"
     script.write_text(KILLED, encoding="utf-8")
-    command = [sys.executable, script, corpus, saved, out, str(workers), str(commits), moment]
+    command = [sys.executable, script, corpus, saved, out, str(workers), moment]
     root = Path(__file__).parents[2]
     run = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=120
     )
     assert run.returncode == -signal.SIGKILL
-    assert not out.exists()
     pids = json.loads(Path(f"{out}.pids").read_text())
     assert len(pids) == (2 if workers == 2 else 0)
     for _ in range(200):
@@ -218,72 +235,37 @@ def test_a_killed_build_goes_on(
             break
         time.sleep(0.1)
     assert not any(map(alive, pids)), "workers outlive the process that was killed"
-    encoded = []
-    real = type(tokenizer._engine).encoder
-
-    def watched(engine):
-        encode = real(engine)
-        return lambda block: encoded.extend(block) or encode(block)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(tokenizer._engine), "encoder", watched)
-        TokenStore.build(out, corpus, tokenizer, workers=1)
+    if moment == "half in place":
+        assert len(TokenStore(out, tokenizer)) == len(TEXTS)
+    elif older:
+        assert len(TokenStore(out, tokenizer)) == 5
+    else:
+        assert not TokenStore.is_store(out)
+        with pytest.raises(FileNotFoundError, match=r"is no token store: it has no meta.json"):
+            TokenStore(out)
+    TokenStore.build(out, corpus, tokenizer, workers=1)
     assert contents(out) == contents(store.directory)
-    # What was done is not done again.
-    done = commits - 1 if moment == "after" else max(0, commits - 2)
-    assert encoded == TEXTS[len(TEXTS) - len(encoded) :]
-    assert (len(encoded) == len(TEXTS)) == (done == 0)
 
 
-@pytest.fixture
-def broken_off(tmp_path: Path, tokenizer: Tokenizer, small_blocks) -> Path:
-    def interrupted():
-        yield from TEXTS[:100]
-        raise KeyboardInterrupt
-
-    # Blocks are taken eight at a time; the first of them are written.
-    with pytest.raises(KeyboardInterrupt):
-        TokenStore.build(tmp_path / "store", interrupted(), tokenizer, workers=1)
-    assert (tmp_path / ".store.partial" / "state.json").is_file()
-    return tmp_path / "store"
-
-
-def test_what_was_begun_wants_the_same_tokenizer_and_texts(
-    broken_off: Path, tokenizer: Tokenizer, store: TokenStore
-) -> None:
+def test_another_build_replaces_a_store(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    TokenStore.build(tmp_path / "store", TEXTS, tokenizer)
     other = Tokenizer.from_vocab(Vocab(["cat"]))
-    with pytest.raises(ValueError, match=r"begun with another tokenizer, .*resume=False"):
-        TokenStore.build(broken_off, TEXTS, other, workers=1)
-    for changed in (["changed", *TEXTS[1:]], TEXTS[:3]):
-        with pytest.raises(ValueError, match=r"first \d+ texts are not those that .*resume=False"):
-            TokenStore.build(broken_off, changed, tokenizer)
-    with pytest.raises(FileNotFoundError, match=r"is no token store: it has no meta.json"):
-        TokenStore(broken_off)
-    TokenStore.build(broken_off, TEXTS, tokenizer, workers=1)
-    assert contents(broken_off) == contents(store.directory)
-
-
-def test_beginning_anew(broken_off: Path, tokenizer: Tokenizer) -> None:
-    other = Tokenizer.from_vocab(Vocab(["cat"]))
-    built = TokenStore.build(broken_off, TEXTS[:2], other, resume=False)
-    assert len(built) == 2
+    assert len(TokenStore.build(tmp_path / "store", TEXTS[:2], other)) == 2
     with pytest.raises(ValueError, match=r"made by another tokenizer \(vocabulary of 10\) than"):
-        TokenStore.build(broken_off, TEXTS[:2], tokenizer)
-    with pytest.raises(ValueError, match=r"was made from other texts, .*resume=False"):
-        TokenStore.build(broken_off, TEXTS[:3], other)
-    assert len(TokenStore.build(broken_off, TEXTS[:2], other)) == 2
-    assert len(TokenStore.build(broken_off, TEXTS, tokenizer, workers=1, resume=False)) == 300
-    assert sorted(contents(broken_off)) == ["ids.bin", "meta.json", "offsets.npy", "tokenizer.json"]
+        TokenStore(tmp_path / "store", tokenizer)
+    files = ["ids.bin", "meta.json", "offsets.npy", "tokenizer.json"]
+    assert sorted(contents(tmp_path / "store")) == files
 
 
 def test_an_error_leaves_the_older_store(tmp_path: Path, tokenizer: Tokenizer) -> None:
     TokenStore.build(tmp_path / "store", TEXTS[:5], tokenizer)
     with pytest.raises(TypeError, match=r"texts\[2\] is 3"):
-        TokenStore.build(tmp_path / "store", iter(["a", "b", 3]), tokenizer, resume=False)
+        TokenStore.build(tmp_path / "store", iter(["a", "b", 3]), tokenizer)
     assert len(TokenStore(tmp_path / "store", tokenizer)) == 5
+    assert len(contents(tmp_path / "store")) == 4
 
 
-def test_two_builders_do_not_meet(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_two_builders_exclude_each_other(tmp_path: Path, tokenizer: Tokenizer) -> None:
     pytest.importorskip("fcntl", reason="the platform has no such locks")
 
     def second():
@@ -306,9 +288,10 @@ def test_a_directory_of_something_else_is_kept(tmp_path: Path, tokenizer: Tokeni
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"is no token store \(it has no meta.json\)"):
-        TokenStore.build(tmp_path / "store", TEXTS, tokenizer, resume=False)
+        TokenStore.build(tmp_path / "store", TEXTS, tokenizer)
     with pytest.raises(ValueError, match="corpus passed is empty"):
         TokenStore.build(tmp_path / "none", [], tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 @pytest.mark.parametrize(
@@ -332,9 +315,7 @@ def test_damage_is_seen(tmp_path: Path, tokenizer: Tokenizer, name, change, mess
 
 @pytest.mark.slow
 def test_a_dead_worker_is_told(tmp_path: Path, tokenizer, store, small_blocks, monkeypatch) -> None:
-    from ulmfit_fast.data.store import build as token_store_build
-
-    monkeypatch.setattr(token_store_build.worker, "encode", _die)
+    monkeypatch.setattr(build, "_encode_in_worker", _die)
     with pytest.raises(RuntimeError, match=r"a worker died, .* call again, with fewer workers"):
         TokenStore.build(tmp_path / "store", TEXTS, tokenizer, workers=2)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ulmfit_fast.data import SPECIALS, Tokenizer, Vocab
-from ulmfit_fast.data.tokens import huggingface
+from ulmfit_fast.data.tokens import words as engines
 
 TEXTS = ["The cat sat on the mat.", "The dog sat; the cat did not!", "A dog and a cat."] * 3
 KINDS = pytest.mark.parametrize("kind", ["word", "subword"])
@@ -285,6 +285,6 @@ assert "TOKENIZERS_PARALLELISM" not in os.environ
 
 def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    huggingface.library.cache_clear()
+    engines.library.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'ulmfit-fast\[text\]'"):
         Tokenizer.train(["a"])

@@ -64,7 +64,7 @@ def save(kind: str, directory: Path, number: int) -> None:
     elif kind == "token store":
         made = parts(number)
         texts = [f"word{number} other{number}"] * number
-        TokenStore.build(directory, texts, made.tokenizer, resume=False, workers=1, progress=False)
+        TokenStore.build(directory, texts, made.tokenizer, workers=1, progress=False)
     else:
         save_model(directory, parts(number), single_file=kind == "single file")
 

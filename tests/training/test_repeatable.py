@@ -55,7 +55,7 @@ tell(model.parameters())
     "classifier": """
 torch.manual_seed(0)
 from ulmfit_fast.training.classifier_step import classifier_step
-from ulmfit_fast.data.classifier_batches import ClassifierBatch
+from ulmfit_fast.data.batches import ClassifierBatch
 model = uf.nn.TextClassifier(uf.nn.AWDLSTM(uf.nn.AWDLSTMConfig(10_000, 8, 8, num_layers=1)), 2)
 tokens, lengths, labels = torch.randint(2, 10_000, (5, 2)), torch.tensor([5, 5]), torch.arange(2)
 # Its first step takes a root of each parameter.

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from ulmfit_fast.data import Tokenizer, Vocab
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
-from ulmfit_fast.system import json_text
+from ulmfit_fast.system import files
 from ulmfit_fast.ulmfit import model_files, model_schema, model_weights
 from ulmfit_fast.ulmfit.model_files import FORMAT_VERSION, ModelParts, load_model, save_model
 
@@ -310,7 +310,7 @@ def test_every_file_is_on_the_disk_before_it_is_in_place(tmp_path: Path, monkeyp
 
 
 def test_nothing_is_unpickled() -> None:
-    sources = map(inspect.getsource, (model_files, model_schema, model_weights, json_text))
+    sources = map(inspect.getsource, (model_files, model_schema, model_weights, files))
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     modules = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
     modules |= {str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)}

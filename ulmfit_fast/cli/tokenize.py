@@ -22,7 +22,7 @@ from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
     from ulmfit_fast.data import Tokenizer
-    from ulmfit_fast.data.reading.bad_rows import OnError
+    from ulmfit_fast.data.reading.lines import OnError
 
 __all__ = ["tokenize"]
 
@@ -56,18 +56,14 @@ def tokenize(
     workers: Annotated[
         int | None, typer.Option("--workers", help="Processes; all CPUs when not given.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Where --out is a store, see that it is of --text.")
-    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", "--anew", help="Replace what is there; begin anew.")
+        bool, typer.Option("--overwrite", "--anew", help="Replace what is there.")
     ] = False,
     skip_bad_rows: SkipBadRows = False,
     text_column: TextColumn = "text",
 ) -> None:
-    """Turn a corpus, also one larger than memory, into ids; go on where it was broken off."""
+    """Turn a corpus, also one larger than memory, into ids."""
     from ulmfit_fast.data import Tokenizer, TokenStore, read_texts
-    from ulmfit_fast.data.store.build import building
 
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out} is a file, expected a directory; choose another name")
@@ -78,11 +74,8 @@ def tokenize(
         raise FileExistsError(
             f"--out {out} holds something other than a token store; choose a new directory"
         )
-    check_again(out, there, overwrite=overwrite, resume=resume)
+    check_again(out, there, overwrite=overwrite)
     check_writable(out)
-    with building(out.resolve()):
-        # Told before a vocabulary is learnt.
-        pass
     rows = on_error(skip_bad_rows)
     source = _source(text, layout, rows)
     try:
@@ -99,10 +92,9 @@ def tokenize(
             text_column=text_column,
             on_error=rows,
             workers=workers,
-            resume=not overwrite,
         )
     except KeyboardInterrupt:
-        say("interrupted; what is done is kept: give the same command again to go on")
+        say("interrupted; nothing is written")
         raise typer.Exit(130) from None
     say(f"{len(store)} documents, {len(store.ids)} tokens in {out}")
 
@@ -139,7 +131,7 @@ def _tokenizer_in(model: Path) -> Tokenizer:
 
 def _ours(path: Path, *, or_theirs: bool = False) -> Tokenizer:
     from ulmfit_fast.data import Tokenizer
-    from ulmfit_fast.system.json_text import parse_json
+    from ulmfit_fast.system.files import parse_json
 
     try:
         text = path.read_text(encoding="utf-8")

@@ -2,8 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from ulmfit_fast.data.batches import LMBatches, concatenate_documents
-from ulmfit_fast.data.classifier_batches import ClassifierBatch, ClassifierBatches
+from ulmfit_fast.data.batches import (
+    ClassifierBatch,
+    ClassifierBatches,
+    LMBatches,
+    concatenate_documents,
+)
 from ulmfit_fast.data.reading.corpus import read_labelled, read_texts, read_weighted
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ulmfit_fast.data.columns import (
     is_whole_float,
     shown,
 )
-from ulmfit_fast.data.reading.bad_rows import BadRows
 from ulmfit_fast.system.files import name_in_utf8
 
 __all__ = ["column_values", "is_table", "parquet_records", "table_records"]
@@ -58,7 +57,7 @@ def _is_arrow(source: object) -> bool:
 
 
 def table_records(
-    source: Any, columns: Sequence[str], bad: BadRows
+    source: Any, columns: Sequence[str], refuse: Callable[[ValueError], None]
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield the position and the wanted columns of each row of a table in memory, the text first.
 
@@ -67,7 +66,7 @@ def table_records(
     Args:
         source: what `is_table` accepts.
         columns: the column of the text, and those of the label and the weight if they are wanted.
-        bad: takes the rows whose text is not a string, or whose label is none.
+        refuse: called for each row whose text is not a string, or whose label is none.
 
     Raises:
         TypeError: for a dictionary of datasets, which has several sets of rows, or a column that
@@ -76,7 +75,7 @@ def table_records(
     """
     batches, features = _opened(source, columns)
     names = _class_names(features, columns[1]) if len(columns) > 1 else None
-    return _rows(_name(source), columns, batches, names, bad)
+    return _rows(_name(source), columns, batches, names, refuse)
 
 
 def column_values(source: Any, column: str) -> Iterable[Any]:
@@ -167,7 +166,7 @@ def _column(where: str, name: str, values: Any) -> Iterable[Any]:
 
 
 def parquet_records(
-    path: Path, columns: Sequence[str], bad: BadRows
+    path: Path, columns: Sequence[str], refuse: Callable[[ValueError], None]
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield the position and the wanted columns of each row of a Parquet file, the text first.
 
@@ -176,7 +175,7 @@ def parquet_records(
     Args:
         path: an existing file.
         columns: the column of the text, and those of the label and the weight if they are wanted.
-        bad: takes the rows that cannot be read, as for `table_records`, a row group that is
+        refuse: called for each row that cannot be read, as for `table_records`, a row group that is
             damaged, and a file that is no whole one.
 
     Raises:
@@ -196,7 +195,7 @@ def parquet_records(
             file = parquet.ParquetFile(name)
         present, metadata = file.schema_arrow.names, file.schema_arrow.metadata
     except damage as error:
-        bad.meet(_damaged(f"{path} is no whole Parquet file", error))
+        refuse(_damaged(f"{path} is no whole Parquet file", error))
         return
     with file:
         column_positions(path, columns, present)
@@ -211,10 +210,10 @@ def parquet_records(
             )
             try:
                 found = _arrow_columns(path, columns, batches)
-                yield from _rows(str(path), columns, found, names, bad, first)
+                yield from _rows(str(path), columns, found, names, refuse, first)
             except damage as error:
                 where = f"{path}, row group {group} (rows {first} to {first + rows.num_rows - 1})"
-                bad.meet(_damaged(f"{where}: cannot be read to its end", error))
+                refuse(_damaged(f"{where}: cannot be read to its end", error))
             first += rows.num_rows
 
 
@@ -293,7 +292,7 @@ def _rows(
     columns: Sequence[str],
     batches: Iterator[list[Any]],
     names: list[str] | None,
-    bad: BadRows,
+    refuse: Callable[[ValueError], None],
     first: int = 0,
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
     rows = itertools.chain.from_iterable(zip(*batch, strict=True) for batch in batches)
@@ -305,7 +304,7 @@ def _rows(
                 name = _class_name(place, columns[1], int(checked[1]), names)
                 checked = (checked[0], name, *checked[2:])
         except ValueError as error:
-            bad.meet(error)
+            refuse(error)
         else:
             yield row, checked
 

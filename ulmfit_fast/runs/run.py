@@ -25,8 +25,7 @@ from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.state_file import write_state
 from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
 from ulmfit_fast.system.distributed import agree, only_first, world
-from ulmfit_fast.system.files import user_path, write_text
-from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.locks import held
 from ulmfit_fast.training.snapshot import Training, restore, snapshot
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit_fast import report
-from ulmfit_fast.data.classifier_batches import ClassifierBatches
+from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.columns import nearest
-from ulmfit_fast.data.tokens.huggingface import SPACE_MARK
 from ulmfit_fast.data.tokens.rules import Piece, restore_text
 from ulmfit_fast.data.tokens.texts import CheckedTexts
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.data.tokens.vocab import MAJ, REP, SPECIALS, UNK, UP, WREP
+from ulmfit_fast.data.tokens.words import SPACE_MARK
 from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.nn.pooling import ConcatPool
 from ulmfit_fast.nn.state import first_state

@@ -34,6 +34,7 @@ __all__ = [
     "METRICS",
     "MODEL_FORMAT",
     "STORE_FORMAT",
+    "STORE_META",
     "TENSORBOARD",
     "check_target",
     "is_leftover",
@@ -48,7 +49,7 @@ __all__ = [
 
 _log = logging.getLogger("ulmfit_fast")
 
-CONFIG, _META = "config.json", "meta.json"
+CONFIG, STORE_META = "config.json", "meta.json"
 MODEL_FORMAT, ENSEMBLE_FORMAT = "ulmfit_fast model", "ulmfit_fast ensemble"
 STORE_FORMAT = "ulmfit_fast token store"
 # What a run keeps beside the model that it makes.
@@ -61,7 +62,7 @@ _TOKENIZER = "tokenizer.json"
 _WEIGHTS = ("language_model.safetensors", "classifier.safetensors", "model.safetensors")
 _MEMBER = re.compile(r"model_\d+")
 _MODEL = frozenset({CONFIG, _TOKENIZER, *_WEIGHTS})
-_STORE = frozenset({_META, _TOKENIZER, "ids.bin", "offsets.npy"})
+_STORE = frozenset({STORE_META, _TOKENIZER, "ids.bin", "offsets.npy"})
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 # A reader that finds the directory changed begins again; none needs as long in earnest.
 _LONGEST_WAIT, _FEWEST_TRIES = 60.0, 20
@@ -69,22 +70,25 @@ _LONGEST_WAIT, _FEWEST_TRIES = 60.0, 20
 Found = TypeVar("Found")
 
 
-def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Have a model directory written, and let it take the place of the one that is there.
+def write_directory(
+    directory: str | os.PathLike[str], write: Callable[[Path], None], description: str = CONFIG
+) -> None:
+    """Have a model or token store written, and let it take the place of the one that is there.
 
     Args:
         directory: where to; made when missing, with its parents.
-        write: called with an empty directory to fill, `config.json` among its files.
+        write: called with an empty directory to fill, the description among its files.
+        description: CONFIG for a model or ensemble, STORE_META for a token store.
 
     Raises:
-        FileExistsError: if the directory holds something other than a model, or is held by another
-            process.
-        OSError: if it cannot be written; an older model there stays as it was.
+        FileExistsError: if the directory holds something else, or is held by another process.
+        OSError: if it cannot be written; what was there stays as it was.
     """
     # Resolved, so that behind a link it is the model that is replaced.
     target = user_path(directory).resolve()
-    check_target(target)
-    with held(target):
+    check_target(target, description)
+    # A run holds the directory while it saves its model; a store has nobody who would.
+    with held(target, alone=description == STORE_META):
         settle(target)
         written = target / _WRITTEN
         written.mkdir()
@@ -95,11 +99,12 @@ def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], N
             shutil.rmtree(written, ignore_errors=True)
 
 
-def check_target(target: Path) -> None:
-    """Refuse a directory that holds something other than a model.
+def check_target(target: Path, description: str = CONFIG) -> None:
+    """Refuse a directory that holds something other than a model, or a token store.
 
     Args:
-        target: where a model is to be written.
+        target: where it is to be written.
+        description: as for `write_directory`.
 
     Raises:
         FileExistsError: if there is something else.
@@ -109,15 +114,22 @@ def check_target(target: Path) -> None:
     why = "it is a file"
     if target.is_dir():
         names = set(os.listdir(target))
-        others = {name for name in names if not is_run_file(name)}
-        if not others or CONFIG in owned_names(target) or _is_directory(target / _INCOMING):
+        # Only a model may stand beside a run.
+        passes = is_run_file if description == CONFIG else is_leftover
+        others = {name for name in names if not passes(name)}
+        if not others or description in owned_names(target):
+            return
+        incoming = target / _INCOMING
+        if _is_directory(incoming) and description in owned_names(incoming):
             return
         # A run may have begun in a directory with other things in it.
         if not others & _MODEL and not all(map(is_leftover, names - others)):
             return
-        why = f"its {CONFIG} is of another kind" if CONFIG in others else f"it has no {CONFIG}"
+        has = f"its {description} is of another kind"
+        why = has if description in others else f"it has no {description}"
+    kind = "model directory" if description == CONFIG else "token store"
     raise FileExistsError(
-        f"{target} exists and is no model directory ({why}); choose another directory or remove it"
+        f"{target} exists and is no {kind} ({why}); choose another directory or remove it"
     )
 
 
@@ -153,7 +165,7 @@ def owned_names(directory: Path) -> frozenset[str]:
         directory: any; none unless the description in it is one of this package's, or is damaged
             and stands among nothing but such names.
     """
-    for description, names in ((CONFIG, _MODEL), (_META, _STORE)):
+    for description, names in ((CONFIG, _MODEL), (STORE_META, _STORE)):
         try:
             found = json.loads((directory / description).read_text(encoding="utf-8"))
         except OSError:
@@ -162,7 +174,7 @@ def owned_names(directory: Path) -> frozenset[str]:
             others = {name for name in os.listdir(directory) if not is_run_file(name)} - names
             return frozenset() if others else names
         kind = found.get("format") if isinstance(found, dict) else None
-        if kind in ((STORE_FORMAT,) if description == _META else (MODEL_FORMAT,)):
+        if kind in ((STORE_FORMAT,) if description == STORE_META else (MODEL_FORMAT,)):
             return names
         if kind == ENSEMBLE_FORMAT:
             members = found["models"] if isinstance(found.get("models"), list) else []
@@ -250,8 +262,8 @@ def _adopt(source: Path, target: Path) -> None:
     # A version of this package before this one moved the files out, one after the other.
     stale = owned_names(target) - names - _said_names(source)
     # The description last: it says until then which of the old names are this package's.
-    for name in sorted(names, key=lambda name: (name in (CONFIG, _META), name)):
-        if name in (CONFIG, _META):
+    for name in sorted(names, key=lambda name: (name in (CONFIG, STORE_META), name)):
+        if name in (CONFIG, STORE_META):
             _drop(target, stale)
         if (source / name).is_dir():
             _adopt(source / name, target / name)

@@ -1,19 +1,23 @@
-"""Paths as users write them, and files that are there as a whole or not at all."""
+"""Paths as users write them, files that are there as a whole or not at all, and JSON in them."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "DESCRIPTORS",
     "file_in_place",
     "name_in_utf8",
     "open_to_umask",
+    "parse_json",
     "sync_directory",
     "user_path",
     "write_text",
@@ -137,3 +141,32 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def parse_json(text: str, name: object) -> Any:
+    """Parse a JSON text.
+
+    >>> parse_json('{"version": 1}', "meta.json")
+    {'version': 1}
+
+    Args:
+        text: the JSON.
+        name: what holds it, for the error.
+
+    Raises:
+        ValueError: if it is not valid JSON, has a key twice, nests too deeply or has a number that
+            is too long.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    # Deep nesting ends in RecursionError, a number of thousands of digits in a plain ValueError.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not valid JSON ({error}); save it anew") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key, count = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {key!r:.60} occurs {count} times")
+    return found

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ulmfit_fast.data.classifier_batches import ClassifierBatch
+from ulmfit_fast.data.batches import ClassifierBatch
 from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.optim.groups import layer_rates
 from ulmfit_fast.system import distributed

@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ulmfit_fast.data.classifier_batches import ClassifierBatches
+from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.system.progress import progress_bar
 from ulmfit_fast.system.seeds import own_generators

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ulmfit_fast.data.classifier_batches import ClassifierBatches
+from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.tokens.vocab import Vocab, transfer_rows
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.system import distributed

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from ulmfit_fast.data.reading.bad_rows import OnError
+from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import LanguageModel

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.data.columns import check_ordered, nearest, shown, weight_of
-from ulmfit_fast.data.reading.bad_rows import OnError
 from ulmfit_fast.data.reading.corpus import read_labelled, read_texts, read_weighted
+from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.ulmfit.checks import Label, plain_labels
 from ulmfit_fast.ulmfit.trained import Texts

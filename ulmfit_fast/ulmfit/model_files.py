@@ -30,8 +30,7 @@ from ulmfit_fast.system.directories import (
     read_version,
     write_directory,
 )
-from ulmfit_fast.system.files import open_to_umask, user_path, write_text
-from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.system.files import open_to_umask, parse_json, user_path, write_text
 from ulmfit_fast.ulmfit.model_schema import ModelDescription, Place, as_read, describe, shown
 from ulmfit_fast.ulmfit.model_weights import (
     SINGLE_FILE,

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.data.classifier_batches import ClassifierBatches
-from ulmfit_fast.data.reading.bad_rows import OnError
+from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.reading.corpus import read_texts
+from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import LanguageModel, TextClassifier

@@ -20,12 +20,11 @@ from ulmfit_fast.data.columns import (
     shown,
     weight_of,
 )
-from ulmfit_fast.data.reading.bad_rows import BadRows, OnError
+from ulmfit_fast.data.reading.lines import BadRows, OnError
 from ulmfit_fast.data.reading.records import READABLE, kind_of, read_records, read_whole, unit_of
-from ulmfit_fast.data.store.files import META
 from ulmfit_fast.data.tables import column_values, is_table, table_records
 from ulmfit_fast.data.tokens.texts import not_a_text
-from ulmfit_fast.system.directories import owned_names
+from ulmfit_fast.system.directories import STORE_META, owned_names
 from ulmfit_fast.system.files import user_path
 
 __all__ = ["Label", "Source", "read_labelled", "read_texts", "read_weighted"]
@@ -83,7 +82,7 @@ def read_texts(
     """
     bad = BadRows(on_error)
     if is_table(source):
-        return _some(_first(table_records(source, (text_column,), bad)), source, bad)
+        return _some(_first(table_records(source, (text_column,), bad.take)), source, bad)
     if isinstance(source, (str, os.PathLike)):
         source = [_checked_path(source)]
     items = _items(source)
@@ -112,7 +111,7 @@ def _some(texts: Iterator[str], source: object, bad: BadRows) -> Iterator[str]:
     for text in texts:
         empty = False
         yield text
-    bad.tell()
+    bad.log()
     if empty:
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one text; pass more text"
@@ -125,7 +124,7 @@ def _record(
     try:
         values = checked_record(where, columns, record)
     except ValueError as error:
-        bad.meet(error)
+        bad.take(error)
     else:
         yield where, values
 
@@ -226,7 +225,7 @@ def _read(
     bad = BadRows(on_error)
     if is_table(source):
         name = f"the {type(source).__name__}"
-        records = table_records(source, columns, bad)
+        records = table_records(source, columns, bad.take)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
         return _collected(places, columns, source, bad)
     is_path = isinstance(source, (str, os.PathLike))
@@ -288,7 +287,7 @@ def _collected(
     float_label: ValueError | None = None
     for place, (text, label, *rest) in records:
         if is_missing(label):
-            bad.meet(missing_label(f"{place}: {label_column!r}", label))
+            bad.take(missing_label(f"{place}: {label_column!r}", label))
             continue
         if is_whole_float(label):
             float_label = float_label or no_label(f"{place}: {label_column!r}", label)
@@ -296,7 +295,7 @@ def _collected(
         try:
             own = [_weight(place, columns[2], value) for value in rest]
         except ValueError as error:
-            bad.meet(error)
+            bad.take(error)
             continue
         other = kinds.other(label, place)
         if other is not None:
@@ -311,7 +310,7 @@ def _collected(
     if float_label is not None and not bad.count:
         # No row lacks its label, which would have made floats of integers.
         raise float_label
-    bad.tell()
+    bad.log()
     if not texts:
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one labelled text"
@@ -348,7 +347,7 @@ def _files_of(folder: Path) -> list[Path]:
             if kind_of(name) in READABLE and not name.startswith("."):
                 found.setdefault(kind_of(name), []).append(Path(directory, name))
     if len(found) != 1 and (own := owned_names(folder)):
-        if META in own:
+        if STORE_META in own:
             raise ValueError(
                 f"{folder} is a token store, expected text: pretrain and fine-tune take a store; "
                 "pass the files that it was made of"

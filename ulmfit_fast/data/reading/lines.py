@@ -1,18 +1,22 @@
-"""Lines of a file in UTF-8, plain or gzipped, and what is wrong with those that are no text."""
+"""Lines of a file in UTF-8, plain or gzipped, and what becomes of those that are no text."""
 
 from __future__ import annotations
 
 import gzip
+import logging
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from ulmfit_fast.data.reading.bad_rows import BadRows
+__all__ = ["ZIPPED", "BadRows", "Line", "OnError", "decoded_lines", "numbered_lines"]
 
-__all__ = ["ZIPPED", "Line", "decoded_lines", "numbered_lines"]
+_log = logging.getLogger("ulmfit_fast")
 
+OnError = Literal["raise", "skip"]
+# So many of the skipped rows are logged in full.
+_SHOWN = 5
 ZIPPED = ".gz"
 # What is longer has lost its line ends. Memory stays bounded.
 _LINE_BYTES = 2**28
@@ -20,6 +24,55 @@ _LINE_BYTES = 2**28
 _CR_ALONE = re.compile(rb"\r(?!\n|\Z)")
 _LINE_ENDS = (b"\n", b"\r")
 _MARKS_OF_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class BadRows:
+    """Takes the rows that cannot be read, and raises the first or skips them all.
+
+    >>> bad = BadRows("skip")
+    >>> bad.take(ValueError("a.txt, line 3: byte 0xe9 is not UTF-8"))
+    >>> str(bad)
+    '1 row skipped: a.txt, line 3: byte 0xe9 is not UTF-8'
+
+    Args:
+        on_error: "raise" or "skip".
+
+    Attributes:
+        count: rows skipped so far; a file whose rest cannot be read counts as one.
+
+    Raises:
+        ValueError: if on_error is something else.
+    """
+
+    def __init__(self, on_error: OnError = "raise") -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r:.60}, expected 'raise' or 'skip'")
+        self.skips = on_error == "skip"
+        self.count = 0
+        self._first: list[str] = []
+
+    def take(self, error: ValueError) -> None:
+        """Raise what is wrong with a row, or note it.
+
+        Args:
+            error: names the file and the line, what is wrong, and the mend.
+        """
+        if not self.skips:
+            raise error
+        self.count += 1
+        if len(self._first) < _SHOWN:
+            self._first.append(str(error))
+
+    def log(self) -> None:
+        """Warn of what was skipped, if anything was."""
+        if self.count:
+            _log.warning("%s", self)
+
+    def __str__(self) -> str:
+        """Show how many rows there were, and the first of them."""
+        rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
+        which = "" if self.count <= _SHOWN else f", the first {_SHOWN}"
+        return f"{rows} skipped{which}: {' | '.join(self._first)}"
 
 
 def decoded_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, str]]:
@@ -33,7 +86,7 @@ def decoded_lines(path: Path, bad: BadRows) -> Iterator[tuple[int, str]]:
         if line.fault is None:
             yield line.number, line.text
         else:
-            bad.meet(line.fault)
+            bad.take(line.fault)
 
 
 class Line(NamedTuple):
@@ -52,7 +105,7 @@ def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
             pieces = _pieces(file)
             for number, raw in enumerate(pieces, start=1):
                 if number == 1 and _is_utf_16(raw):
-                    bad.meet(
+                    bad.take(
                         ValueError(
                             f"{path}, line 1: the file is in UTF-16, expected UTF-8; save as "
                             "UTF-8 (iconv -f UTF-16 -t UTF-8)"
@@ -70,7 +123,7 @@ def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
                 yield line
                 offset += size
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            bad.meet(
+            bad.take(
                 ValueError(
                     f"{path}, line {number + 1}: not a whole gzip file ({error}), it cannot be "
                     "read on; fetch it anew"

@@ -1,7 +1,7 @@
 r"""Known corpora in the layout in which they are published, read as they go.
 
-WikiText (articles), IMDb (a file a review, in folders), and from `class_csv` AG News, DBpedia and
-Yelp. Files of other layouts are for `data.corpus`.
+WikiText (articles), IMDb (a file a review, in folders), AG News, DBpedia and Yelp (the class by its
+number, then the texts, in a CSV without header). Files of other layouts are for `reading.corpus`.
 
 >>> articles = read_wikitext([" \n", " = Cats = \n", " \n", " A 3 @,@ 000 @-@ year story . \n"])
 >>> list(articles)
@@ -13,21 +13,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from ulmfit_fast.data.reading.bad_rows import BadRows, OnError
-from ulmfit_fast.data.reading.class_csv import (
-    Labelled,
-    PathName,
-    existing_file,
-    read_ag_news,
-    read_class_csv,
-    read_dbpedia,
-    read_yelp,
-)
-from ulmfit_fast.data.reading.lines import decoded_lines
-from ulmfit_fast.data.reading.records import kind_of, read_records, read_whole
+from ulmfit_fast.data.reading.lines import BadRows, OnError, decoded_lines
+from ulmfit_fast.data.reading.records import csv_rows, kind_of, read_records, read_whole
 from ulmfit_fast.data.tokens.texts import CheckedTexts
 from ulmfit_fast.system.files import user_path
 
@@ -42,9 +33,22 @@ __all__ = [
     "read_yelp",
 ]
 
+PathName = str | os.PathLike[str]
 # One sign of equality at either end; the headings of sections have two or more.
 _TITLE = re.compile(r"\s*= (?!= ).*(?<! =) =\s*")
 _JOINER = re.compile(r" @([.,-])@ ")
+
+
+class Labelled(NamedTuple):
+    """A text and its class.
+
+    Attributes:
+        text: the text.
+        label: its class.
+    """
+
+    text: str
+    label: str
 
 
 def read_wikitext(
@@ -72,7 +76,7 @@ def read_wikitext(
     """
     bad = BadRows(on_error)
     if isinstance(source, (str, os.PathLike)):
-        return _articles(_file_lines(existing_file(source), bad), str(source), bad)
+        return _articles(_file_lines(_existing_file(source), bad), str(source), bad)
     return _articles(CheckedTexts(source), "the source", bad)
 
 
@@ -91,7 +95,7 @@ def _articles(lines: Iterable[str], name: str, bad: BadRows) -> Iterator[str]:
             yield from _finished(article)
             article = []
         article.append(line)
-    bad.tell()
+    bad.log()
     if not titles:
         raise ValueError(
             f"{name} has no title such as ' = Robert Boulter = ' between blank lines, expected "
@@ -166,12 +170,133 @@ def _reviews(paths: Iterable[Path], bad: BadRows) -> Iterator[Labelled]:
         text = read_whole(path, bad)
         if text is not None:
             yield Labelled(text, path.parent.name)
-    bad.tell()
+    bad.log()
 
 
 def _number_first(path: Path) -> tuple[int, str]:
     number = path.name.partition("_")[0]
     return (int(number) if number.isdecimal() else -1, path.name)
+
+
+def read_class_csv(
+    path: PathName,
+    classes: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    mend: Callable[[str], str] = str,
+    on_error: OnError = "raise",
+) -> Iterator[Labelled]:
+    """Yield the rows of a CSV without header: the number of the class, from 1, then its texts.
+
+    Args:
+        path: the file; .csv or .csv.gz.
+        classes: names of the classes; None takes those of a classes.txt beside the file (one a
+            line), and where there is none the number itself, as a string.
+        columns: texts of a row, which are joined by a blank; None takes as many as the first has.
+        mend: is applied to each text.
+        on_error: "raise", or "skip" to leave out rows that cannot be read.
+
+    Returns:
+        An iterator over text and class.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: with the line, if it is not UTF-8 or malformed, has another number of fields,
+            or a class that is no number in range; or if on_error is something else.
+
+    Source:
+        Zhang, Zhao & LeCun 2015 (arXiv:1509.01626), for the layout.
+    """
+    found = _existing_file(path)
+    names = _classes_beside(found) if classes is None else list(classes)
+    return _class_rows(found, names, columns, mend, BadRows(on_error))
+
+
+def _class_rows(
+    path: Path,
+    names: Sequence[str],
+    columns: int | None,
+    mend: Callable[[str], str],
+    bad: BadRows,
+) -> Iterator[Labelled]:
+    empty, met = True, bad.count
+    for line, row in csv_rows(path, bad):
+        columns = len(row) - 1 if columns is None else columns
+        fault = _class_fault(row, names, columns)
+        if fault:
+            bad.take(ValueError(f"{path}, line {line}: {fault}"))
+            continue
+        empty = False
+        label = names[int(row[0]) - 1] if names else str(int(row[0]))
+        yield Labelled(" ".join(mend(text) for text in row[1:]), label)
+    bad.log()
+    if empty:
+        skipped = f" but for the {bad.count - met} rows skipped" if bad.count > met else ""
+        raise ValueError(f"{path} is empty{skipped}, expected a class and its texts on each line")
+
+
+def _class_fault(row: Sequence[str], names: Sequence[str], columns: int) -> str | None:
+    """Return what is wrong with a row, if anything is."""
+    if len(row) != columns + 1 or columns < 1:
+        return (
+            f"{len(row)} fields, expected {max(columns, 1) + 1}: a class and its texts, each in "
+            "quotes"
+        )
+    number = int(row[0]) if row[0].isascii() and row[0].isdecimal() and len(row[0]) < 10 else 0
+    if number < 1 or (names and number > len(names)):
+        return (
+            f"the class is {row[0]!r:.60}, expected a number from 1"
+            f"{f' to {len(names)} ({names[0]} to {names[-1]})' if names else ''}; the file has no "
+            "header"
+        )
+    return None
+
+
+def _classes_beside(path: Path) -> list[str]:
+    file = path.parent / "classes.txt"
+    if not file.is_file():
+        return []
+    return [line.strip() for _, line in decoded_lines(file, BadRows()) if line.strip()]
+
+
+@dataclass(frozen=True)
+class _ClassCSV:
+    """Reads train.csv or test.csv of a directory by `read_class_csv`."""
+
+    columns: int
+    mend: Callable[[str], str]
+    classes: Sequence[str] = ()
+
+    def __call__(
+        self, directory: PathName, split: str = "train", *, on_error: OnError = "raise"
+    ) -> Iterator[Labelled]:
+        path = user_path(directory) / f"{split}.csv"
+        zipped = path.with_name(f"{split}.csv.gz")
+        if zipped.exists() and not path.exists():
+            path = zipped
+        classes = _classes_beside(path) or self.classes
+        return read_class_csv(
+            path, classes, columns=self.columns, mend=self.mend, on_error=on_error
+        )
+
+
+# Title and description, with a backslash where a line ended ("dwindling\band").
+read_ag_news = _ClassCSV(
+    2, lambda text: text.replace("\\", " "), ("World", "Sports", "Business", "Sci/Tech")
+)
+# Title and abstract, of one of 14 classes such as "Company".
+read_dbpedia = _ClassCSV(2, str.strip)
+# Reviews, "1" to "5" stars, or "1" (negative) and "2"; a line end is written "\n" and a quote "\"".
+read_yelp = _ClassCSV(1, lambda text: text.replace("\\n", "\n").replace('\\"', '"'))
+
+
+def _existing_file(name: PathName) -> Path:
+    path = user_path(name)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist, expected a file; check the path")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory, expected a file in it")
+    return path
 
 
 class ReadTexts(Protocol):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_fast.data.columns import checked_record, column_positions
-from ulmfit_fast.data.reading.bad_rows import BadRows
-from ulmfit_fast.data.reading.lines import ZIPPED, Line, decoded_lines, numbered_lines
+from ulmfit_fast.data.reading.lines import ZIPPED, BadRows, Line, decoded_lines, numbered_lines
+from ulmfit_fast.data.tables import parquet_records
 from ulmfit_fast.data.tokens.rules import SURROGATE
 
 __all__ = [
@@ -71,7 +71,7 @@ def read_records(
         empty = False
         yield record
     if empty and bad.count == met:
-        bad.meet(_empty(path))
+        bad.take(_empty(path))
 
 
 def _empty(path: Path) -> ValueError:
@@ -89,9 +89,7 @@ def _line_records(
 def _parquet_records(
     path: Path, columns: Sequence[str], bad: BadRows
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    from ulmfit_fast.data.tables import parquet_records
-
-    return parquet_records(path, columns, bad)
+    return parquet_records(path, columns, bad.take)
 
 
 def read_whole(path: Path, bad: BadRows) -> str | None:
@@ -106,7 +104,7 @@ def read_whole(path: Path, bad: BadRows) -> str | None:
         if not text.strip():
             raise _empty(path)
     except ValueError as error:
-        bad.meet(error)
+        bad.take(error)
         return None
     return text
 
@@ -123,7 +121,7 @@ def _csv_records(
         if len(row) == len(header):
             yield line, tuple(row[position] for position in positions)
             continue
-        bad.meet(
+        bad.take(
             ValueError(
                 f"{path}, line {line}: {len(row)} fields, expected {len(header)} as in the header; "
                 'put a text that contains a comma or a line end between "quotes"'
@@ -178,7 +176,7 @@ def csv_rows(path: Path, bad: BadRows, *, header: bool = False) -> Iterator[tupl
         except csv.Error as error:
             first, last = lines.row[0].number, lines.row[-1].number
             until = f" up to line {last}" if last > first else ""
-            bad.meet(
+            bad.take(
                 ValueError(
                     f"{path}, line {first}: {error}{until}; close the quote, and write a quote "
                     "within a field twice"
@@ -193,7 +191,7 @@ def csv_rows(path: Path, bad: BadRows, *, header: bool = False) -> Iterator[tupl
             return
         fault = next((line.fault for line in lines.row if line.fault), None)
         if fault is not None:
-            bad.meet(fault)
+            bad.take(fault)
             if header:
                 return
         elif row:
@@ -222,7 +220,7 @@ def _json_records(
         try:
             values = _json_values(f"{path}, line {number}", line, columns)
         except ValueError as error:
-            bad.meet(error)
+            bad.take(error)
             continue
         yield number, values
 

@@ -3,11 +3,12 @@
 ids.bin         all ids, document after document: uint16 where the vocabulary allows, else int32
 offsets.npy     int64, where each document begins in ids.bin, and where the last one ends
 tokenizer.json  the tokenizer that made them
-meta.json       format, version, counts, and digests of tokenizer and texts
+meta.json       format, version, counts, and a digest of the tokenizer
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.system.directories import STORE_FORMAT
-from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+from ulmfit_fast.system.directories import STORE_FORMAT, STORE_META
+from ulmfit_fast.system.files import parse_json
 
 __all__ = [
     "DTYPES",
@@ -26,15 +28,21 @@ __all__ = [
     "OFFSETS",
     "TOKENIZER",
     "VERSION",
+    "digest_of",
     "read_meta",
     "read_offsets",
 ]
 
 FORMAT, VERSION = STORE_FORMAT, 1
-IDS, OFFSETS, TOKENIZER, META = "ids.bin", "offsets.npy", "tokenizer.json", "meta.json"
+IDS, OFFSETS, TOKENIZER, META = "ids.bin", "offsets.npy", "tokenizer.json", STORE_META
 DTYPES = ("<u2", "<i4")
 # Looked through a piece at a time, so that as much is in memory.
 _OFFSETS_AT_ONCE = 1_000_000
+
+
+def digest_of(tokenizer: Tokenizer) -> str:
+    """Return what tells one tokenizer from another."""
+    return hashlib.sha256(tokenizer.to_json().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_meta(directory: Path) -> dict[str, Any]:
@@ -80,7 +88,6 @@ _SOUND: dict[str, Callable[[object], bool]] = {
     "documents": _is_count,
     "tokens": _is_count,
     "tokenizer": lambda value: isinstance(value, str),
-    "texts": lambda value: isinstance(value, str),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -12,28 +13,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ulmfit_fast.data.reading.bad_rows import OnError
-from ulmfit_fast.data.reading.corpus import Source
+from ulmfit_fast.checks import number
+from ulmfit_fast.data.reading.corpus import Source, read_texts
+from ulmfit_fast.data.reading.lines import OnError
+from ulmfit_fast.data.store.build import cpus, expected_blocks, write_store
 from ulmfit_fast.data.store.files import (
     IDS,
     META,
     OFFSETS,
     TOKENIZER,
+    digest_of,
     read_meta,
     read_offsets,
 )
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer, largest_json
-from ulmfit_fast.system.directories import owned_names, read_version
+from ulmfit_fast.system.directories import owned_names, read_version, write_directory
 from ulmfit_fast.system.files import user_path
 
-__all__ = ["StoredDocuments", "TokenStore", "TokenStream", "digest_of"]
+__all__ = ["StoredDocuments", "TokenStore", "TokenStream"]
+
+_log = logging.getLogger("ulmfit_fast")
 
 AnyIds = npt.NDArray[np.integer[Any]]
-
-
-def digest_of(tokenizer: Tokenizer) -> str:
-    """Return what tells one tokenizer from another."""
-    return hashlib.sha256(tokenizer.to_json().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class StoredDocuments(Sequence[AnyIds]):
@@ -134,7 +135,6 @@ class TokenStore(StoredDocuments):
         """Map the files of a directory, which stay mapped whatever is in their place later."""
         meta = read_meta(directory)
         self._tokenizer_digest: str = meta["tokenizer"]
-        self.texts_digest: str = meta["texts"]
         self.vocab_size: int = meta["vocab_size"]
         if tokenizer is not None:
             self.require(tokenizer)
@@ -159,30 +159,25 @@ class TokenStore(StoredDocuments):
         text_column: str = "text",
         on_error: OnError = "raise",
         workers: int | None = None,
-        resume: bool = True,
         progress: bool = True,
     ) -> TokenStore:
-        """Tokenise a corpus into a store, or go on where an earlier call was broken off.
+        """Tokenise a corpus into a store.
 
         Texts are read as they come and encoded a million characters at a time; memory does not grow
-        with the corpus but for the words that a tokenizer remembers. The store stands under its
-        name only once it is complete. What is there until then lies beside it, in a hidden
-        directory, and survives a kill: the next call with the same texts and tokenizer reads the
-        texts up to that point, sees that they are the same, and goes on. If the store is complete
-        already, the texts are compared and nothing is written.
+        with the corpus but for the words that a tokenizer remembers and 8 bytes a document. The
+        store counts only once it is complete, and then takes the place of an older one. What a kill
+        leaves behind the next call removes.
 
         A script that uses workers needs the usual `if __name__ == "__main__":`.
 
         Args:
-            directory: where to; its parent is created when missing.
+            directory: where to; made when missing, with its parents.
             source: what `read_texts` takes.
             tokenizer: turns the texts into ids.
             text_column: of files and tables, as for `read_texts`.
-            on_error: "raise", or "skip" to leave out rows that cannot be read, as for `read_texts`;
-                a build that stopped at one goes on with "skip".
+            on_error: "raise", or "skip" to leave out rows that cannot be read, as for `read_texts`.
             workers: processes that encode; None takes as many as there are CPUs, 1 stays in this
                 one, as does a corpus of few million characters.
-            resume: go on with what is there; False builds anew and then replaces it.
             progress: show a bar on a terminal, where the size of the corpus is known beforehand.
 
         Returns:
@@ -191,16 +186,27 @@ class TokenStore(StoredDocuments):
         Raises:
             FileExistsError: if the directory holds something other than a store, or another process
                 is building it.
-            RuntimeError: if a worker died; what is done is kept.
+            RuntimeError: if a worker died.
             TypeError: as for `read_texts`.
-            ValueError: as for `read_texts`; if workers is below 1; or if what is there comes from
-                another tokenizer or other texts.
+            ValueError: as for `read_texts`, or if workers is below 1.
         """
-        from ulmfit_fast.data.store.build import StoreBuilder
+        if workers is not None:
+            number("workers", workers, "at least 1, or None for all CPUs", at_least=1)
+        texts = read_texts(source, text_column=text_column, on_error=on_error)
 
-        builder = StoreBuilder(directory, tokenizer, workers=workers, progress=progress)
-        builder.build(source, text_column, on_error=on_error, resume=resume)
-        return cls(directory, tokenizer)
+        def write(path: Path) -> None:
+            expected = expected_blocks(source) if progress else 0
+            write_store(path, texts, tokenizer, workers=workers or cpus(), expected=expected)
+
+        began = time.perf_counter()
+        write_directory(directory, write, META)
+        store = cls(directory, tokenizer)
+        _log.info(
+            "%s: %d documents, %d tokens, %.0f tokens/s",
+            *(store.directory, len(store), len(store.ids)),
+            len(store.ids) / (time.perf_counter() - began),
+        )
+        return store
 
     @staticmethod
     def is_store(directory: str | os.PathLike[str]) -> bool:

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ulmfit_fast.data.tokens import huggingface
 from ulmfit_fast.data.tokens.rules import SURROGATE
 from ulmfit_fast.data.tokens.vocab import BOS, SPECIALS, UNK, Vocab
+from ulmfit_fast.data.tokens.words import (
+    Encoder,
+    Ids,
+    begin_with_mark,
+    errors_of_one_kind,
+    library,
+)
 from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
-
-    from ulmfit_fast.data.tokens.words import Encoder, Ids
 
 __all__ = ["HuggingFaceEngine", "adopted"]
 
@@ -39,7 +43,7 @@ def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
         TypeError: if source is something else.
         ValueError: if the file holds no tokenizer, or one whose model is none of the four.
     """
-    hf = huggingface.library()
+    hf = library()
     source = getattr(source, "backend_tokenizer", source)
     if isinstance(source, (str, os.PathLike)):
         name, text = str(source), _text_of(user_path(source))
@@ -51,7 +55,7 @@ def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
             "tokenizer.json or a tokenizers.Tokenizer"
         )
     try:
-        with huggingface.errors_of_one_kind():
+        with errors_of_one_kind():
             # The library itself brings older files into the present form.
             content = json.loads(hf.Tokenizer.from_str(text).to_str())
     except Exception as error:
@@ -63,8 +67,8 @@ def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
         )
     try:
         _rewrite(content)
-        with huggingface.errors_of_one_kind():
-            found = huggingface.begin_with_mark(hf.Tokenizer.from_str(json.dumps(content)))
+        with errors_of_one_kind():
+            found = begin_with_mark(hf.Tokenizer.from_str(json.dumps(content)))
     except Exception as error:
         raise ValueError(
             f"{name} needs its own special tokens ({error!s:.300}); train another"
@@ -146,8 +150,8 @@ class HuggingFaceEngine:
         try:
             # A length that somebody wrote in could be any.
             plain = {**content, "truncation": None, "padding": None}
-            with huggingface.errors_of_one_kind():
-                engine = cls(huggingface.library().Tokenizer.from_str(json.dumps(plain)))
+            with errors_of_one_kind():
+                engine = cls(library().Tokenizer.from_str(json.dumps(plain)))
             # Its words may lack the one for what it does not know.
             engine.encoder()(["a \ue000\U0001f600 1"])
         except Exception as error:
@@ -156,7 +160,7 @@ class HuggingFaceEngine:
 
     def tokens(self, text: str) -> list[str]:
         """Return the tokens of a text."""
-        with huggingface.errors_of_one_kind():
+        with errors_of_one_kind():
             encoding = self.model.encode(_encodable(text), add_special_tokens=False)
         found = (SPECIALS[UNK] if token in SPECIALS else token for token in encoding.tokens)
         return [SPECIALS[BOS], *found]
@@ -168,7 +172,7 @@ class HuggingFaceEngine:
     def _encode(self, texts: list[str]) -> list[Ids]:
         texts = [_encodable(text) for text in texts]
         ids = []
-        with huggingface.errors_of_one_kind():
+        with errors_of_one_kind():
             encodings = self.model.encode_batch_fast(texts, add_special_tokens=False)
         for encoding in encodings:
             found = np.array([BOS, *encoding.ids], dtype=np.int32)
@@ -189,7 +193,7 @@ class HuggingFaceEngine:
 
     def to_huggingface(self) -> HFTokenizer:
         """Return a copy of the tokenizer."""
-        copy: HFTokenizer = huggingface.library().Tokenizer.from_str(self.model.to_str())
+        copy: HFTokenizer = library().Tokenizer.from_str(self.model.to_str())
         return copy
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from ulmfit_fast.data.tokens import huggingface
 from ulmfit_fast.data.tokens.adopted import HuggingFaceEngine, adopted
 from ulmfit_fast.data.tokens.spacy_words import SpacyEngine, count_spacy_words
 from ulmfit_fast.data.tokens.texts import CheckedTexts, text_blocks
@@ -18,9 +17,11 @@ from ulmfit_fast.data.tokens.words import (
     Ids,
     SubwordEngine,
     WordEngine,
+    count_words,
     prepared_for_subwords,
+    train_subword_pieces,
 )
-from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.system.files import parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
@@ -153,9 +154,9 @@ class Tokenizer:
         checked = CheckedTexts(texts, text_column)
         if kind == "subword":
             ruled = prepared_for_subwords(checked)
-            result = cls._from_pieces(huggingface.train_subword_pieces(ruled, max_vocab))
+            result = cls._from_pieces(train_subword_pieces(ruled, max_vocab))
         else:
-            count = huggingface.count_words if kind == "word" else count_spacy_words
+            count = count_words if kind == "word" else count_spacy_words
             vocab = Vocab.build(count(checked), max_vocab, min_freq)
             result = cls.from_vocab(vocab, "word" if kind == "word" else "spacy")
         if checked.count == 0:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast.data.tables import is_table
-from ulmfit_fast.system.json_text import parse_json
+from ulmfit_fast.system.files import parse_json
 
 __all__ = [
     "BOS",
