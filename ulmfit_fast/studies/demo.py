@@ -29,6 +29,7 @@ from ulmfit_fast.report import (
     write_report,
 )
 from ulmfit_fast.serving.saliency import explain
+from ulmfit_fast.studies.ablation_plan import MAJORITY, PRETRAINED, SCRATCH, TFIDF
 from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.studies.docstrings import Document, read_docstrings
 from ulmfit_fast.studies.settings import FULL, QUICK, DemoSettings
@@ -42,12 +43,8 @@ __all__ = ["run_demo"]
 
 _log = logging.getLogger("ulmfit_fast")
 
-SCRATCH = "from scratch"
-PRETRAINED = "pre-trained"
 FINE_TUNED = "+ LM fine-tuned"
 SCHEDULE = "+ ULMFiT schedule"
-TFIDF = "TF-IDF + logistic regression"
-MAJORITY = "majority class"
 
 # One document in this many is kept out of language-model training to measure perplexity on.
 _HELD_OUT_EVERY = 40
