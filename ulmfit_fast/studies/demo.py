@@ -36,6 +36,7 @@ from ulmfit_fast.studies.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.studies.swapped_words import LABELS, SwapTask, build_task, without_sentences
 from ulmfit_fast.system.files import file_in_place, user_path
 from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.version import __version__
 from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.estimator import ULMFiT
 
@@ -260,8 +261,6 @@ def _measured(
 
 
 def _metrics(run: _Run, quick: bool) -> Metrics:
-    from ulmfit_fast import __version__
-
     histories = {**run.fine_tuned.histories, **run.classifier.histories}
     probabilities = run.classifier.predict_proba(run.task.test_texts)
     return Metrics(

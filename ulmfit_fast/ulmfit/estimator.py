@@ -12,6 +12,8 @@ from ulmfit_fast.data.reading.bad_rows import OnError
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.nn.vocabulary import with_vocabulary
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.presets import Preset
 from ulmfit_fast.runs.run import Run
 from ulmfit_fast.system.distributed import shared_text, world
@@ -28,7 +30,7 @@ from ulmfit_fast.ulmfit.checks import (
     holding_directories,
 )
 from ulmfit_fast.ulmfit.labelled import ClassWeight, labelled_texts, weighed
-from ulmfit_fast.ulmfit.model_schema import Place, check_labels
+from ulmfit_fast.ulmfit.model_schema import check_labels
 from ulmfit_fast.ulmfit.settings import (
     check_model_settings,
     classifier_config,
@@ -264,7 +266,7 @@ class ULMFiT(TextModel):
 
     def _carried_over(self, tokenizer: Tokenizer) -> LanguageModel:
         model, old = self._require_language_model(), self._require_tokenizer()
-        return pipeline.with_vocabulary(model, old.vocab, tokenizer.vocab)
+        return with_vocabulary(model, old.vocab, tokenizer.vocab)
 
     def _tokenizer_of(
         self, stage: str, run: Run | None, corpus: Sequence[str] | TokenStore

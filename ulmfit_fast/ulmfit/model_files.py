@@ -23,6 +23,7 @@ from torch import nn
 
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer, largest_json
 from ulmfit_fast.nn import LanguageModel, TextClassifier
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.system.directories import (
     CONFIG,
     ENSEMBLE_FORMAT,
@@ -32,7 +33,7 @@ from ulmfit_fast.system.directories import (
 )
 from ulmfit_fast.system.files import open_to_umask, user_path, write_text
 from ulmfit_fast.system.json_text import parse_json
-from ulmfit_fast.ulmfit.model_schema import ModelDescription, Place, as_read, describe, shown
+from ulmfit_fast.ulmfit.model_schema import ModelDescription, as_read, describe, shown
 from ulmfit_fast.ulmfit.model_weights import (
     SINGLE_FILE,
     check_model,

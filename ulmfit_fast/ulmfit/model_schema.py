@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ulmfit_fast.nn import AWDLSTMConfig
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.training.settings import check_fields
 
 __all__ = [
     "DTYPES",
     "MODEL_SETTINGS",
     "ModelDescription",
-    "Place",
     "as_read",
     "check_labels",
     "check_settings",
@@ -168,22 +168,6 @@ class ModelDescription:
     encoder: AWDLSTMConfig | None
     classifier_dtype: torch.dtype
     head: dict[str, Any]
-
-
-class Place(NamedTuple):
-    """What is looked at, for errors of one form.
-
-    Attributes:
-        name: a file, or what it would be written from.
-        mend: what to do about it.
-    """
-
-    name: object
-    mend: str = "save the model again"
-
-    def error(self, fault: str) -> ValueError:
-        """Return an error that says where, what and the mend."""
-        return ValueError(f"{self.name}: {fault}; {self.mend}")
 
 
 def describe(place: Place, config: Mapping[str, Any]) -> ModelDescription:

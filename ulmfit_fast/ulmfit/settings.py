@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from ulmfit_fast.data.tokens.vocab import SPECIALS, check_vocabulary_limits
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+from ulmfit_fast.nn.vocabulary import drawn_anew
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.presets import Preset, named
 from ulmfit_fast.training.stages import TrainingSettings
 from ulmfit_fast.ulmfit.checks import training_settings
-from ulmfit_fast.ulmfit.model_schema import Place, as_read, check_settings
+from ulmfit_fast.ulmfit.model_schema import as_read, check_settings
 
 __all__ = [
     "check_model_settings",
@@ -199,8 +200,4 @@ def with_dropout(model: LanguageModel, values: AWDLSTMConfig) -> LanguageModel:
     config = dataclasses.replace(model.config, **{n: getattr(values, n) for n in _DROPOUTS})
     if config == model.config:
         return model
-    weight = model.decoder.weight
-    result = LanguageModel(config, device="cpu", dtype=torch.float32)
-    result.to(weight.device, weight.dtype)
-    result.load_state_dict(model.state_dict())
-    return result
+    return drawn_anew(config, model.state_dict())
