@@ -97,7 +97,7 @@ def ablate(
     from ulmfit_fast.studies.ablation_plan import AblationSettings
     from ulmfit_fast.studies.ablation_tables import format_ablation, plot_ablation
     from ulmfit_fast.studies.tasks import TASKS, own_task, read_task
-    from ulmfit_fast.ulmfit.checks import checked_device
+    from ulmfit_fast.ulmfit.settings import checked_device
 
     own = user_path(task)
     name = task if task in TASKS else own.stem

@@ -34,8 +34,8 @@ from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.studies.tasks import Task
 from ulmfit_fast.system.files import file_in_place, user_path
 from ulmfit_fast.system.locks import held
-from ulmfit_fast.ulmfit.checks import checked_device
 from ulmfit_fast.ulmfit.estimator import ULMFiT
+from ulmfit_fast.ulmfit.settings import checked_device
 
 __all__ = ["run_ablation"]
 
