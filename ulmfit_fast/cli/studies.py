@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from ulmfit_fast.cli.app import (
     Device,
+    LabelColumn,
     Overwrite,
     Seed,
     TextColumn,
@@ -83,9 +84,7 @@ def ablate(
         int, typer.Option("--fine-tune-epochs", help="Passes over the text of the task.")
     ] = 1,
     text_column: TextColumn = "text",
-    label_column: Annotated[
-        str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
-    ] = "label",
+    label_column: LabelColumn = "label",
     seed: Seed = 0,
     device: Device = None,
     workers: Annotated[
