@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGE = Path(__file__).with_name("ulmfit_fast") / "__init__.py"
+VERSION = Path(__file__).with_name("ulmfit_fast") / "system" / "version.py"
 TEXT = ["tokenizers>=0.20", "safetensors>=0.4.3", "typer>=0.12", "rich>=13"]
 SKLEARN = [*TEXT, "scikit-learn>=1.4"]
 DATASETS = [*TEXT, "pyarrow>=15", "datasets>=2.18"]
@@ -24,7 +24,7 @@ TEST = [
 
 setup(
     name="ulmfit-fast",
-    version=re.findall(r'^__version__ = "(.+)"$', PACKAGE.read_text("utf-8"), flags=re.M)[0],
+    version=re.findall(r'^__version__ = "(.+)"$', VERSION.read_text("utf-8"), flags=re.M)[0],
     description="Fast AWD-LSTM and ULMFiT for PyTorch: weight-drop and gate dropout in the LSTM",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -19,6 +19,7 @@ from ulmfit_fast.lstm.masks import DropoutMasks, dropout_masks
 from ulmfit_fast.nn import LSTM, convert_lstm, restore_lstm
 from ulmfit_fast.optim import GradualUnfreezing, SlantedTriangularLR, discriminative_groups
 from ulmfit_fast.system.lazy import lazy_attributes
+from ulmfit_fast.system.version import __version__
 
 if TYPE_CHECKING:
     from ulmfit_fast import compat, data, presets, runs, serving
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from ulmfit_fast.ulmfit.ensemble import Ensemble, fit_ensemble
     from ulmfit_fast.ulmfit.estimator import ULMFiT
     from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LSTM",

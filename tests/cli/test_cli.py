@@ -88,7 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_stages_go_on_from_each_other(made: Path) -> None:
     lm, tuned, classifier = (ULMFiT.load(made / name) for name in ("lm", "tuned", "classifier"))
-    assert lm.settings["emb_size"] == 8 and lm.classifier is None
+    assert lm.settings.emb_size == 8 and lm.classifier is None
     before, after = (m.language_model.decoder.bias for m in (lm, tuned))
     assert before.shape == after.shape and not before.equal(after)
     assert classifier.language_model.decoder.bias.equal(after)
@@ -305,8 +305,8 @@ def test_presets_and_settings_reach_the_model(folder: Path) -> None:
     plan = ("--preset", "fastai_v2", "--backwards", "--set", "precision=bfloat16")
     succeed("pretrain", *text, "--out", out, *plan, *SMALL, *SIZES, "--set", "betas=[0.8, 0.9]")
     model = ULMFiT.load(out)
-    assert model.settings["preset"]["name"] == "fastai_v2" and model.settings["backwards"]
-    assert model.settings["emb_size"] == 8
+    assert model.settings.preset.name == "fastai_v2" and model.settings.backwards
+    assert model.settings.emb_size == 8
     tuned = folder / "new-tuned"
     succeed(
         *("fine-tune", "--model", out, *text, "--out", tuned, "--bptt", 10, "--batch-size", 8),

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_every_format_becomes_a_model_and_a_pair_of_fastai(
     )
     model = ULMFiT.load(folder / "model", device="cpu")
     assert model.tokenizer.vocab.words == tuple(WORDS)
-    assert model.settings["hidden_size"] == hidden and not model.settings["backwards"]
+    assert model.settings.hidden_size == hidden and not model.settings.backwards
     tokens = torch.randint(V, (7, 2))
     with torch.no_grad():
         difference = model.language_model(tokens).logits - expected_logits(tensors, tokens)
@@ -86,7 +87,7 @@ def test_a_converted_model_goes_through_the_stages(folder: Path) -> None:
     model = ULMFiT.load(folder / "model", device="cpu", progress=False)
     row = WORDS.index("dull")
     old = model.language_model.encoder.encoder.weight[row].clone()
-    model.settings["min_freq"] = 1
+    model.settings = replace(model.settings, min_freq=1)
     model.fine_tune_lm(TEXTS, epochs=1, lr=1e-6, batch_size=4, bptt=5)
     new = model.language_model.encoder.encoder.weight[model.tokenizer.vocab.index("dull")]
     torch.testing.assert_close(new, old, rtol=0, atol=1e-3)
@@ -114,7 +115,7 @@ def test_an_encoder_there_and_back(folder: Path) -> None:
 def test_a_backward_model_stays_one(folder: Path) -> None:
     succeed("--weights {0}/lm.pth --backwards --out {0}/model", folder)
     assert load_model(folder / "model").settings["backwards"] is True
-    assert ULMFiT.load(folder / "model", device="cpu").settings["backwards"]
+    assert ULMFiT.load(folder / "model", device="cpu").settings.backwards
     said = succeed("--model {0}/model --to fastai --out {0}/back.pth", folder)
     assert said.endswith("\nit reads text from its end; fastai's data needs backwards=True\n")
 

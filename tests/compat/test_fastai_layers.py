@@ -19,7 +19,7 @@ from fastai_parts import (
 
 import ulmfit_fast as uf
 from ulmfit_fast.compat.fastai import accelerate, restore
-from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
+from ulmfit_fast.compat.fastai_learner import WeightDropLSTM
 
 
 def language_model(dtype=torch.float64, **config):

@@ -12,7 +12,7 @@ from fastai_learners import classifier_learner, corpus, lm_learner
 from fastai_parts import NO_DROPOUT, fastai
 
 from ulmfit_fast.compat.fastai import accelerate, restore
-from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
+from ulmfit_fast.compat.fastai_learner import WeightDropLSTM
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,7 +152,7 @@ with learn.no_bar():
     )
     assert run.returncode == 0, run.stderr
     modules, printed = run.stdout.strip().splitlines()[-2:]
-    assert modules == str(["ulmfit_fast.compat.fastai_layer"] * 3)
+    assert modules == str(["ulmfit_fast.compat.fastai_learner"] * 3)
     torch.testing.assert_close(torch.tensor(json.loads(printed)), scores, rtol=1e-5, atol=1e-6)
 
 

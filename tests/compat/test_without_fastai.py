@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ulmfit_fast.compat.fastai import accelerate, restore
-from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
+from ulmfit_fast.compat.fastai_learner import WeightDropLSTM
 
 ROOT = Path(__file__).parents[2]
 

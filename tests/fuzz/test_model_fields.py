@@ -12,7 +12,8 @@ import torch
 from targets import folder
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.ulmfit.model_schema import Place, describe
+from ulmfit_fast.nn.weights import Place
+from ulmfit_fast.ulmfit.model_schema import describe
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs the package hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import ulmfit_fast as uf
 from ulmfit_fast import functional
-from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
+from ulmfit_fast.compat.fastai_learner import WeightDropLSTM
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 
 pytestmark = [

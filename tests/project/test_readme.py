@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks import plots
 from ulmfit_fast.report import format_table, scores
-from ulmfit_fast.studies.ablation_tables import format_ablation
-from ulmfit_fast.studies.rows import RowFile
+from ulmfit_fast.studies.ablation_tables import RowFile, format_ablation
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

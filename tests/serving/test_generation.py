@@ -1,5 +1,7 @@
 """Text generation: drawn from the model's own distribution, one token at a time, and repeatable."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def counting(backwards: bool = False) -> ModelParts:
     if backwards:
         texts = ["five four three two One"] * 40
     model.pretrain(texts, epochs=15, lr=0.03, batch_size=4, bptt=12)
-    model.settings["backwards"] = backwards
+    model.settings = replace(model.settings, backwards=backwards)
     return model
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(model):
 
 def test_backward_models_and_ensembles_stream_as_well(model):
     other = model.copy()
-    other.settings["backwards"] = True
+    other.settings = replace(other.settings, backwards=True)
     both = Ensemble([model, other])
     means = (model.predict_proba(VARIED) + other.predict_proba(VARIED)) / 2
     assert not np.allclose(means, model.predict_proba(VARIED), atol=1e-3)

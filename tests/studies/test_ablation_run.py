@@ -10,18 +10,20 @@ from typer.testing import CliRunner
 
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.studies import ablation as ablation_run
-from ulmfit_fast.studies.ablation import CLASSIFIER, LANGUAGE_MODEL, TFIDF, run_ablation
+from ulmfit_fast.studies.ablation import run_ablation
 from ulmfit_fast.studies.ablation_plan import (
+    CLASSIFIER,
     CLASSIFIER_WAYS,
+    LANGUAGE_MODEL,
     LM_WAYS,
+    TFIDF,
     ULMFIT_LM,
     ULMFIT_WAY,
     AblationSettings,
     Job,
     jobs,
 )
-from ulmfit_fast.studies.ablation_tables import format_ablation, plot_ablation
-from ulmfit_fast.studies.rows import Row, RowFile
+from ulmfit_fast.studies.ablation_tables import Row, RowFile, format_ablation, plot_ablation
 from ulmfit_fast.studies.tasks import Task
 
 GOOD, BAD = "what a fine and moving film", "a long and very dull evening"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ulmfit_fast.studies import subpackages, tasks
+from ulmfit_fast.studies import tasks
 from ulmfit_fast.studies.docstrings import Document
 from ulmfit_fast.studies.parameter_types import parameter_descriptions, type_of
 from ulmfit_fast.studies.tasks import Task, own_task, read_task
@@ -90,16 +90,14 @@ def test_the_same_words_under_two_types_are_no_example(monkeypatch):
 
 
 def test_subpackages_of_documents(monkeypatch):
-    monkeypatch.setattr(subpackages, "_LEAST_DOCUMENTS", 3)
-    monkeypatch.setattr(subpackages, "_MOST_DOCUMENTS", 4)
+    monkeypatch.setattr(tasks, "_LEAST_DOCUMENTS", 3)
+    monkeypatch.setattr(tasks, "_MOST_DOCUMENTS", 4)
     words = "one two three four five six seven"
     documents = [Document(f"pkg big/m.py:f{i}", f"{words} {i}") for i in range(8)]
     documents += [Document(f"pkg small/m.py:f{i}", f"{words} small {i}") for i in range(2)]
     documents += [Document("pkg top.py:f", f"{words} top"), Document("pkg big/n.py:f", "Too short")]
-    monkeypatch.setattr(subpackages, "read_docstrings", lambda package: documents)
-    assert subpackages.subpackage_documents("pkg") == [
-        (f"{words} {i}", "big") for i in (0, 2, 4, 6)
-    ]
+    monkeypatch.setattr(tasks, "read_docstrings", lambda package: documents)
+    assert tasks.subpackage_documents("pkg") == [(f"{words} {i}", "big") for i in (0, 2, 4, 6)]
 
 
 def sentence(i):

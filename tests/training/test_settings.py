@@ -8,7 +8,7 @@ import pytest
 from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.settings import at_stage
 from ulmfit_fast.training.stages import TrainingSettings
-from ulmfit_fast.ulmfit.checks import training_settings
+from ulmfit_fast.ulmfit.settings import training_settings
 
 STAGED = {"gradual_unfreezing": 1, "schedule_per": "stage"}
 

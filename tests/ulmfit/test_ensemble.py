@@ -1,5 +1,6 @@
 """Both directions: what a backward model reads, the mean of the answers, and one directory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_a_backward_model_is_the_forward_model_of_reversed_texts() -> None:
     assert [tokenizer.vocab.words[n] for n in ids] == ["here", "film", "fine", "xxbos"]
     assert ids.flags.c_contiguous
     forward = backward.copy()
-    forward.settings["backwards"] = False
+    forward.settings = replace(forward.settings, backwards=False)
     assert backward.perplexity(TEXTS) != forward.perplexity(TEXTS)
 
 

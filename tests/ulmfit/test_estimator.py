@@ -264,8 +264,8 @@ def test_copy_is_independent(fitted: ULMFiT) -> None:
     with torch.no_grad():
         for parameter in (*twin.classifier.parameters(), *language_model.parameters()):
             parameter.zero_()
-    twin.settings["lm_dropout"]["weight_p"] = 1.0
-    assert same(weights(fitted), before) and fitted.settings["lm_dropout"] == {}
+    twin.settings.lm_dropout["weight_p"] = 1.0
+    assert same(weights(fitted), before) and fitted.settings.lm_dropout == {}
     with pytest.raises(AttributeError, match="ULMFiT has no attribute 'sead'"):
         fitted.copy(sead=1)
 

@@ -51,7 +51,7 @@ def test_every_preset_reaches_model_and_stages(name: str, stages) -> None:
     small = {"emb_size": 8, "hidden_size": 10, "max_vocab": 20, "min_freq": 1}
     model = run(ULMFiT(preset=name, **small, progress=False))
     for key, value in {**recipe.model, **small}.items():
-        assert model.settings[key] == value
+        assert getattr(model.settings, key) == value
     parts = (recipe.pretrain, recipe.fine_tune_lm, recipe.fit_classifier)
     for part, (settings, config) in zip(parts, stages, strict=True):
         for key, value in part.items():
@@ -65,9 +65,9 @@ def test_every_preset_reaches_model_and_stages(name: str, stages) -> None:
 
 def test_what_the_caller_says_wins(stages) -> None:
     model = ULMFiT(preset=OWN, emb_size=9, min_freq=1, lm_dropout={"embed_p": 0.3}, progress=False)
-    assert model.settings["emb_size"] == 9 and model.settings["hidden_size"] == 7
-    assert model.settings["num_layers"] == 3, "nobody says"
-    assert model.settings["lm_dropout"] == {"weight_p": 0.4, "embed_p": 0.3}
+    assert model.settings.emb_size == 9 and model.settings.hidden_size == 7
+    assert model.settings.num_layers == 3, "nobody says"
+    assert model.settings.lm_dropout == {"weight_p": 0.4, "embed_p": 0.3}
     run(model, epochs=3, drop_mult=1.0, clip=0.5)
     assert [settings.epochs for settings, _ in stages] == [3, 3, 3]
     assert [settings.clip for settings, _ in stages] == [0.5] * 3
@@ -114,7 +114,7 @@ def test_each_stage_has_its_own_dropout_and_keeps_the_weights(stages) -> None:
 def test_the_preset_is_saved_with_the_model(tmp_path: Path, stages) -> None:
     run(ULMFiT(preset=OWN, min_freq=1, progress=False)).save(tmp_path)
     loaded = ULMFiT.load(tmp_path, progress=False)
-    assert loaded.settings["preset"]["name"] == "own"
+    assert loaded.settings.preset.name == "own"
     again = run(loaded.copy())
     assert [settings for settings, _ in stages[:3]] == [settings for settings, _ in stages[3:]]
     assert stages[3][0].betas == (0.8, 0.9)

@@ -42,7 +42,7 @@ def test_a_store_stays_on_disk(tmp_path, monkeypatch):
 
 def test_a_store_brings_its_kind_along(tmp_path):
     model = uf.ULMFiT(**SIZES).pretrain(store_of(tmp_path / "s", TEXTS, kind="subword"), **STAGE)
-    assert model.settings["tokenizer"] == "subword"
+    assert model.settings.tokenizer == "subword"
     model.save(tmp_path / "model")
     again = uf.ULMFiT.load(tmp_path / "model").fine_tune_lm(TEXTS, **STAGE)
     assert again.tokenizer.vocab == model.tokenizer.vocab
@@ -63,7 +63,7 @@ def test_a_backward_model_takes_texts(tmp_path):
 def test_a_tokenizer_of_ones_own_is_used_as_it_is(tmp_path):
     tokenizer = Tokenizer.train([*TEXTS, "further words"], min_freq=1)
     model = uf.ULMFiT(**{**SIZES, "min_freq": 9}, tokenizer=tokenizer).pretrain(TEXTS, **STAGE)
-    assert model.tokenizer.vocab == tokenizer.vocab and model.settings["tokenizer"] == "word"
+    assert model.tokenizer.vocab == tokenizer.vocab and model.settings.tokenizer == "word"
 
 
 def test_a_tokenizer_json_through_all_stages(tmp_path):

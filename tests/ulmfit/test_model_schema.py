@@ -368,7 +368,7 @@ FIELDS = {
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_is_refused_by_name(directory: Path, field: str) -> None:
     def change(config: dict) -> None:
-        config["settings"] = json.loads(json.dumps(ULMFiT(preset="paper").settings))
+        config["settings"] = ULMFiT(preset="paper").settings.to_dict()
         *outer, last = field.split(".")
         for name in outer:
             config = config[name]
@@ -437,7 +437,7 @@ def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
     model = ULMFiT(**SIZES, **own, lm_dropout=dropout).fit_classifier(TEXTS, LABELS, epochs=1)
     model.save(tmp_path / "model")
     loaded = ULMFiT.load(tmp_path / "model", progress=False)
-    assert loaded.settings["max_vocab"] == 40 and loaded.settings["lm_dropout"]["weight_p"] == 0.25
+    assert loaded.settings.max_vocab == 40 and loaded.settings.lm_dropout["weight_p"] == 0.25
 
 
 def test_a_tokenizer_is_counted_before_it_is_built(directory: Path, monkeypatch) -> None:

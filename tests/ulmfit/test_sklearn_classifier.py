@@ -245,7 +245,7 @@ def test_starts_from_a_language_model_and_leaves_it_alone(
 def test_options_reach_their_stage() -> None:
     model = new(preset="fastai_v2", classifier_options={"max_len": 3}, batch_size=7, epochs=5)
     classifier = model.fit(TEXTS, LABELS).model_.classifier
-    assert classifier.max_len == 3 and model.model_.settings["preset"]["name"] == "fastai_v2"
+    assert classifier.max_len == 3 and model.model_.settings.preset.name == "fastai_v2"
     assert classifier.encoder.config.weight_p == pytest.approx(0.05), "0.5 times drop_mult"
     assert len(model.model_.histories["fit_classifier"].losses) == 5 * 9
 

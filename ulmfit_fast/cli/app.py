@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -9,9 +10,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
 
 try:
     import typer
@@ -30,6 +32,7 @@ __all__ = [
     "BatchSize",
     "ClassWeight",
     "Device",
+    "LabelColumn",
     "Model",
     "Out",
     "Overwrite",
@@ -45,6 +48,7 @@ __all__ = [
     "check_standard_output",
     "check_writable",
     "class_weight_of",
+    "flat",
     "guarded",
     "names_in",
     "on_error",
@@ -68,6 +72,9 @@ Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv and .jsonl files.")]
+LabelColumn = Annotated[
+    str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
+]
 SkipBadRows = Annotated[
     bool,
     typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; tell in the end."),
@@ -158,8 +165,41 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     return run
 
 
+def flat(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that has each field of its groups of options as an option of its own.
+
+    Args:
+        command: takes keywords alone; those that are of a dataclass are groups, and the fields, in
+            the place of the group, have the form of other parameters of a command.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        group: Any = groups.get(parameter.name)
+        if group is None:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        kinds = get_type_hints(group, include_extras=True)
+        parameters += [
+            parameter.replace(name=own.name, default=own.default, annotation=kinds[own.name])
+            for own in fields(group)
+        ]
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        for name, kind in groups.items():
+            made: Any = kind
+            options[name] = made(**{own.name: options.pop(own.name) for own in fields(made)})
+        command(**options)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
 def _in_one_line(text: str) -> str:
-    """Return an error's text without line ends, nor signs that a terminal obeys."""
+    """Return an error's text without line ends, nor signs that a terminal acts on."""
     return "".join(
         character if character.isprintable() else repr(character)[1:-1]
         for character in " ".join(text.split())
@@ -167,7 +207,7 @@ def _in_one_line(text: str) -> str:
 
 
 def on_error(skip_bad_rows: bool) -> Literal["raise", "skip"]:
-    """Return what `read_texts` is told."""
+    """Return `on_error` of `read_texts`."""
     return "skip" if skip_bad_rows else "raise"
 
 
@@ -294,7 +334,7 @@ def check_again(
     if overwrite and resume:
         raise ValueError("--resume and --overwrite are both given, expected one of them")
     if out.is_dir():
-        # Told first: what another process is at work on is neither to be resumed nor replaced.
+        # First of all: what another process is at work on is neither to be resumed nor replaced.
         with held(out.resolve()):
             pass
     if there and not overwrite and not resume:

@@ -156,7 +156,7 @@ def _to_fastai(directory: Path, out: Path, part: Part) -> None:
         say(f"its classes, in their order: {', '.join(map(str, parts.labels))}")
     if parts.tokenizer.kind == "subword":
         say("its words are pieces; fastai has to split texts into the same ones")
-    if parts.settings.get("backwards"):
+    if parts.backwards:
         say("it reads text from its end; fastai's data needs backwards=True")
 
 

@@ -58,9 +58,8 @@ def find_lr(
     from ulmfit_fast.system.seeds import own_generators
     from ulmfit_fast.training import lr_finder
     from ulmfit_fast.training.stages import TrainingSettings, build_classifier
-    from ulmfit_fast.ulmfit.checks import classes_of
     from ulmfit_fast.ulmfit.estimator import ULMFiT
-    from ulmfit_fast.ulmfit.labelled import labelled_texts, weighed
+    from ulmfit_fast.ulmfit.labelled import classes_of, labelled_texts, weighed
 
     class_weights = class_weight_of(class_weight)
     if label_column is None and not (class_weights is None and weight_column is None):
@@ -90,8 +89,8 @@ def find_lr(
             emb_size=own.emb_size,
             hidden_size=own.hidden_size,
             num_layers=own.num_layers,
-            **learner.settings["classifier_dropout"],
-        ).scaled(learner.settings["drop_mult"])
+            **learner.settings.classifier_dropout,
+        ).scaled(learner.settings.drop_mult)
         with own_generators(seed):
             trained = build_classifier(learner.language_model, config, len(names), settings)
         trained = trained.to(learner.device)

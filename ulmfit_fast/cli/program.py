@@ -18,17 +18,19 @@ from ulmfit_fast.cli.studies import ablate, demo
 from ulmfit_fast.cli.text import explain, generate
 from ulmfit_fast.cli.tokenize import tokenize
 from ulmfit_fast.system.distributed import launched
+from ulmfit_fast.system.version import __version__
 
 __all__ = ["app", "main"]
 
 
 def info() -> None:
     """Show versions, the device, and which LSTM would run, and why."""
-    import ulmfit_fast as uf
+    from ulmfit_fast import backend
+    from ulmfit_fast.nn import LSTM
 
     check_standard_output()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    versions = [f"ulmfit-fast {uf.__version__}", *map(_version, ("torch", "triton", "numpy"))]
+    versions = [f"ulmfit-fast {__version__}", *map(_version, ("torch", "triton", "numpy"))]
     typer.echo(", ".join(versions))
     typer.echo(", ".join(map(_version, ("tokenizers", "safetensors", "typer", "rich"))))
     typer.echo(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
@@ -36,10 +38,10 @@ def info() -> None:
     typer.echo(f"device: {device}, {name}, {torch.get_num_threads()} threads")
     for dtype in (torch.float32, torch.bfloat16):
         for name, gate_p in (("weight_p", 0.0), ("gate_p", 0.1)):
-            layer = uf.LSTM(400, 1152, weight_p=0.5, gate_p=gate_p, device=device, dtype=dtype)
+            layer = LSTM(400, 1152, weight_p=0.5, gate_p=gate_p, device=device, dtype=dtype)
             x = torch.zeros(1, 1, 400, device=device, dtype=dtype)
             kind = f"LSTM with {name}, {str(dtype).removeprefix('torch.')}"
-            typer.echo(f"{kind}: {uf.backend.explain(layer, x)}")
+            typer.echo(f"{kind}: {backend.explain(layer, x)}")
 
 
 def _version(package: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ulmfit_fast.cli.app import (
     ClassWeight,
     Device,
+    LabelColumn,
     Model,
     Out,
     Overwrite,
@@ -21,6 +23,7 @@ from ulmfit_fast.cli.app import (
     WeightColumn,
     check_out,
     class_weight_of,
+    flat,
     on_error,
     say,
     typer,
@@ -54,22 +57,45 @@ Settings = Annotated[
 ]
 
 
-CheckpointSteps = Annotated[
-    Integer, typer.Option("--checkpoint-steps", help="Steps between checkpoints.")
-]
-CheckpointMinutes = Annotated[
-    Number, typer.Option("--checkpoint-minutes", help="Minutes between checkpoints.")
-]
-Keep = Annotated[int, typer.Option("--keep", help="Checkpoints kept, beside the best.")]
-ReportSteps = Annotated[int, typer.Option("--report-steps", help="Steps to a line of metrics.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or begin it.")]
-Dry = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Take some steps, say what the run would take, write nothing."),
-]
-TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write --out/tensorboard as well.")
-]
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept and reported; all but `dry_run` are arguments of `Run`."""
+
+    checkpoint_steps: Annotated[
+        Integer, typer.Option("--checkpoint-steps", help="Steps between checkpoints.")
+    ] = None
+    checkpoint_minutes: Annotated[
+        Number, typer.Option("--checkpoint-minutes", help="Minutes between checkpoints.")
+    ] = 10.0
+    keep: Annotated[int, typer.Option("--keep", help="Checkpoints kept, beside the best.")] = 3
+    report_steps: Annotated[
+        int, typer.Option("--report-steps", help="Steps to a line of metrics.")
+    ] = 1
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write --out/tensorboard as well.")
+    ] = False
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or begin it.")
+    ] = False
+    overwrite: Overwrite = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Take some steps, say what the run would take, write nothing."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """Which rows of the files are read."""
+
+    text_column: TextColumn = "text"
+    skip_bad_rows: SkipBadRows = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as a stage of `ULMFiT` takes them."""
+        return {"text_column": self.text_column, "on_error": on_error(self.skip_bad_rows)}
 
 
 def _epochs(default: int) -> Any:
@@ -105,11 +131,13 @@ def _corpus(text: list[Path]) -> list[Path] | TokenStore:
     return TokenStore(stores[0])
 
 
-def _run(stage: str, out: Path, read: Sequence[Path], dry_run: bool, **options: Any) -> Run:
+def _run(stage: str, out: Path, read: Sequence[Path], options: RunOptions) -> Run:
     """Return the run in a directory, after a look at whether it may and can be there."""
     from ulmfit_fast.runs import DryRun, Run
 
-    run = Run(out, **options)
+    values = dict(vars(options))
+    dry_run = values.pop("dry_run")
+    run = Run(out, **values)
 
     def look() -> None:
         check_out(out, read, overwrite=run.overwrite, resume=run.resume)
@@ -142,7 +170,9 @@ def _reported(model: ULMFiT, stage: str, out: Path, run: Run) -> Iterator[None]:
         say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
 
 
+@flat
 def pretrain(
+    *,
     text: TextFiles,
     out: Out,
     preset: Preset = None,
@@ -165,35 +195,15 @@ def pretrain(
         bool, typer.Option("--backwards", help="Read every text from its end.")
     ] = False,
     settings: Settings = None,
-    checkpoint_steps: CheckpointSteps = None,
-    checkpoint_minutes: CheckpointMinutes = 10.0,
-    keep: Keep = 3,
-    report_steps: ReportSteps = 1,
-    tensorboard: TensorBoard = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: Dry = False,
+    kept: RunOptions,
     seed: Seed = 0,
-    text_column: TextColumn = "text",
-    skip_bad_rows: SkipBadRows = False,
+    rows: RowOptions,
     device: Device = None,
 ) -> None:
     """Train a language model from scratch on general text, or on a token store (stage 1)."""
     from ulmfit_fast.ulmfit.estimator import ULMFiT
 
-    run = _run(
-        "pretrain",
-        out,
-        text,
-        dry_run,
-        checkpoint_steps=checkpoint_steps,
-        checkpoint_minutes=checkpoint_minutes,
-        keep=keep,
-        report_steps=report_steps,
-        tensorboard=tensorboard,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    run = _run("pretrain", out, text, kept)
     sizes = _given(
         None,
         emb_size=emb_size,
@@ -209,13 +219,7 @@ def pretrain(
     )
     given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt)
     with _reported(model, "pretrain", out, run):
-        model.pretrain(
-            _corpus(text),
-            text_column=text_column,
-            on_error=on_error(skip_bad_rows),
-            run=run,
-            **given,
-        )
+        model.pretrain(_corpus(text), run=run, **rows.arguments(), **given)
 
 
 def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
@@ -226,7 +230,9 @@ def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
     return model
 
 
+@flat
 def fine_tune(
+    *,
     model: Model,
     text: TextFiles,
     out: Out,
@@ -236,48 +242,24 @@ def fine_tune(
     bptt: Bptt = None,
     drop_mult: DropMult = None,
     settings: Settings = None,
-    checkpoint_steps: CheckpointSteps = None,
-    checkpoint_minutes: CheckpointMinutes = 10.0,
-    keep: Keep = 3,
-    report_steps: ReportSteps = 1,
-    tensorboard: TensorBoard = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: Dry = False,
+    kept: RunOptions,
     seed: Seed = 0,
-    text_column: TextColumn = "text",
-    skip_bad_rows: SkipBadRows = False,
+    rows: RowOptions,
     device: Device = None,
 ) -> None:
     """Adapt a language model to the text of the task, or a token store of it (stage 2)."""
-    run = _run(
-        "fine_tune_lm",
-        out,
-        [model, *text],
-        dry_run,
-        checkpoint_steps=checkpoint_steps,
-        checkpoint_minutes=checkpoint_minutes,
-        keep=keep,
-        report_steps=report_steps,
-        tensorboard=tensorboard,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    run = _run("fine_tune_lm", out, [model, *text], kept)
     learner = _load(model, out, seed, device)
     given = _given(
         settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, drop_mult=drop_mult
     )
     with _reported(learner, "fine_tune_lm", out, run):
-        learner.fine_tune_lm(
-            _corpus(text),
-            text_column=text_column,
-            on_error=on_error(skip_bad_rows),
-            run=run,
-            **given,
-        )
+        learner.fine_tune_lm(_corpus(text), run=run, **rows.arguments(), **given)
 
 
+@flat
 def fit_classifier(
+    *,
     model: Model,
     text: TextFiles,
     out: Out,
@@ -287,38 +269,16 @@ def fit_classifier(
     drop_mult: DropMult = None,
     class_weight: ClassWeight = None,
     settings: Settings = None,
-    checkpoint_steps: CheckpointSteps = None,
-    checkpoint_minutes: CheckpointMinutes = 10.0,
-    keep: Keep = 3,
-    report_steps: ReportSteps = 1,
-    tensorboard: TensorBoard = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    dry_run: Dry = False,
+    kept: RunOptions,
     seed: Seed = 0,
-    text_column: TextColumn = "text",
-    skip_bad_rows: SkipBadRows = False,
-    label_column: Annotated[
-        str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
-    ] = "label",
+    rows: RowOptions,
+    label_column: LabelColumn = "label",
     weight_column: WeightColumn = None,
     device: Device = None,
 ) -> None:
     """Fit a classifier on a language model's encoder (stage 3)."""
     weights = class_weight_of(class_weight)
-    run = _run(
-        "fit_classifier",
-        out,
-        [model, *text],
-        dry_run,
-        checkpoint_steps=checkpoint_steps,
-        checkpoint_minutes=checkpoint_minutes,
-        keep=keep,
-        report_steps=report_steps,
-        tensorboard=tensorboard,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    run = _run("fit_classifier", out, [model, *text], kept)
     learner = _load(model, out, seed, device)
     given = _given(
         settings,
@@ -331,10 +291,5 @@ def fit_classifier(
     )
     with _reported(learner, "fit_classifier", out, run):
         learner.fit_classifier(
-            text,
-            text_column=text_column,
-            label_column=label_column,
-            on_error=on_error(skip_bad_rows),
-            run=run,
-            **given,
+            text, label_column=label_column, run=run, **rows.arguments(), **given
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from ulmfit_fast.cli.app import (
     Device,
+    LabelColumn,
     Overwrite,
     Seed,
     TextColumn,
@@ -83,9 +84,7 @@ def ablate(
         int, typer.Option("--fine-tune-epochs", help="Passes over the text of the task.")
     ] = 1,
     text_column: TextColumn = "text",
-    label_column: Annotated[
-        str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
-    ] = "label",
+    label_column: LabelColumn = "label",
     seed: Seed = 0,
     device: Device = None,
     workers: Annotated[
@@ -97,7 +96,7 @@ def ablate(
     from ulmfit_fast.studies.ablation_plan import AblationSettings
     from ulmfit_fast.studies.ablation_tables import format_ablation, plot_ablation
     from ulmfit_fast.studies.tasks import TASKS, own_task, read_task
-    from ulmfit_fast.ulmfit.checks import checked_device
+    from ulmfit_fast.ulmfit.settings import checked_device
 
     own = user_path(task)
     name = task if task in TASKS else own.stem

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ulmfit_fast.compat import fastai_names as names
 from ulmfit_fast.compat.fastai_learner import accelerate, restore
-from ulmfit_fast.compat.fastai_vocab import language_model, use_rows, vocabulary_from_fastai
+from ulmfit_fast.compat.fastai_vocab import vocabulary_from_fastai
 from ulmfit_fast.compat.files import read_tensors, read_words, write_tensors_and_words
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer, largest_json
 from ulmfit_fast.data.tokens.vocab import Vocab
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
-from ulmfit_fast.ulmfit.model_schema import Place
-from ulmfit_fast.ulmfit.model_weights import check_finite
+from ulmfit_fast.nn.vocabulary import language_model, use_rows
+from ulmfit_fast.nn.weights import Place, check_finite
 
 __all__ = [
     "accelerate",

@@ -26,7 +26,6 @@ __all__ = [
     "BIAS",
     "DECODER",
     "EMBEDDING",
-    "VOCABULARY_TENSORS",
     "classifier_tensors",
     "fastai_head_names",
     "fastai_names",
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 EMBEDDING, DECODER, BIAS = "encoder.encoder.weight", "decoder.weight", "decoder.bias"
-VOCABULARY_TENSORS = {EMBEDDING, DECODER, BIAS}
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _EMBEDDINGS = {

@@ -1,21 +1,18 @@
-"""Vocabularies of fastai and awd-lstm-lm as ours, and the rows of a model that go with them.
+"""Vocabularies of fastai and awd-lstm-lm as ours, and where their words stood.
 
 Ours have the nine specials of fastai v2 at the ids 0 to 8, whatever the order was before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ulmfit_fast.compat.fastai_names import VOCABULARY_TENSORS
-from ulmfit_fast.data.tokens.vocab import PAD, SPECIALS, Vocab, transfer_rows
-from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+from ulmfit_fast.data.tokens.vocab import SPECIALS, Vocab
 
-__all__ = ["language_model", "use_rows", "vocabulary_from_fastai"]
+__all__ = ["vocabulary_from_fastai"]
 
 # fastai fills a vocabulary up to a multiple of 8 with it; no text yields it.
 _PADDING = "xxfake"
@@ -78,48 +75,3 @@ def vocabulary_from_fastai(itos: Sequence[str]) -> tuple[Vocab, Tensor]:
     vocab = Vocab([word for word in rows if word not in SPECIALS])
     index = [rows.get(word, -1) for word in vocab.words]
     return vocab, torch.tensor(index, dtype=torch.int64, device="cpu")
-
-
-def use_rows(model: LanguageModel, index: Tensor) -> LanguageModel:
-    """Return a copy of a language model over other rows of its embedding and decoder.
-
-    Example:
-        >>> model = LanguageModel(AWDLSTMConfig(4, emb_size=4, hidden_size=6))
-        >>> vocab, index = vocabulary_from_fastai(["_unk_", "_pad_", "the", "cat"])
-        >>> model = use_rows(model, index)
-        >>> model.config.vocab_size, len(vocab)
-        (11, 11)
-
-    Args:
-        model: the language model over the old vocabulary.
-        index: int64, `(V_new,)`: the old row, or -1 for the mean of all; from
-            `vocabulary_from_fastai`.
-
-    Returns:
-        A new model in evaluation mode, whose padding is id 1; the old one is untouched.
-
-    Raises:
-        TypeError: if index is not int64.
-        ValueError: if index points past the old vocabulary.
-    """
-    config = replace(model.config, vocab_size=len(index), pad_id=PAD)
-    tensors = {
-        name: transfer_rows(value, index) if name in VOCABULARY_TENSORS else value.clone()
-        for name, value in model.state_dict().items()
-    }
-    return language_model(config, tensors)
-
-
-def language_model(config: AWDLSTMConfig, tensors: Mapping[str, Tensor]) -> LanguageModel:
-    """Build a language model around tensors, drawing no random weights.
-
-    Args:
-        config: sizes that fit the tensors, and dropout values.
-        tensors: every entry of the state_dict; they become the parameters themselves.
-
-    Returns:
-        The model in evaluation mode.
-    """
-    model = LanguageModel(config, device="meta")
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()

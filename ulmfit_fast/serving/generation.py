@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class WithLanguageModel(Protocol):
         """Its tokenizer."""
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings, `backwards` among them."""
+    def backwards(self) -> bool:
+        """Whether it reads texts from their end."""
 
 
 def generate(
@@ -83,12 +83,11 @@ def generate(
     language_model, tokenizer = model.language_model, model.tokenizer
     if language_model is None or tokenizer is None:
         raise ValueError("there is no language model yet; call pretrain(texts) or load(dir) first")
-    backwards = bool(model.settings.get("backwards", False))
     given = tokenizer.encode_batch([prompt])[0].tolist()
     new = generate_ids(
         language_model,
         # A text read backwards follows on the first token of the text before it.
-        [BOS, *reversed(given[1:])] if backwards else given,
+        [BOS, *reversed(given[1:])] if model.backwards else given,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -100,7 +99,7 @@ def generate(
     )
     # What the tokenizer makes of the prompt is replaced by the prompt itself.
     shown = tokenizer.decode(given)
-    if backwards:
+    if model.backwards:
         text = tokenizer.decode([*reversed(new), *given])
         matches = text.endswith(shown)
         return text[: len(text) - len(shown)] + prompt.lstrip() if matches else text

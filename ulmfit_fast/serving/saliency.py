@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ulmfit_fast import report
 from ulmfit_fast.data.batches import ClassifierBatches
-from ulmfit_fast.data.columns import nearest
+from ulmfit_fast.data.columns import Label, nearest
 from ulmfit_fast.data.tokens.rules import Piece, restore_text
 from ulmfit_fast.data.tokens.texts import CheckedTexts
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
@@ -41,12 +41,12 @@ class WithClassifier(Protocol):
         """Its tokenizer."""
 
     @property
-    def labels(self) -> list[str | int]:
+    def labels(self) -> list[Label]:
         """The classes in the order of the logits."""
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The settings, `backwards` among them."""
+    def backwards(self) -> bool:
+        """Whether it reads texts from their end."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Explanation:
     """
 
     text: str
-    label: str | int
+    label: Label
     probability: float
     tokens: list[TokenScore]
     words: list[TokenScore]
@@ -94,7 +94,7 @@ class Explanation:
 def explain(
     model: WithClassifier,
     texts: Sequence[str],
-    label: str | int | None = None,
+    label: Label | None = None,
     *,
     method: Method = "gradient_x_input",
     batch_size: int = 16,
@@ -133,7 +133,7 @@ def explain(
             f"{nearest(label, model.labels)}"
         )
     wanted = None if label is None else model.labels.index(label)
-    step = -1 if model.settings.get("backwards", False) else 1
+    step = -1 if model.backwards else 1
     texts = list(CheckedTexts(texts))
     documents = [ids[::step] for ids in tokenizer.encode_batch(texts)]
     pad_id = classifier.encoder.config.pad_id

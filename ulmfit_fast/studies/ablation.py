@@ -17,27 +17,29 @@ from typing import Any
 import torch
 
 from ulmfit_fast.studies.ablation_plan import (
+    BASELINE,
+    CLASSIFIER,
+    LANGUAGE_MODEL,
     LM_WAYS,
+    MAJORITY,
     PRETRAINED,
     SCRATCH,
+    TFIDF,
     AblationSettings,
     Job,
     jobs,
 )
+from ulmfit_fast.studies.ablation_tables import Row, RowFile
 from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
-from ulmfit_fast.studies.rows import Row, RowFile
 from ulmfit_fast.studies.tasks import Task
 from ulmfit_fast.system.files import file_in_place, user_path
 from ulmfit_fast.system.locks import held
-from ulmfit_fast.ulmfit.checks import checked_device
 from ulmfit_fast.ulmfit.estimator import ULMFiT
+from ulmfit_fast.ulmfit.settings import checked_device
 
-__all__ = ["MAJORITY", "TFIDF", "run_ablation"]
+__all__ = ["run_ablation"]
 
 _log = logging.getLogger("ulmfit_fast")
-
-TFIDF, MAJORITY = "TF-IDF + logistic regression", "majority class"
-LANGUAGE_MODEL, CLASSIFIER, BASELINE = "language model", "classifier", "baseline"
 
 
 def run_ablation(

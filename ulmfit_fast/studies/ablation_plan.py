@@ -9,8 +9,15 @@ from typing import Any
 from ulmfit_fast.studies.settings import FULL
 
 __all__ = [
+    "BASELINE",
+    "CLASSIFIER",
     "CLASSIFIER_WAYS",
+    "LANGUAGE_MODEL",
     "LM_WAYS",
+    "MAJORITY",
+    "PRETRAINED",
+    "SCRATCH",
+    "TFIDF",
     "ULMFIT_LM",
     "ULMFIT_WAY",
     "AblationSettings",
@@ -18,6 +25,9 @@ __all__ = [
     "jobs",
 ]
 
+# What a row is of, and what a baseline is called.
+LANGUAGE_MODEL, CLASSIFIER, BASELINE = "language model", "classifier", "baseline"
+TFIDF, MAJORITY = "TF-IDF + logistic regression", "majority class"
 # Where an encoder comes from when no language model was fine-tuned.
 SCRATCH, PRETRAINED = "from scratch", "pre-trained"
 

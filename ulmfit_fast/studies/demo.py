@@ -29,12 +29,14 @@ from ulmfit_fast.report import (
     write_report,
 )
 from ulmfit_fast.serving.saliency import explain
+from ulmfit_fast.studies.ablation_plan import MAJORITY, PRETRAINED, SCRATCH, TFIDF
 from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.studies.docstrings import Document, read_docstrings
 from ulmfit_fast.studies.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.studies.swapped_words import LABELS, SwapTask, build_task, without_sentences
 from ulmfit_fast.system.files import file_in_place, user_path
 from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.version import __version__
 from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.estimator import ULMFiT
 
@@ -42,12 +44,8 @@ __all__ = ["run_demo"]
 
 _log = logging.getLogger("ulmfit_fast")
 
-SCRATCH = "from scratch"
-PRETRAINED = "pre-trained"
 FINE_TUNED = "+ LM fine-tuned"
 SCHEDULE = "+ ULMFiT schedule"
-TFIDF = "TF-IDF + logistic regression"
-MAJORITY = "majority class"
 
 # One document in this many is kept out of language-model training to measure perplexity on.
 _HELD_OUT_EVERY = 40
@@ -263,8 +261,6 @@ def _measured(
 
 
 def _metrics(run: _Run, quick: bool) -> Metrics:
-    from ulmfit_fast import __version__
-
     histories = {**run.fine_tuned.histories, **run.classifier.histories}
     probabilities = run.classifier.predict_proba(run.task.test_texts)
     return Metrics(

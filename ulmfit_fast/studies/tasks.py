@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,18 @@ from pathlib import Path
 from ulmfit_fast.data.reading.corpus import read_labelled, read_texts
 from ulmfit_fast.studies.docstrings import Document, read_docstrings
 from ulmfit_fast.studies.parameter_types import parameter_descriptions
-from ulmfit_fast.studies.subpackages import subpackage_documents
 from ulmfit_fast.studies.swapped_words import build_task, without_sentences
 
-__all__ = ["TASKS", "Task", "own_task", "read_task"]
+__all__ = ["TASKS", "Task", "own_task", "read_task", "subpackage_documents"]
 
 # One document in this many is kept out of language-model training to measure perplexity on.
 _HELD_OUT_EVERY = 40
 _LEAST_LANGUAGE_MODEL_TEXTS = 2 * _HELD_OUT_EVERY
+# Of a sub-package that a docstring can come from, and of a docstring.
+_LEAST_DOCUMENTS = 120
+_LEAST_WORDS = 8
+# One sub-package with half of all documents would be the answer to everything.
+_MOST_DOCUMENTS = 480
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,33 @@ def _subpackages(seed: int, general: Sequence[str], test: int) -> Task:
         _texts(target),
         ngrams=(1, 1),
     )
+
+
+def subpackage_documents(package: str) -> list[tuple[str, str]]:
+    """Read the prose of a package's docstrings with the sub-package that each is from.
+
+    Args:
+        package: a top-level package with sub-packages.
+
+    Returns:
+        Texts of at least eight words and their sub-package, in the order of the files: evenly
+        chosen 480 at most of each sub-package, and none of those with fewer than 120.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    found: dict[str, list[str]] = {}
+    for document in read_docstrings(package):
+        path = document.source.split(" ", 1)[1]
+        if "/" in path and len(document.text.split()) >= _LEAST_WORDS:
+            found.setdefault(path.split("/")[0], []).append(document.text)
+    pairs = []
+    for name, texts in found.items():
+        if len(texts) >= _LEAST_DOCUMENTS:
+            kept = min(len(texts), _MOST_DOCUMENTS)
+            pairs += [(texts[i * len(texts) // kept], name) for i in range(kept)]
+    counts = Counter(text for text, _ in pairs)
+    return [(text, name) for text, name in pairs if counts[text] == 1]
 
 
 def _divided(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ulmfit_fast.data.batches import ClassifierBatches
-from ulmfit_fast.data.tokens.vocab import Vocab, transfer_rows
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
+from ulmfit_fast.nn.vocabulary import with_vocabulary
 from ulmfit_fast.system import distributed
 from ulmfit_fast.training.classifier_step import relative_weights
 from ulmfit_fast.training.cursor import Cursor
@@ -32,42 +31,6 @@ __all__ = [
     "train_language_model",
     "with_vocabulary",
 ]
-
-
-def with_vocabulary(model: LanguageModel, old: Vocab, new: Vocab) -> LanguageModel:
-    """Return a copy of a language model for another vocabulary.
-
-    A word that both know keeps its embedding row and decoder bias; a new word gets the mean row
-    and the mean bias.
-
-    Args:
-        model: the language model over `old`.
-        old: its vocabulary.
-        new: the vocabulary wanted.
-
-    Returns:
-        A new model; the old one is untouched.
-
-    Source:
-        Howard & Ruder 2018 and the code that accompanies it: new words start from the mean row.
-    """
-    config = replace(model.config, vocab_size=len(new))
-    weight = next(model.parameters())
-    result = LanguageModel(config, device="cpu", dtype=torch.float32)
-    result.to(weight.device, weight.dtype)
-    index = new.transfer(old)
-    state = model.state_dict()
-    shaped = result.state_dict()
-    for name, value in state.items():
-        if value.shape[0] == len(old) and name in _VOCABULARY_TENSORS:
-            shaped[name] = transfer_rows(value, index)
-        else:
-            shaped[name] = value
-    result.load_state_dict(shaped)
-    return result
-
-
-_VOCABULARY_TENSORS = {"encoder.encoder.weight", "decoder.weight", "decoder.bias"}
 
 
 def build_classifier(

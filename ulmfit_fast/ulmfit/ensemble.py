@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ulmfit_fast.data.columns import Label
 from ulmfit_fast.data.reading.corpus import read_texts
 from ulmfit_fast.serving.predictor import Predictor
 from ulmfit_fast.system.directories import CONFIG, ENSEMBLE_FORMAT, read_version, write_directory
 from ulmfit_fast.system.files import user_path, write_text
-from ulmfit_fast.ulmfit.checks import Label
 from ulmfit_fast.ulmfit.estimator import ULMFiT
 from ulmfit_fast.ulmfit.labelled import labelled_texts, text_weights
 from ulmfit_fast.ulmfit.model_files import FORMAT_VERSION, read_config

@@ -3,44 +3,71 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
+from ulmfit_fast.data.columns import Label
 from ulmfit_fast.data.reading.lines import OnError
+from ulmfit_fast.data.reading.outputs import check_apart, paths_in
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import LanguageModel
+from ulmfit_fast.nn.vocabulary import with_vocabulary
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.presets import Preset
-from ulmfit_fast.runs.run import Run
+from ulmfit_fast.runs.dry_run import DryRun
+from ulmfit_fast.runs.run import Run, holding
+from ulmfit_fast.system.directories import check_target, local_directory
 from ulmfit_fast.system.distributed import shared_text, world
+from ulmfit_fast.system.files import user_path
 from ulmfit_fast.system.seeds import own_generators
 from ulmfit_fast.training import stages as pipeline
 from ulmfit_fast.training.run_stage import StageRun
 from ulmfit_fast.training.stages import TrainingSettings
 from ulmfit_fast.training.state import History
-from ulmfit_fast.ulmfit.checks import (
-    Label,
+from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, weighed
+from ulmfit_fast.ulmfit.model_files import load_model
+from ulmfit_fast.ulmfit.model_schema import check_labels
+from ulmfit_fast.ulmfit.settings import (
+    ModelSettings,
     checked_device,
     checked_seed,
-    classes_of,
-    holding_directories,
-)
-from ulmfit_fast.ulmfit.labelled import ClassWeight, labelled_texts, weighed
-from ulmfit_fast.ulmfit.model_schema import Place, check_labels
-from ulmfit_fast.ulmfit.settings import (
-    check_model_settings,
-    classifier_config,
-    language_model_config,
-    model_settings,
-    preset_values,
-    stage_settings,
     with_dropout,
 )
-from ulmfit_fast.ulmfit.trained import Path, TextModel, Texts, corpus_of
+from ulmfit_fast.ulmfit.trained import Path, TextModel, Texts, Trained, corpus_of
 
 __all__ = ["ULMFiT"]
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Own = TypeVar("Own", bound="ULMFiT")
+
+
+def holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Have a stage of `ULMFiT` hold the directories that it writes into, before it reads a text."""
+
+    @wraps(stage)
+    def held_stage(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        model: Any = args[0]
+        run, directories = kwargs.get("run"), []
+        if isinstance(run, Run):
+            directories.append(run.directory)
+        if model.checkpoint_dir is not None:
+            directories.append(user_path(model.checkpoint_dir).resolve())
+            check_target(directories[-1])
+        if isinstance(run, DryRun):
+            directories.clear()
+        read = paths_in(args[1] if len(args) > 1 else kwargs.get("texts"))
+        for directory in directories:
+            check_apart(directory, read, is_text=True)
+        # A stage trains, whatever the mode it is called in.
+        with torch.inference_mode(False), torch.enable_grad(), holding(*directories):
+            return stage(*args, **kwargs)
+
+    return held_stage
 
 
 class ULMFiT(TextModel):
@@ -97,7 +124,7 @@ class ULMFiT(TextModel):
     def __init__(
         self,
         *,
-        preset: Preset | str | Mapping[str, Any] | None = None,
+        preset: Preset | str | None = None,
         emb_size: int | None = None,
         hidden_size: int | None = None,
         num_layers: int | None = None,
@@ -113,9 +140,8 @@ class ULMFiT(TextModel):
         checkpoint_dir: Path | None = None,
         progress: bool = True,
     ) -> None:
-        recipe = preset_values(preset)
-        values = model_settings(
-            recipe,
+        settings = ModelSettings.of(
+            preset,
             emb_size=emb_size,
             hidden_size=hidden_size,
             num_layers=num_layers,
@@ -127,18 +153,67 @@ class ULMFiT(TextModel):
             classifier_dropout=classifier_dropout,
             backwards=backwards,
         )
-        self.settings = {"preset": recipe, **values}
-        check_model_settings(self.settings)
-        self.device = checked_device(device)
-        self.seed = checked_seed(seed)
+        super().__init__(settings, device=checked_device(device), seed=checked_seed(seed))
         self.checkpoint_dir = checkpoint_dir
         self.progress = progress
         self._given_tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
-        self.tokenizer = None
-        self.language_model = None
-        self.classifier = None
-        self.labels = []
-        self.histories = {}
+
+    @classmethod
+    def load(
+        cls: type[Own], directory: Path, *, device: str | None = None, progress: bool = True
+    ) -> Own:
+        """Read a model directory.
+
+        Args:
+            directory: as `save` or `save_pretrained` wrote it.
+            device: as for the class.
+            progress: as for the class.
+
+        Raises:
+            FileNotFoundError: if the directory or a file of it is missing.
+            ValueError: if it is of a newer version, or damaged.
+        """
+        device = checked_device(device)
+        parts = load_model(directory)
+        values = {"seed": 0, **parts.settings}
+        seed = values.pop("seed")
+        try:
+            settings = ModelSettings.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{directory} is damaged: {error}; save the model again") from error
+        model = cls(**vars(settings), seed=seed, device=device, progress=progress)
+        model.tokenizer, model.labels = parts.tokenizer, list(parts.labels)
+        if parts.language_model is not None:
+            model.language_model = parts.language_model.to(model.device)
+        if parts.classifier is not None:
+            model.classifier = parts.classifier.to(model.device)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Own],
+        name: Path,
+        *,
+        revision: str | None = None,
+        device: str | None = None,
+        progress: bool = True,
+    ) -> Own:
+        """Read a model directory, or fetch one from the Hugging Face Hub.
+
+        Args:
+            name: a directory; or, where there is none, a repository such as "user/model", for
+                which `huggingface_hub` has to be installed.
+            revision: branch, tag or commit of the repository.
+            device: as for the class.
+            progress: as for the class.
+
+        Raises:
+            FileNotFoundError: if there is no such directory, or a file of it is missing.
+            ImportError: if `huggingface_hub` is needed and not installed.
+            ValueError: if it is of a newer version, or damaged.
+        """
+        directory = local_directory(name, revision=revision)
+        return cls.load(directory, device=device, progress=progress)
 
     @holding_directories
     def pretrain(
@@ -171,16 +246,16 @@ class ULMFiT(TextModel):
         Raises:
             ValueError: if the corpus is empty or too small, or a setting does not fit.
         """
-        training, drop_mult = stage_settings(
-            self.settings, "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+        training, drop_mult = self.settings.stage(
+            "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
-        language_model_config(self.settings, drop_mult)  # refused before the texts are read
+        self.settings.language_model_config(drop_mult)  # refused before the texts are read
         if run is not None:
             run.check("pretrain")
         corpus = corpus_of(texts, text_column, on_error)
         with own_generators(self.seed, self.device):
             tokenizer = self._given_tokenizer or self._tokenizer_of("pretrain", run, corpus)
-            config = language_model_config(self.settings, drop_mult, len(tokenizer.vocab))
+            config = self.settings.language_model_config(drop_mult, len(tokenizer.vocab))
             model = LanguageModel(config, device="cpu", dtype=torch.float32).to(self.device)
             self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
         return self
@@ -221,16 +296,16 @@ class ULMFiT(TextModel):
             ValueError: if there is no language model yet, the corpus is empty or too small, or a
                 setting does not fit.
         """
-        training, drop_mult = stage_settings(
-            self.settings, "fine_tune_lm", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+        training, drop_mult = self.settings.stage(
+            "fine_tune_lm", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
-        dropout = language_model_config(self.settings, drop_mult)
+        dropout = self.settings.language_model_config(drop_mult)
         self._require_language_model()
         if run is not None:
             run.check("fine_tune_lm")
         corpus = corpus_of(texts, text_column, on_error)
         with own_generators(self.seed + 1, self.device):
-            if self.settings["tokenizer"] in ("word", "spacy"):
+            if self.settings.tokenizer in ("word", "spacy"):
                 tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
                 model = self._carried_over(tokenizer)
             else:
@@ -258,13 +333,12 @@ class ULMFiT(TextModel):
         corpus = corpus_of(texts, text_column)
         tokenizer = self._train_tokenizer(corpus)
         with own_generators():
-            self.tokenizer, self.language_model = tokenizer, self._carried_over(tokenizer)
-        self.classifier, self.labels = None, []
+            self._adopt(Trained(tokenizer, self._carried_over(tokenizer)))
         return self
 
     def _carried_over(self, tokenizer: Tokenizer) -> LanguageModel:
         model, old = self._require_language_model(), self._require_tokenizer()
-        return pipeline.with_vocabulary(model, old.vocab, tokenizer.vocab)
+        return with_vocabulary(model, old.vocab, tokenizer.vocab)
 
     def _tokenizer_of(
         self, stage: str, run: Run | None, corpus: Sequence[str] | TokenStore
@@ -281,13 +355,17 @@ class ULMFiT(TextModel):
     def _train_tokenizer(self, corpus: Sequence[str] | TokenStore) -> Tokenizer:
         if isinstance(corpus, TokenStore):
             return corpus.tokenizer()
-        if self.settings["tokenizer"] == "huggingface":
+        if self.settings.tokenizer == "huggingface":
             raise ValueError(
                 'a tokenizer of the kind "huggingface" is not learnt here; pass '
                 "tokenizer=Tokenizer.from_huggingface(...)"
             )
-        limits = {name: self.settings[name] for name in ("max_vocab", "min_freq")}
-        return Tokenizer.train(corpus, kind=self.settings["tokenizer"], **limits)
+        return Tokenizer.train(
+            corpus,
+            kind=self.settings.tokenizer,  # type: ignore[arg-type]
+            max_vocab=self.settings.max_vocab,
+            min_freq=self.settings.min_freq,
+        )
 
     def _train_lm(
         self,
@@ -299,7 +377,7 @@ class ULMFiT(TextModel):
         training: TrainingSettings,
         run: Run | None,
     ) -> None:
-        parts = {"tokenizer": tokenizer, "language_model": model, "classifier": None, "labels": []}
+        trained = Trained(tokenizer, model)
         pipeline.train_language_model(
             model,
             self._encoded(tokenizer, corpus),
@@ -307,17 +385,14 @@ class ULMFiT(TextModel):
             seed=self.seed,
             description=description,
             progress=self.progress,
-            after_epoch=lambda _, history: self._adopt(stage, history, parts),
+            after_epoch=lambda _, history: self._finish_epoch(stage, history, trained),
             run=None if run is None else StageRun(run, stage, tokenizer),
         )
         model.eval()
 
-    def _adopt(self, stage: str, history: History, parts: dict[str, Any]) -> None:
+    def _finish_epoch(self, stage: str, history: History, trained: Trained) -> None:
         """Take over what a stage has trained; until then the object is what it was before."""
-        for name, value in parts.items():
-            setattr(self, name, value)
-        if self.tokenizer is not None:
-            self.settings["tokenizer"] = self.tokenizer.kind
+        self._adopt(trained)
         self.histories[stage] = history
         if self.checkpoint_dir is not None and world().rank == 0:
             self.save(self.checkpoint_dir)
@@ -390,10 +465,10 @@ class ULMFiT(TextModel):
             scikit-learn 1.9, `utils.class_weight.compute_class_weight`, for class_weight.
         """
         settings["gradual_unfreezing"] = gradual_unfreezing
-        training, drop_mult = stage_settings(
-            self.settings, "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+        training, drop_mult = self.settings.stage(
+            "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
-        classifier_config(self.settings, drop_mult)  # refused before the texts are read
+        self.settings.classifier_config(drop_mult)  # refused before the texts are read
         if run is not None:
             run.check("fit_classifier")
         corpus, own, sample_weight = labelled_texts(
@@ -425,13 +500,13 @@ class ULMFiT(TextModel):
         tokenizer = self.tokenizer or self._given_tokenizer
         if tokenizer is None:
             tokenizer = self._tokenizer_of("fit_classifier", run, corpus)
-        config = classifier_config(self.settings, drop_mult, len(tokenizer.vocab))
+        config = self.settings.classifier_config(drop_mult, len(tokenizer.vocab))
         model = pipeline.build_classifier(self.language_model, config, len(classes), training)
         model.to(self.device)
-        parts = {"tokenizer": tokenizer, "classifier": model, "labels": classes}
+        trained = Trained(tokenizer, self.language_model, model, classes)
 
-        def adopt(epoch: int, history: History) -> None:
-            self._adopt("fit_classifier", history, parts)
+        def finish_epoch(_: int, history: History) -> None:
+            self._finish_epoch("fit_classifier", history, trained)
 
         history = pipeline.fit_classifier(
             model,
@@ -442,8 +517,8 @@ class ULMFiT(TextModel):
             seed=self.seed,
             progress=self.progress,
             # Making the model ready to predict after every epoch costs a pass over the texts.
-            after_epoch=None if self.checkpoint_dir is None else adopt,
+            after_epoch=None if self.checkpoint_dir is None else finish_epoch,
             run=None if run is None else StageRun(run, "fit_classifier", tokenizer),
         )
         if self.checkpoint_dir is None:
-            adopt(training.epochs, history)
+            finish_epoch(training.epochs, history)

@@ -10,14 +10,32 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ulmfit_fast.data.columns import check_ordered, nearest, shown, weight_of
+from ulmfit_fast.data.columns import (
+    Label,
+    LabelKinds,
+    check_ordered,
+    is_iterable,
+    is_missing,
+    missing_label,
+    nearest,
+    shown,
+    weight_of,
+)
 from ulmfit_fast.data.reading.corpus import read_labelled, read_texts, read_weighted
 from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.tables import column_values, is_table
-from ulmfit_fast.ulmfit.checks import Label, plain_labels
+from ulmfit_fast.data.tokens.rules import SURROGATE
 from ulmfit_fast.ulmfit.trained import Texts
 
-__all__ = ["ClassWeight", "labelled_texts", "text_weights", "weighed"]
+__all__ = [
+    "ClassWeight",
+    "classes_of",
+    "labelled_texts",
+    "plain_labels",
+    "require_labels",
+    "text_weights",
+    "weighed",
+]
 
 ClassWeight = Literal["balanced"] | Mapping[Any, float]
 Weights = npt.NDArray[np.float64]
@@ -70,6 +88,94 @@ def labelled_texts(
             f"there are {len(own)} labels for {len(corpus)} texts, expected one for each text"
         )
     return corpus, own, sample_weight
+
+
+def plain_labels(labels: Any, column: str = "label") -> list[Label]:
+    """Return labels as values that JSON holds; arrays and tensors have scalars of their own.
+
+    >>> plain_labels(np.array([True, False])), plain_labels({"label": ["a", "b"]})
+    ([True, False], ['a', 'b'])
+
+    Args:
+        labels: any iterable of str, int and bool, or a table with a column of them.
+        column: which one of a table.
+
+    Raises:
+        TypeError: for one string, or a label of another kind.
+        ValueError: for a missing label, a class that is written in two ways, or a table that does
+            not have the column exactly once.
+    """
+    if isinstance(labels, (str, bytes)):
+        raise TypeError(
+            f"labels is the string {labels!r:.60}, expected a label for each text; "
+            "name a column of the files with label_column"
+        )
+    check_ordered("labels", labels)
+    found = column_values(labels, column)
+    if not is_iterable(found):
+        raise TypeError(
+            f"labels is {shown(labels)} ({type(labels).__name__}), expected a label for each text"
+        )
+    plain = [_plain(label) for label in found]
+    # A missing one first: it may have made floats of the others.
+    require_labels("labels", plain)
+    kinds = LabelKinds()
+    for position, value in enumerate(plain):
+        if not isinstance(value, (str, int)):
+            raise TypeError(
+                f"labels[{position}] is {shown(value)} ({type(value).__name__}), expected a str, "
+                "an int or a bool; convert it"
+            )
+        if isinstance(value, str) and SURROGATE.search(value):
+            raise ValueError(
+                f"labels[{position}] is {value!r:.60}, half a character, expected whole ones; "
+                "write the label anew"
+            )
+        other = kinds.other(value, f"labels[{position}]")
+        if other is not None:
+            raise ValueError(
+                f"labels[{position}] is the {type(value).__name__} {value!r:.60}, and {other[1]} "
+                f"the {type(other[0]).__name__} {other[0]!r:.60}; write each class in one way"
+            )
+    return plain
+
+
+def _plain(label: Any) -> Any:
+    is_scalar = isinstance(label, (np.generic, Tensor)) and label.ndim == 0
+    return label.item() if is_scalar else label
+
+
+def require_labels(name: str, labels: Iterable[Any]) -> None:
+    """Refuse a missing label, with its position.
+
+    Args:
+        name: of the argument.
+        labels: each a scalar.
+
+    Raises:
+        ValueError: if one is None, NaN, NaT, pandas.NA or an empty string.
+    """
+    for position, label in enumerate(labels):
+        if is_missing(label):
+            raise missing_label(f"{name}[{position}]", label)
+
+
+def classes_of(labels: Iterable[Label]) -> list[Label]:
+    """Return the classes in the order of a classifier's logits.
+
+    >>> classes_of(["good", 2, "bad", 1])
+    [1, 2, 'bad', 'good']
+
+    Args:
+        labels: of the texts.
+
+    Raises:
+        ValueError: if there is one class only.
+    """
+    classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
+    if len(classes) < 2:
+        raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
+    return classes
 
 
 def text_weights(
@@ -210,8 +316,7 @@ def _class_weights(
     found: dict[int, tuple[Any, float]] = {}
     unknown = []
     for key, value in class_weight.items():
-        is_scalar = isinstance(key, (np.generic, Tensor)) and key.ndim == 0
-        label = key.item() if is_scalar else key
+        label = _plain(key)
         weight = _checked(f"class_weight[{label!r:.60}]", value)
         position = classes.get(label, by_name.get(str(label)))
         if position is None:

@@ -7,8 +7,11 @@
 
 With `single_file` the weights of both stand in `model.safetensors`, as on the Hugging Face Hub.
 
-A directory changes by one step, see `directories`: a reader gets the old model whole or the new
-one, and an error in writing leaves the old one as it was.
+A directory changes by one step: a reader gets the old model whole or the new one, and an error in
+writing leaves the old one as it was.
+
+It holds what has been learnt, for whoever predicts or trains further. Where a stage that was
+stopped goes on, with its optimizer and place in the texts, stands in a run's checkpoints: `runs`.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from typing import Any
 
 from torch import nn
 
+from ulmfit_fast.data.columns import Label
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer, largest_json
 from ulmfit_fast.nn import LanguageModel, TextClassifier
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.system.directories import (
     CONFIG,
     ENSEMBLE_FORMAT,
@@ -31,7 +36,7 @@ from ulmfit_fast.system.directories import (
     write_directory,
 )
 from ulmfit_fast.system.files import open_to_umask, parse_json, user_path, write_text
-from ulmfit_fast.ulmfit.model_schema import ModelDescription, Place, as_read, describe, shown
+from ulmfit_fast.ulmfit.model_schema import ModelDescription, describe, shown
 from ulmfit_fast.ulmfit.model_weights import (
     SINGLE_FILE,
     check_model,
@@ -63,14 +68,19 @@ class ModelParts:
         language_model: the language model, or None.
         classifier: the classifier, or None.
         labels: the classifier's classes, in the order of its logits.
-        settings: further plain values, kept as they are.
+        settings: those of a `ULMFiT`, and further plain values, kept as they are.
     """
 
     tokenizer: Tokenizer
     language_model: LanguageModel | None
     classifier: TextClassifier | None
-    labels: list[str | int]
+    labels: list[Label]
     settings: dict[str, Any]
+
+    @property
+    def backwards(self) -> bool:
+        """Whether the models read texts from their end."""
+        return bool(self.settings.get("backwards", False))
 
 
 def save_model(
@@ -89,11 +99,11 @@ def save_model(
         OSError: if it cannot be written; an older model there stays as it was.
         ValueError: if it could not be read again, as with weights that are not finite.
     """
-    config = _config(parts, single_file)
-    describe(Place("the model cannot be saved", "set it right"), as_read(config))
+    text = json.dumps(_config(parts, single_file), indent=2, ensure_ascii=False)
+    describe(Place("the model cannot be saved", "set it right"), json.loads(text))
     for name, model in _models(parts).items():
         check_model(name, model, len(parts.labels))
-    write_directory(directory, lambda written: _write(written, parts, single_file, config))
+    write_directory(directory, lambda written: _write(written, parts, single_file, text))
 
 
 def _config(parts: ModelParts, single_file: bool) -> dict[str, Any]:
@@ -124,11 +134,11 @@ def _config(parts: ModelParts, single_file: bool) -> dict[str, Any]:
     return config
 
 
-def _write(directory: Path, parts: ModelParts, single_file: bool, config: dict[str, Any]) -> None:
+def _write(directory: Path, parts: ModelParts, single_file: bool, config: str) -> None:
     for name, model in _weight_files(parts, single_file).items():
         _save_tensors(directory / name, model)
     write_text(directory / _TOKENIZER, parts.tokenizer.to_json())
-    write_text(directory / CONFIG, json.dumps(config, indent=2, ensure_ascii=False))
+    write_text(directory / CONFIG, config)
 
 
 def _models(parts: ModelParts) -> dict[str, LanguageModel | TextClassifier]:

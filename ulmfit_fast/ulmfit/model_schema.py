@@ -6,7 +6,6 @@ the field, the value, what was expected and the mend.
 
 from __future__ import annotations
 
-import json
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -15,16 +14,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ulmfit_fast.data.columns import Label
 from ulmfit_fast.nn import AWDLSTMConfig
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.training.settings import check_fields
 
 __all__ = [
     "DTYPES",
-    "MODEL_SETTINGS",
     "ModelDescription",
-    "Place",
-    "as_read",
     "check_labels",
+    "check_preset",
     "check_settings",
     "describe",
     "shown",
@@ -36,7 +35,7 @@ DTYPES = {
 }
 # A size that an int64 cannot hold ends in an OverflowError somewhere in PyTorch.
 _MOST = 2**63 - 1
-# Control characters, which a terminal obeys, and half characters, which no file holds.
+# Control characters, which a terminal acts on, and half characters, which no file holds.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _STAGES = ("pretrain", "fine_tune_lm", "fit_classifier")
 
@@ -142,7 +141,6 @@ _MODEL = {
     "language_model": _TABLE_OR_NONE._replace(required=True),
     "classifier": _TABLE_OR_NONE._replace(required=True),
 }
-MODEL_SETTINGS = frozenset(_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -161,29 +159,13 @@ class ModelDescription:
     """
 
     single_file: bool
-    labels: list[str | int]
+    labels: list[Label]
     settings: dict[str, Any]
     language_model: AWDLSTMConfig | None
     language_model_dtype: torch.dtype
     encoder: AWDLSTMConfig | None
     classifier_dtype: torch.dtype
     head: dict[str, Any]
-
-
-class Place(NamedTuple):
-    """What is looked at, for errors of one form.
-
-    Attributes:
-        name: a file, or what it would be written from.
-        mend: what to do about it.
-    """
-
-    name: object
-    mend: str = "save the model again"
-
-    def error(self, fault: str) -> ValueError:
-        """Return an error that says where, what and the mend."""
-        return ValueError(f"{self.name}: {fault}; {self.mend}")
 
 
 def describe(place: Place, config: Mapping[str, Any]) -> ModelDescription:
@@ -273,10 +255,21 @@ def check_settings(place: Place, settings: Mapping[str, Any]) -> None:
     """
     _check(place, "settings.", settings, _SETTINGS)
     _check_dropouts(place, "settings.", settings)
-    preset = settings.get("preset")
-    if preset is None:
-        return
-    name = "settings.preset"
+    if settings.get("preset") is not None:
+        check_preset(place, "settings.preset", settings["preset"])
+
+
+def check_preset(place: Place, name: str, preset: Mapping[str, Any]) -> None:
+    """Check the values of a preset as JSON holds them.
+
+    Args:
+        place: what holds it, for the error.
+        name: of the preset there.
+        preset: its name, and the values of the model and its stages.
+
+    Raises:
+        ValueError: if a value is not what it has to be.
+    """
     _refuse_unknown(place, name, preset, _PRESET)
     _check(place, f"{name}.", preset, _PRESET)
     _refuse_unknown(place, f"{name}.model", preset["model"], _RECIPE)
@@ -299,7 +292,7 @@ def _check_dropouts(place: Place, prefix: str, settings: Mapping[str, Any]) -> N
 
 
 def check_labels(place: Place, labels: Iterable[object]) -> None:
-    """Refuse labels that are no labels, cannot be told apart, or cannot be shown.
+    """Refuse labels that are no labels, cannot be distinguished, or cannot be shown.
 
     >>> check_labels(Place("the classes"), ["good", "bad"])
 
@@ -331,9 +324,3 @@ def check_labels(place: Place, labels: Iterable[object]) -> None:
                     f"labels[{position}] is {shown(label)} beside labels[{first}], which is equal "
                     "or written alike, expected each label once"
                 )
-
-
-def as_read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a description as it is when it has been written and read."""
-    found: dict[str, Any] = json.loads(json.dumps(config))
-    return found

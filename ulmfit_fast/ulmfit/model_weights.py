@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
+from ulmfit_fast.nn.weights import Place, check_finite
 from ulmfit_fast.system.files import name_in_utf8
-from ulmfit_fast.ulmfit.model_schema import ModelDescription, Place, shown
+from ulmfit_fast.ulmfit.model_schema import ModelDescription, shown
 
-__all__ = ["SINGLE_FILE", "check_finite", "check_model", "check_room", "read_weights", "tensors_of"]
+__all__ = ["SINGLE_FILE", "check_model", "check_room", "read_weights", "tensors_of"]
 
 SINGLE_FILE = "model.safetensors"
 _OUTPUT = "head.6.weight"
@@ -248,29 +248,6 @@ def _filled(
 ) -> LanguageModel | TextClassifier:
     model.load_state_dict(tensors, assign=True)
     return model.eval()
-
-
-def check_finite(place: Place, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinities, and statistics of BatchNorm that cannot be; one pass each.
-
-    Args:
-        place: what holds the tensors, for the error.
-        tensors: by name, of floating dtypes or int64.
-
-    Raises:
-        ValueError: naming the tensor, the value and where it stands.
-    """
-    for name, tensor in tensors.items():
-        if tensor.numel() == 0:
-            continue
-        low, high = (float(value) for value in torch.aminmax(tensor.detach()))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            first = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
-            raise place.error(
-                f"{name}{list(first)} is {float(tensor[first])}, expected finite numbers"
-            )
-        if low < 0 and name.endswith(("running_var", "num_batches_tracked")):
-            raise place.error(f"{name} has {low:g}, expected no number below 0")
 
 
 def check_model(name: str, model: LanguageModel | TextClassifier, num_labels: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,37 +12,22 @@ import torch
 
 from ulmfit_fast.data.tokens.vocab import SPECIALS, check_vocabulary_limits
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
+from ulmfit_fast.nn.vocabulary import drawn_anew
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.presets import Preset, named
-from ulmfit_fast.training.stages import TrainingSettings
-from ulmfit_fast.ulmfit.checks import training_settings
-from ulmfit_fast.ulmfit.model_schema import Place, as_read, check_settings
+from ulmfit_fast.system.scoped import ignoring
+from ulmfit_fast.training.settings import TrainingSettings
+from ulmfit_fast.ulmfit.model_schema import check_preset, check_settings
 
 __all__ = [
-    "check_model_settings",
-    "classifier_config",
-    "language_model_config",
-    "model_settings",
-    "preset_values",
-    "stage_settings",
+    "ModelSettings",
+    "checked_device",
+    "checked_seed",
+    "training_settings",
     "with_dropout",
 ]
 
 _DROPOUTS = ("input_p", "hidden_p", "embed_p", "weight_p", "gate_p", "output_p")
-
-_SIZES = ("emb_size", "hidden_size", "num_layers")
-
-_MODEL: dict[str, Any] = {
-    "emb_size": 400,
-    "hidden_size": 1152,
-    "num_layers": 3,
-    "tokenizer": "word",
-    "max_vocab": 60_000,
-    "min_freq": 3,
-    "drop_mult": 1.0,
-    "lm_dropout": {},
-    "classifier_dropout": {},
-    "backwards": False,
-}
 _OF_STAGES = ("lr_decay", "reset_optimizer", "chain_thaw", "schedule_per")
 _PER_STAGE = ("cut_frac", "pct_start")
 _STAGES: dict[str, dict[str, Any]] = {
@@ -57,141 +42,242 @@ _STAGES: dict[str, dict[str, Any]] = {
         "beta": 0.0,
     },
 }
+_UNFIT = Place("the model", "pass another value")
 
 
-def preset_values(preset: Preset | str | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return a preset as plain values that JSON holds.
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a `ULMFiT` is made with: the "settings" of its config.json, in the order there.
 
-    Args:
-        preset: a `Preset`, the name of one, the values of one from a model directory, or None.
+    Values are those that JSON holds: lists in place of tuples, and Python's own numbers. Of the
+    preset all values are kept, also those that the caller has others for.
 
-    Raises:
-        TypeError: if it is something else.
-        ValueError: if there is none of this name.
-    """
-    if preset is None:
-        return None
-    if isinstance(preset, str):
-        preset = named(preset)
-    elif isinstance(preset, Mapping):
-        preset = Preset(**preset)
-    elif not isinstance(preset, Preset):
-        raise TypeError(
-            f"preset is {preset!r:.60} ({type(preset).__name__}), expected a Preset or its name"
-        )
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(preset)))
-    return values
+    Example:
+        >>> settings = ModelSettings.of("paper", emb_size=100)
+        >>> settings.emb_size, settings.hidden_size, settings.preset.name
+        (100, 1150, 'paper')
 
-
-def model_settings(preset: Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
-    """Return the settings of a model; of `lm_dropout` and its like each entry counts by itself.
-
-    Args:
-        preset: what `preset_values` returned.
-        given: the caller's values, None where the caller says nothing.
-    """
-    settings = {**_MODEL, **(preset or {}).get("model", {})}
-    for name, value in given.items():
-        if value is None:
-            continue
-        if isinstance(_MODEL[name], dict):
-            settings[name] = {**settings[name], **{k: _plain(v) for k, v in value.items()}}
-        else:
-            settings[name] = _plain(value)
-    return {name: dict(v) if isinstance(v, dict) else v for name, v in settings.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Return a number of NumPy as the one of Python that JSON holds."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def check_model_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse values that no model can have, or that could not be read again once it is saved.
+    Attributes:
+        preset: the recipe that the model and its stages follow where the caller says nothing.
+        emb_size: E.
+        hidden_size: H.
+        num_layers: LSTM layers.
+        tokenizer: kind of the tokenizer.
+        max_vocab: largest vocabulary, the nine specials among it.
+        min_freq: how often a word must occur to be in the vocabulary.
+        drop_mult: factor on every dropout probability.
+        lm_dropout: dropout values of the language model that differ from the defaults, by name.
+        classifier_dropout: the same for the classifier.
+        backwards: whether texts are read from their end.
 
     Raises:
         TypeError: if a size is no whole number, or `backwards` no truth value.
-        ValueError: if a name, a choice, a size, a probability or a limit does not fit.
+        ValueError: if a name, a choice, a size, a probability or a limit does not fit, or could
+            not be read again once it is saved.
     """
-    if settings["tokenizer"] not in ("word", "subword", "spacy", "huggingface"):
-        raise ValueError(
-            f'tokenizer is {settings["tokenizer"]!r}, expected "word", "subword", "spacy" or a '
-            "Tokenizer"
-        )
-    for name in ("max_vocab", "min_freq"):
-        if isinstance(settings[name], bool) or not isinstance(settings[name], int):
-            raise TypeError(f"{name} is {settings[name]!r:.60}, expected a whole number")
-    check_vocabulary_limits(settings["max_vocab"], settings["min_freq"], name="max_vocab")
-    if not isinstance(settings["backwards"], bool):
-        raise TypeError(f"backwards is {settings['backwards']!r}, expected True or False")
-    for argument in ("lm_dropout", "classifier_dropout"):
-        unknown = sorted(set(settings[argument]) - set(_DROPOUTS))
-        if unknown:
+
+    preset: Preset | None = None
+    emb_size: int = 400
+    hidden_size: int = 1152
+    num_layers: int = 3
+    tokenizer: str = "word"
+    max_vocab: int = 60_000
+    min_freq: int = 3
+    drop_mult: float = 1.0
+    lm_dropout: Mapping[str, Any] = field(default_factory=dict)
+    classifier_dropout: Mapping[str, Any] = field(default_factory=dict)
+    backwards: bool = False
+
+    def __post_init__(self) -> None:
+        for own in dataclasses.fields(self):
+            # A frozen dataclass is assigned through object while it is being made.
+            object.__setattr__(self, own.name, _plain(getattr(self, own.name)))
+        if self.tokenizer not in ("word", "subword", "spacy", "huggingface"):
             raise ValueError(
-                f"{argument} has {unknown[0]!r}, expected names of {', '.join(_DROPOUTS)}"
+                f'tokenizer is {self.tokenizer!r}, expected "word", "subword", "spacy" or a '
+                "Tokenizer"
             )
-    for config in (language_model_config, classifier_config):
-        config(settings, settings["drop_mult"])
-    check_settings(Place("the model", "pass another value"), as_read(settings))
+        for name in ("max_vocab", "min_freq"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r:.60}, expected a whole number")
+        check_vocabulary_limits(self.max_vocab, self.min_freq, name="max_vocab")
+        if not isinstance(self.backwards, bool):
+            raise TypeError(f"backwards is {self.backwards!r}, expected True or False")
+        for name in ("lm_dropout", "classifier_dropout"):
+            unknown = sorted(set(getattr(self, name)) - set(_DROPOUTS))
+            if unknown:
+                raise ValueError(
+                    f"{name} has {unknown[0]!r}, expected names of {', '.join(_DROPOUTS)}"
+                )
+        for config in (self.language_model_config, self.classifier_config):
+            config(self.drop_mult)
+        check_settings(_UNFIT, self.to_dict())
 
+    @classmethod
+    def of(cls, preset: Preset | str | None = None, **given: Any) -> ModelSettings:
+        """Return settings with what the caller gives, what a preset says, and defaults.
 
-def stage_settings(
-    settings: Mapping[str, Any], stage: str, **given: Any
-) -> tuple[TrainingSettings, float]:
-    """Return how a stage trains, and its factor on every dropout.
+        Args:
+            preset: a `Preset`, the name of one, or None.
+            given: fields by name, None where the caller says nothing; of `lm_dropout` and its like
+                each entry counts by itself.
 
-    A caller who asks for no unfreezing plan also gets rid of what the preset says of its stages.
+        Raises:
+            TypeError: if the preset is something else, and as for the class.
+            ValueError: if there is no preset of this name, and as for the class.
+        """
+        recipe = named(preset) if isinstance(preset, str) else preset
+        values: dict[str, Any] = {}
+        if isinstance(recipe, Preset):
+            plain = _plain(vars(recipe))
+            check_preset(_UNFIT, "settings.preset", plain)
+            values |= plain["model"]
+        elif recipe is not None:
+            raise TypeError(
+                f"preset is {preset!r:.60} ({type(preset).__name__}), expected a Preset or its name"
+            )
+        for name, value in given.items():
+            if isinstance(value, Mapping):
+                values[name] = {**values.get(name, {}), **value}
+            elif value is not None:
+                values[name] = value
+        return cls(recipe, **values)
 
-    Args:
-        settings: those of the model, its `preset` among them.
-        stage: "pretrain", "fine_tune_lm" or "fit_classifier".
-        given: the caller's values; epochs, lr, gradual_unfreezing and drop_mult may be None where
-            the caller says nothing.
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSettings:
+        """Return what `to_dict` was called on.
 
-    Raises:
-        ValueError: if a name is unknown or a value does not fit.
-    """
-    silent = ("epochs", "lr", "gradual_unfreezing", "drop_mult")
-    said = {name: v for name, v in given.items() if v is not None or name not in silent}
-    recipe = dict((settings["preset"] or {}).get(stage, {}))
-    if said.get("gradual_unfreezing") in (0, (), []):
-        # Without an unfreezing plan there is nothing for these to apply to.
-        recipe = {
-            name: value
-            for name, value in recipe.items()
-            if name not in _OF_STAGES and not (name in _PER_STAGE and isinstance(value, list))
+        Args:
+            values: from a config.json, each of its kind and range; a name that is left out has the
+                preset's value, or the default.
+
+        Raises:
+            ValueError: if a name is no field, or values do not fit each other.
+        """
+        unknown = sorted(set(values).difference(own.name for own in dataclasses.fields(cls)))
+        if unknown:
+            raise ValueError(f"settings has the unknown field {unknown[0]!r:.60}")
+        recipe = values.get("preset")
+        preset = None if recipe is None else Preset(**recipe)
+        return cls.of(**{**values, "preset": preset})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values that JSON holds, as a config.json has them."""
+        return dataclasses.asdict(self)
+
+    def language_model_config(
+        self, drop_mult: float, vocab_size: int = len(SPECIALS)
+    ) -> AWDLSTMConfig:
+        """Return the language model's configuration.
+
+        Args:
+            drop_mult: factor on every dropout.
+            vocab_size: V; as long as it is not known, any size serves to check the rest.
+
+        Raises:
+            TypeError: if a size is no whole number.
+            ValueError: if a size or a probability does not fit.
+        """
+        config = AWDLSTMConfig.language_model(vocab_size, **self._sizes, **self.lm_dropout)
+        return config.scaled(drop_mult)
+
+    def classifier_config(self, drop_mult: float, vocab_size: int = len(SPECIALS)) -> AWDLSTMConfig:
+        """Return the configuration of the classifier's encoder.
+
+        Args:
+            drop_mult: factor on every dropout.
+            vocab_size: V; as long as it is not known, any size serves to check the rest.
+
+        Raises:
+            TypeError: if a size is no whole number.
+            ValueError: if a size or a probability does not fit.
+        """
+        config = AWDLSTMConfig.classifier(vocab_size, **self._sizes, **self.classifier_dropout)
+        return config.scaled(drop_mult)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "emb_size": self.emb_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
         }
-    values = {**_STAGES[stage], **recipe, **said}
-    drop_mult = values.pop("drop_mult", settings["drop_mult"])
-    return training_settings(**values), drop_mult
+
+    def stage(self, name: str, **given: Any) -> tuple[TrainingSettings, float]:
+        """Return how a stage trains, and its factor on every dropout.
+
+        A caller who asks for no unfreezing plan also gets rid of what the preset says of its
+        stages.
+
+        Args:
+            name: "pretrain", "fine_tune_lm" or "fit_classifier".
+            given: the caller's values; epochs, lr, gradual_unfreezing and drop_mult may be None
+                where the caller says nothing.
+
+        Raises:
+            ValueError: if a name is unknown or a value does not fit.
+        """
+        silent = ("epochs", "lr", "gradual_unfreezing", "drop_mult")
+        said = {key: v for key, v in given.items() if v is not None or key not in silent}
+        recipe: dict[str, Any] = {} if self.preset is None else getattr(self.preset, name)
+        if said.get("gradual_unfreezing") in (0, (), []):
+            # Without an unfreezing plan there is nothing for these to apply to.
+            recipe = {
+                key: value
+                for key, value in recipe.items()
+                if key not in _OF_STAGES and not (key in _PER_STAGE and isinstance(value, list))
+            }
+        values = {**_STAGES[name], **recipe, **said}
+        drop_mult = values.pop("drop_mult", self.drop_mult)
+        return training_settings(**values), drop_mult
 
 
-def language_model_config(
-    settings: Mapping[str, Any], drop_mult: float, vocab_size: int = len(SPECIALS)
-) -> AWDLSTMConfig:
-    """Return the language model's configuration.
-
-    Args:
-        settings: those of the model.
-        drop_mult: factor on every dropout.
-        vocab_size: V; as long as it is not known, any size serves to check the rest.
-
-    Raises:
-        TypeError: if a size is no whole number.
-        ValueError: if a size or a probability does not fit.
-    """
-    sizes = {name: settings[name] for name in _SIZES}
-    config = AWDLSTMConfig.language_model(vocab_size, **sizes, **settings["lm_dropout"])
-    return config.scaled(drop_mult)
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back, with lists and dicts of its own."""
+    if isinstance(value, Preset):
+        return Preset(**_plain(vars(value)))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def classifier_config(
-    settings: Mapping[str, Any], drop_mult: float, vocab_size: int = len(SPECIALS)
-) -> AWDLSTMConfig:
-    """Return the configuration of the classifier's encoder; see `language_model_config`."""
-    sizes = {name: settings[name] for name in _SIZES}
-    config = AWDLSTMConfig.classifier(vocab_size, **sizes, **settings["classifier_dropout"])
-    return config.scaled(drop_mult)
+def training_settings(**values: Any) -> TrainingSettings:
+    """Return the default settings with these changed; an unknown name is a ValueError."""
+    try:
+        return dataclasses.replace(TrainingSettings(), **values)
+    except TypeError as error:
+        known = ", ".join(TrainingSettings.__dataclass_fields__)
+        raise ValueError(f"{error}; the settings are {known}") from error
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed that PyTorch and NumPy both take, or raise a ValueError."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}, expected a whole number from 0 to 2**63 - 1")
+    return int(seed)
+
+
+def checked_device(device: str | torch.device | int | None) -> str:
+    """Return a device that can hold numbers, CUDA where there is any if None is given."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # A number is read back: of the device meta there is none. Some names come with a warning.
+        with ignoring(UserWarning):
+            made = torch.ones((), dtype=torch.float32, device=device)
+            made.item()
+    except Exception as error:
+        # PyTorch has a class of error for each kind of device, and pages of text for some.
+        count = torch.cuda.device_count()
+        reason = f" ({str(error).splitlines()[0]:.80})" if count else ""
+        raise ValueError(
+            f"device is {device!r:.60}, expected cpu, or cuda where there is a GPU; PyTorch finds "
+            f"{count} of them here{reason}"
+        ) from None
+    return device if isinstance(device, str) else str(made.device)
 
 
 def with_dropout(model: LanguageModel, values: AWDLSTMConfig) -> LanguageModel:
@@ -199,8 +285,4 @@ def with_dropout(model: LanguageModel, values: AWDLSTMConfig) -> LanguageModel:
     config = dataclasses.replace(model.config, **{n: getattr(values, n) for n in _DROPOUTS})
     if config == model.config:
         return model
-    weight = model.decoder.weight
-    result = LanguageModel(config, device="cpu", dtype=torch.float32)
-    result.to(weight.device, weight.dtype)
-    result.load_state_dict(model.state_dict())
-    return result
+    return drawn_anew(config, model.state_dict())

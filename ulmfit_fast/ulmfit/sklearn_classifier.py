@@ -22,11 +22,11 @@ except ModuleNotFoundError as error:
 from ulmfit_fast.data.columns import check_ordered, shown
 from ulmfit_fast.data.tables import column_values, is_table
 from ulmfit_fast.data.tokens.texts import CheckedTexts
+from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.presets import Preset
-from ulmfit_fast.ulmfit.checks import require_labels
 from ulmfit_fast.ulmfit.estimator import ULMFiT
-from ulmfit_fast.ulmfit.labelled import ClassWeight, text_weights
-from ulmfit_fast.ulmfit.model_schema import Place, check_labels
+from ulmfit_fast.ulmfit.labelled import ClassWeight, require_labels, text_weights
+from ulmfit_fast.ulmfit.model_schema import check_labels
 
 __all__ = ["ULMFiTClassifier"]
 

@@ -1,16 +1,18 @@
-"""What can be done with a trained model: predict, explain, write text, save and load."""
+"""What can be done with a trained model: predict, explain, write text and save."""
 
 from __future__ import annotations
 
 import copy
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ulmfit_fast.data.batches import ClassifierBatches
+from ulmfit_fast.data.columns import Label
 from ulmfit_fast.data.reading.corpus import read_texts
 from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.store.store import TokenStore
@@ -20,15 +22,13 @@ from ulmfit_fast.serving.generation import generate
 from ulmfit_fast.serving.int8 import is_quantized
 from ulmfit_fast.serving.predictor import Predictor
 from ulmfit_fast.serving.saliency import Explanation, Method, explain
-from ulmfit_fast.system.directories import local_directory
 from ulmfit_fast.training import stages
 from ulmfit_fast.training.evaluation import predict_logits
 from ulmfit_fast.training.state import History
-from ulmfit_fast.ulmfit.checks import Label, checked_device
-from ulmfit_fast.ulmfit.model_files import ModelParts, load_model, save_model
-from ulmfit_fast.ulmfit.model_schema import MODEL_SETTINGS
+from ulmfit_fast.ulmfit.model_files import ModelParts, save_model
+from ulmfit_fast.ulmfit.settings import ModelSettings
 
-__all__ = ["Path", "TextModel", "Texts", "corpus_of"]
+__all__ = ["Path", "TextModel", "Texts", "Trained", "corpus_of"]
 
 Path = str | os.PathLike[str]
 Texts = Iterable[str] | Path | Sequence[Path] | TokenStore
@@ -45,13 +45,32 @@ def corpus_of(
     return list(read_texts(texts, text_column=text_column, on_error=on_error))
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a stage leaves behind: a tokenizer, and models over its vocabulary.
+
+    Attributes:
+        tokenizer: text to token ids.
+        language_model: the language model, or None.
+        classifier: the classifier, or None.
+        labels: the classifier's classes, in the order of its logits.
+    """
+
+    tokenizer: Tokenizer
+    language_model: LanguageModel | None
+    classifier: TextClassifier | None = None
+    labels: list[Label] = field(default_factory=list)
+
+
 class TextModel(Predictor):
     """A tokenizer, a language model and a classifier, as far as there are any of them yet.
 
     `ULMFiT` makes and trains them.
 
     Attributes:
-        settings: what the model was made with, plain values.
+        settings: what the model was made with.
+        device: where the models are.
+        seed: fixes what a stage draws.
         tokenizer: text to token ids, or None.
         language_model: the language model, or None.
         classifier: the classifier, or None.
@@ -59,19 +78,25 @@ class TextModel(Predictor):
         histories: of each stage trained here, its losses and learning rates.
     """
 
-    settings: dict[str, Any]
-    device: str
-    seed: int
-    tokenizer: Tokenizer | None
-    language_model: LanguageModel | None
-    classifier: TextClassifier | None
-    labels: list[Label]
-    histories: dict[str, History]
+    def __init__(self, settings: ModelSettings, *, device: str, seed: int) -> None:
+        self.settings = settings
+        self.device = device
+        self.seed = seed
+        self.tokenizer: Tokenizer | None = None
+        self.language_model: LanguageModel | None = None
+        self.classifier: TextClassifier | None = None
+        self.labels: list[Label] = []
+        self.histories: dict[str, History] = {}
 
     @property
     def backwards(self) -> bool:
         """Whether texts are read from their end."""
-        return bool(self.settings["backwards"])
+        return self.settings.backwards
+
+    def _adopt(self, trained: Trained) -> None:
+        self.tokenizer, self.language_model = trained.tokenizer, trained.language_model
+        self.classifier, self.labels = trained.classifier, trained.labels
+        self.settings = replace(self.settings, tokenizer=trained.tokenizer.kind)
 
     def _encoded(
         self, tokenizer: Tokenizer, corpus: Iterable[str] | TokenStore
@@ -205,66 +230,8 @@ class TextModel(Predictor):
             self.language_model,
             self.classifier,
             list(self.labels),
-            {**self.settings, "seed": self.seed},
+            {**self.settings.to_dict(), "seed": self.seed},
         )
-
-    @classmethod
-    def load(
-        cls: type[Own], directory: Path, *, device: str | None = None, progress: bool = True
-    ) -> Own:
-        """Read a model directory.
-
-        Args:
-            directory: as `save` or `save_pretrained` wrote it.
-            device: as for the class.
-            progress: as for the class.
-
-        Raises:
-            FileNotFoundError: if the directory or a file of it is missing.
-            ValueError: if it is of a newer version, or damaged.
-        """
-        device = checked_device(device)
-        parts = load_model(directory)
-        # A name of another argument, such as checkpoint_dir, would be taken for one of ours.
-        unknown = sorted(set(parts.settings) - MODEL_SETTINGS)
-        try:
-            if unknown:
-                raise ValueError(f"settings has the unknown field {unknown[0]!r:.60}")
-            model = cls(**{**parts.settings, "device": device, "progress": progress})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{directory} is damaged: {error}; save the model again") from error
-        model.tokenizer, model.labels = parts.tokenizer, list(parts.labels)
-        if parts.language_model is not None:
-            model.language_model = parts.language_model.to(model.device)
-        if parts.classifier is not None:
-            model.classifier = parts.classifier.to(model.device)
-        return model
-
-    @classmethod
-    def from_pretrained(
-        cls: type[Own],
-        name: Path,
-        *,
-        revision: str | None = None,
-        device: str | None = None,
-        progress: bool = True,
-    ) -> Own:
-        """Read a model directory, or fetch one from the Hugging Face Hub.
-
-        Args:
-            name: a directory; or, where there is none, a repository such as "user/model", for
-                which `huggingface_hub` has to be installed.
-            revision: branch, tag or commit of the repository.
-            device: as for the class.
-            progress: as for the class.
-
-        Raises:
-            FileNotFoundError: if there is no such directory, or a file of it is missing.
-            ImportError: if `huggingface_hub` is needed and not installed.
-            ValueError: if it is of a newer version, or damaged.
-        """
-        directory = local_directory(name, revision=revision)
-        return cls.load(directory, device=device, progress=progress)
 
     def copy(self: Own, **changes: Any) -> Own:
         """Return an independent copy, with attributes such as `seed` changed.
