@@ -20,7 +20,7 @@ import ulmfit_fast as uf
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.system.directories import is_run_file
-from ulmfit_fast.training import lm_stage
+from ulmfit_fast.training import stages
 
 SMALL = "--epochs 1 --batch-size 8".split()
 SIZES = "--emb-size 8 --hidden-size 10 --num-layers 2 --min-freq 1 --bptt 10".split()
@@ -281,7 +281,7 @@ def test_failing_disk_leaves_no_half_of_the_predictions(folder: Path, monkeypatc
 def test_interruption_exits_with_130_and_keeps_the_last_epoch(
     folder: Path, monkeypatch, epoch: int
 ) -> None:
-    train, calls = lm_stage.train_language_model_epoch, []
+    train, calls = stages.train_language_model_epoch, []
 
     def interrupt(*args: object, **options: object):
         calls.append(1)
@@ -289,7 +289,7 @@ def test_interruption_exits_with_130_and_keeps_the_last_epoch(
             raise KeyboardInterrupt
         return train(*args, **options)
 
-    monkeypatch.setattr(lm_stage, "train_language_model_epoch", interrupt)
+    monkeypatch.setattr(stages, "train_language_model_epoch", interrupt)
     names, out = set(os.listdir(folder)), folder / "new"
     text = ("--text", folder / "texts.txt", "--out", out)
     result = run("pretrain", *text, *SIZES, "--epochs", 3, "--batch-size", 8)

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import Tokenizer, TokenStore, read_labelled, read_texts
 from ulmfit_fast.data.reading.published import LAYOUTS, read_ag_news, read_imdb, read_wikitext
-from ulmfit_fast.training.lm_stage import training_stream
 from ulmfit_fast.training.settings import TrainingSettings
+from ulmfit_fast.training.stages import training_stream
 
 GOOD = ["first text", "second text"]
 

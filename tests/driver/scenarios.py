@@ -19,7 +19,7 @@ from ulmfit_fast import backend  # noqa: E402
 from ulmfit_fast.functional import dropout  # noqa: E402
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel  # noqa: E402
 from ulmfit_fast.optim import NTASGD  # noqa: E402
-from ulmfit_fast.training import captured_step  # noqa: E402
+from ulmfit_fast.training import lm_step  # noqa: E402
 from ulmfit_fast.training.lm_step import LanguageModelStep  # noqa: E402
 from ulmfit_fast.training.readings import LossReadings  # noqa: E402
 
@@ -87,7 +87,7 @@ def inference(model, tokens):
 
 
 def capture(body):
-    captured_step.record(body, torch.device(DEVICE))
+    lm_step.record(body, torch.device(DEVICE))
 
 
 def fail():

@@ -16,8 +16,8 @@ from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.runs import Run
 from ulmfit_fast.training.lm_step import LanguageModelStep
 from ulmfit_fast.training.precision import Precision
-from ulmfit_fast.training.run_stage import StageRun
 from ulmfit_fast.training.stages import (
+    StageRun,
     TrainingSettings,
     build_classifier,
     fit_classifier,

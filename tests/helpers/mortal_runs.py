@@ -9,8 +9,12 @@ from small_models import documents, make
 
 from ulmfit_fast.data import Tokenizer
 from ulmfit_fast.runs import Run
-from ulmfit_fast.training.run_stage import StageRun
-from ulmfit_fast.training.stages import TrainingSettings, fit_classifier, train_language_model
+from ulmfit_fast.training.stages import (
+    StageRun,
+    TrainingSettings,
+    fit_classifier,
+    train_language_model,
+)
 
 TOKENIZER = Tokenizer.train(["a fine film"] * 3, min_freq=1)
 BASE = TrainingSettings(batch_size=3, bptt=5, lr=0.02, epochs=4)

@@ -24,8 +24,8 @@ from ulmfit_fast.system.distributed import launched, world
 from ulmfit_fast.training.classifier_step import classifier_step, shared_classifier
 from ulmfit_fast.training.evaluation import recalibrate_batch_norm
 from ulmfit_fast.training.lm_step import LanguageModelStep
-from ulmfit_fast.training.run_stage import StageRun
 from ulmfit_fast.training.stages import (
+    StageRun,
     TrainingSettings,
     build_classifier,
     fit_classifier,

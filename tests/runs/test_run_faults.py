@@ -14,8 +14,7 @@ from small_models import documents, make
 
 from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.state_file import read_state
-from ulmfit_fast.training.run_stage import StageRun
-from ulmfit_fast.training.stages import fit_classifier, train_language_model
+from ulmfit_fast.training.stages import StageRun, fit_classifier, train_language_model
 
 
 @pytest.mark.parametrize(

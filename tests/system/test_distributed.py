@@ -28,8 +28,7 @@ from ulmfit_fast.data import LMBatches
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.runs import Run
 from ulmfit_fast.system import distributed
-from ulmfit_fast.training.run_stage import StageRun
-from ulmfit_fast.training.stages import train_language_model
+from ulmfit_fast.training.stages import StageRun, train_language_model
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW
 from ulmfit_fast import SlantedTriangularLR
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, LMLoss, language_model_loss
 from ulmfit_fast.optim import OneCycleLR
-from ulmfit_fast.training import captured_step
+from ulmfit_fast.training import lm_step
 from ulmfit_fast.training.lm_step import LanguageModelStep
 from ulmfit_fast.training.readings import LossReadings
 
@@ -182,7 +182,7 @@ def replays(monkeypatch):
 
         return replay
 
-    monkeypatch.setattr(captured_step, "record", record)
+    monkeypatch.setattr(lm_step, "record", record)
     return calls, trained
 
 
@@ -241,7 +241,7 @@ def test_a_graph_is_gone_with_its_step(monkeypatch):
         result = body()
         return lambda: result
 
-    monkeypatch.setattr(captured_step, "record", record)
+    monkeypatch.setattr(lm_step, "record", record)
     model = make_model()
     step = LanguageModelStep(model, Adam(model.parameters(), lr=0.1, fused=True))
     step.capture, step.waits = True, False

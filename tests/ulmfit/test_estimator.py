@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ulmfit_fast import ULMFiT
-from ulmfit_fast.training import lm_stage, stages
+from ulmfit_fast.training import stages
 from ulmfit_fast.training.evaluation import predict_logits
 from ulmfit_fast.training.state import EpochResult
 
@@ -275,8 +275,8 @@ def test_interruption_leaves_the_last_finished_epoch(
     fitted: ULMFiT, tmp_path: Path, monkeypatch, stage: str
 ) -> None:
     part = "classifier" if stage == "fit_classifier" else "language_model"
-    room, name = (stages if part == "classifier" else lm_stage), f"train_{part}_epoch"
-    train, finished = getattr(room, name), []
+    name = f"train_{part}_epoch"
+    train, finished = getattr(stages, name), []
 
     def epoch(model, *args, **options):
         if finished:
@@ -287,7 +287,7 @@ def test_interruption_leaves_the_last_finished_epoch(
         finished.append([])
         return result
 
-    monkeypatch.setattr(room, name, epoch)
+    monkeypatch.setattr(stages, name, epoch)
     interrupted = fitted.copy(checkpoint_dir=tmp_path / "model")
     labels = [LABELS] if stage == "fit_classifier" else []
     with pytest.raises(KeyboardInterrupt):

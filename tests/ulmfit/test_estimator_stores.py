@@ -33,7 +33,7 @@ def test_a_store_stays_on_disk(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("the whole corpus was read into memory")
 
-    monkeypatch.setattr("ulmfit_fast.training.lm_stage.concatenate_documents", refuse)
+    monkeypatch.setattr("ulmfit_fast.training.stages.concatenate_documents", refuse)
     model = uf.ULMFiT(**SIZES).pretrain(store, **STAGE, valid_share=0.1)
     model.fine_tune_lm(store_of(tmp_path / "other", [*TEXTS[:30], "a new word"]), **STAGE)
     assert "new" in model.tokenizer.vocab.words

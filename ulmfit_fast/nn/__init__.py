@@ -7,8 +7,8 @@ from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.convert import convert_lstm, restore_lstm
 from ulmfit_fast.nn.dropout import EmbeddingDropout, LockedDropout
 from ulmfit_fast.nn.heads import TextClassifier
-from ulmfit_fast.nn.language_model import LanguageModel, LMOutput
-from ulmfit_fast.nn.loss import LMLoss, language_model_loss
+from ulmfit_fast.nn.language_model import LanguageModel
+from ulmfit_fast.nn.loss import LMLoss, LMOutput, language_model_loss
 from ulmfit_fast.nn.lstm import LSTM
 from ulmfit_fast.nn.state import State, detach_state, resize_state
 from ulmfit_fast.system.lazy import lazy_attributes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +13,10 @@ from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn.awd_lstm import AWDLSTM, EMBEDDING_BOUND
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout
-from ulmfit_fast.nn.loss import LMLoss, check_loss_arguments, language_model_loss
+from ulmfit_fast.nn.loss import LMLoss, LMOutput, check_loss_arguments, language_model_loss
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.nn.walked import OnlyTraced
 from ulmfit_fast.system.seeds import draw_seed
-
-
-class LMOutput(NamedTuple):
-    """What a language model returns.
-
-    Attributes:
-        logits: (T, B, V), scores of the next token.
-        raw: (T, B, E), the encoder's output.
-        dropped: (T, B, E), the encoder's output after output dropout, the decoder's input.
-        state: per layer (h, c), each (1, B, H_l); detach it before the next batch.
-    """
-
-    logits: Tensor
-    raw: Tensor
-    dropped: Tensor
-    state: State
 
 
 class LanguageModel(OnlyTraced):

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ulmfit_fast.nn.language_model import LMOutput
+from ulmfit_fast.nn.state import State
+
+
+class LMOutput(NamedTuple):
+    """What a language model returns.
+
+    Attributes:
+        logits: (T, B, V), scores of the next token.
+        raw: (T, B, E), the encoder's output.
+        dropped: (T, B, E), the encoder's output after output dropout, the decoder's input.
+        state: per layer (h, c), each (1, B, H_l); detach it before the next batch.
+    """
+
+    logits: Tensor
+    raw: Tensor
+    dropped: Tensor
+    state: State
 
 
 class LMLoss(NamedTuple):

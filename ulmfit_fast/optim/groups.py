@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ulmfit_fast.checks import NumberError, number
 
-__all__ = ["discriminative_groups", "layer_rates", "without_decay"]
+__all__ = ["discriminative_groups", "layer_rates", "trainable", "without_decay"]
 
 # A layer: a module, a parameter, or a list of them, nested or with "params" as an optimizer has it.
 Group = nn.Module | Tensor | Iterable[Any]
@@ -181,3 +181,8 @@ def layer_rates(optimizer: Optimizer) -> list[float]:
         optimizer: of groups as from `discriminative_groups` or `without_decay`, or any others.
     """
     return [float(g["lr"]) for g in optimizer.param_groups if not g.get("twin", False)]
+
+
+def trainable(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters of an optimizer that require a gradient."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]

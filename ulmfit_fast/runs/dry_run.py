@@ -14,7 +14,7 @@ import torch
 
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.run import Run
-from ulmfit_fast.training.snapshot import Training
+from ulmfit_fast.training.state import Training
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.tokens.tokenizer import Tokenizer

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.checkpoints import Checkpoints
-from ulmfit_fast.runs.reports import Reports
+from ulmfit_fast.runs.metrics import Reports
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.state_file import write_state
 from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
 from ulmfit_fast.system.distributed import agree, only_first, world
 from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.locks import held
-from ulmfit_fast.training.snapshot import Training, restore, snapshot
+from ulmfit_fast.training.state import Training, restore, snapshot
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.tokens.tokenizer import Tokenizer

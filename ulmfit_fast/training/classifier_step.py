@@ -13,10 +13,9 @@ from torch.optim import Optimizer
 
 from ulmfit_fast.data.batches import ClassifierBatch
 from ulmfit_fast.nn import TextClassifier
-from ulmfit_fast.optim.groups import layer_rates
+from ulmfit_fast.optim.groups import layer_rates, trainable
 from ulmfit_fast.system import distributed
 from ulmfit_fast.system.seeds import settle_vector_functions
-from ulmfit_fast.training.lm_step import trainable
 from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.precision import autocast as autocasting
 from ulmfit_fast.training.readings import not_finite

@@ -2,35 +2,288 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit_fast.data.batches import ClassifierBatches
+from ulmfit_fast.data.batches import (
+    ClassifierBatches,
+    LMBatches,
+    concatenate_documents,
+    random_lengths,
+)
+from ulmfit_fast.data.store.store import StoredDocuments, TokenStream
+from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
+from ulmfit_fast.nn.state import State
 from ulmfit_fast.nn.vocabulary import with_vocabulary
+from ulmfit_fast.optim import NTASGD
+from ulmfit_fast.runs.run import Run
 from ulmfit_fast.system import distributed
 from ulmfit_fast.training.classifier_step import relative_weights
-from ulmfit_fast.training.cursor import Cursor
-from ulmfit_fast.training.evaluation import recalibrate_batch_norm
-from ulmfit_fast.training.lm_stage import Documents, EpochHook, perplexity, train_language_model
-from ulmfit_fast.training.loop import train_classifier_epoch
+from ulmfit_fast.training.evaluation import evaluate_language_model, recalibrate_batch_norm
+from ulmfit_fast.training.loop import train_classifier_epoch, train_language_model_epoch
 from ulmfit_fast.training.plan import TrainingPlan
 from ulmfit_fast.training.precision import Precision
-from ulmfit_fast.training.run_stage import StageRun, surviving
 from ulmfit_fast.training.settings import TrainingSettings
-from ulmfit_fast.training.snapshot import Training
-from ulmfit_fast.training.state import History
+from ulmfit_fast.training.state import Cursor, History, Training
 
 __all__ = [
+    "StageRun",
     "TrainingSettings",
     "build_classifier",
     "fit_classifier",
     "perplexity",
     "train_language_model",
+    "training_stream",
     "with_vocabulary",
 ]
+
+Documents = Sequence[np.ndarray[Any, np.dtype[np.integer[Any]]]]
+EpochHook = Callable[[int, History], None]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A run, with what it keeps of the stage beside the model.
+
+    Attributes:
+        run: the run.
+        stage: "pretrain", "fine_tune_lm" or "fit_classifier".
+        tokenizer: of the texts.
+    """
+
+    run: Run
+    stage: str
+    tokenizer: Tokenizer
+
+
+def train_language_model(
+    model: LanguageModel,
+    documents: Documents,
+    settings: TrainingSettings,
+    *,
+    valid_documents: Documents | None = None,
+    seed: int = 0,
+    description: str = "language model",
+    progress: bool = True,
+    after_epoch: EpochHook | None = None,
+    run: StageRun | None = None,
+) -> History:
+    """Train a language model on documents in an order drawn anew each epoch.
+
+    Args:
+        model: trained in place.
+        documents: token ids of each document, integers; a `TokenStore` stays on disk.
+        settings: how to train.
+        valid_documents: evaluated after every epoch, in their own order; None takes
+            `settings.valid_share` of the documents, which then are not trained on.
+        seed: of the order of the documents, of those held out, and of random lengths.
+        description: shown beside the progress bar.
+        progress: show the bar.
+        after_epoch: called with the number of finished epochs and the history so far. Once
+            NT-ASGD averages, the model then has the averaged weights.
+        run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
+
+    Returns:
+        The losses and learning rates of every step, and the validation loss of every epoch.
+
+    Raises:
+        ValueError: if the corpus is too small for one batch, there is nothing to evaluate on where
+            the settings need it, or the run to go on with is another one.
+    """
+    device = next(model.parameters()).device
+    precision = Precision.of(settings.precision, device)
+    documents, valid = _held_out(documents, valid_documents, settings, seed)
+    history, cursor = History(), Cursor()
+    batches = training_stream(documents, settings, seed, 0, device)
+    plan = TrainingPlan(model, settings, _epoch_steps(batches, settings, seed))
+    training = Training(model, plan, history, cursor, precision.scaler)
+    shown = False
+    surviving_run = surviving(run, training, settings, documents, seed)
+    with distributed.own_masks(device), plan.unfreezing_groups(), surviving_run as state:
+        for epoch in range(cursor.epoch, settings.epochs):
+            if cursor.epochs_since_best >= settings.patience > 0:
+                break
+            if cursor.batch == 0 and plan.begin_epoch(epoch):
+                history.unfreeze_steps.append(len(history.losses))
+            if epoch > 0:
+                batches = training_stream(documents, settings, seed, epoch, device)
+            train_language_model_epoch(
+                model,
+                batches,
+                plan.optimizer,
+                plan.scheduler,
+                alpha=settings.alpha,
+                beta=settings.beta,
+                clip=settings.clip,
+                label_smoothing=settings.label_smoothing,
+                rescale_to=settings.bptt if settings.random_bptt and settings.rescale_lr else None,
+                precision=precision,
+                capture=settings.capture,
+                history=history,
+                cursor=cursor,
+                state=state,
+                run=None if run is None else run.run,
+                description=f"{description}, epoch {epoch + 1}/{settings.epochs}",
+                progress=progress,
+            )
+            state, loss, best = None, None, False
+            with _averaged(plan):
+                if valid is not None:
+                    loss = evaluate_language_model(
+                        model, valid, autocast=precision.dtype, shared=True
+                    )
+                    history.valid_losses.append(loss)
+                    best = cursor.validated(loss)
+                if best and settings.patience:
+                    training.best_weights = copy.deepcopy(model.state_dict())
+                if after_epoch is not None:
+                    after_epoch(epoch + 1, history)
+            if loss is not None and isinstance(plan.optimizer, NTASGD):
+                if plan.optimizer.evaluated(loss):
+                    history.average_step = len(history.losses)
+            cursor.next_epoch()
+            if run is not None:
+                run.run.epoch_ended(loss, best=best)
+            shown = training.best_weights is None
+        plan.reached_end()
+        if training.best_weights is not None:
+            model.load_state_dict(training.best_weights)
+        # Where the best epoch was not the last one, or all epochs were over before this call.
+        if after_epoch is not None and not shown:
+            after_epoch(cursor.epoch, history)
+    return history
+
+
+def training_stream(
+    documents: Documents, settings: TrainingSettings, seed: int, epoch: int, device: torch.device
+) -> LMBatches:
+    """Return the batches of an epoch, the documents in an order of its own.
+
+    Args:
+        documents: token ids of each document, integers; a `TokenStore` stays on disk.
+        settings: sizes of the batches.
+        seed: of the order and of random lengths.
+        epoch: 0 or larger.
+        device: where they are to go.
+
+    Raises:
+        ValueError: if there is too little text for one batch.
+    """
+    # Folding the epoch into the seed keeps an epoch's order independent of how many ran before.
+    batches = LMBatches(
+        _stream(documents, (seed * 1009 + epoch) % 2**63),
+        settings.batch_size,
+        settings.bptt,
+        random_bptt=settings.random_bptt,
+        seed=seed,
+        epoch=epoch,
+        part=distributed.world(),
+    )
+    return batches.pin_memory() if device.type == "cuda" else batches
+
+
+def _epoch_steps(first: LMBatches, settings: TrainingSettings, seed: int) -> list[int]:
+    """Return the number of batches of every epoch, which random lengths change."""
+    if not settings.random_bptt:
+        return [len(first)] * settings.epochs
+    tokens = sum(first.lengths)
+    lengths = (random_lengths(tokens, settings.bptt, seed, e) for e in range(settings.epochs))
+    return [len(own) for own in lengths]
+
+
+def _held_out(
+    documents: Documents, valid: Documents | None, settings: TrainingSettings, seed: int
+) -> tuple[Documents, LMBatches | None]:
+    """Return the documents to train on and batches of those to evaluate on."""
+    if valid is not None and settings.valid_share > 0:
+        raise ValueError(
+            f"valid_share is {settings.valid_share} and valid_documents are given as well, "
+            "expected one of them; leave the other out"
+        )
+    if settings.valid_share > 0:
+        if len(documents) < 2:
+            raise ValueError(
+                f"valid_share is {settings.valid_share} of {len(documents)} documents, expected at "
+                "least 2; pass valid_documents, or split the text into documents"
+            )
+        order = np.random.default_rng(seed % 2**64).permutation(len(documents)).tolist()
+        count = min(max(1, round(settings.valid_share * len(documents))), len(documents) - 1)
+        valid = _chosen(documents, sorted(order[:count]))
+        documents = _chosen(documents, sorted(order[count:]))
+    if valid is None:
+        for name, needs in (
+            ("optimizer", settings.optimizer == "nt_asgd"),
+            ("patience", settings.patience > 0),
+        ):
+            if needs:
+                raise ValueError(
+                    f"{name} is {getattr(settings, name)!r}, which goes by the validation loss, "
+                    "and there is nothing to evaluate on; pass valid_share=0.1, or valid_documents"
+                )
+        return documents, None
+    return documents, _in_order(valid, settings.batch_size, settings.bptt, part=distributed.world())
+
+
+def _chosen(documents: Documents, positions: list[int]) -> Documents:
+    if isinstance(documents, StoredDocuments):
+        return documents.select(np.array(positions))
+    return [documents[i] for i in positions]
+
+
+def _stream(documents: Documents, seed: int | None = None) -> torch.Tensor | TokenStream:
+    """Join documents in an order that the seed draws; those of a store stay on disk."""
+    if isinstance(documents, StoredDocuments):
+        return documents.stream(seed)
+    return concatenate_documents(documents, seed=seed)
+
+
+def _averaged(plan: TrainingPlan) -> contextlib.AbstractContextManager[None]:
+    optimizer = plan.optimizer
+    return optimizer.averaged() if isinstance(optimizer, NTASGD) else contextlib.nullcontext()
+
+
+def _in_order(
+    documents: Documents, batch_size: int, bptt: int, *, part: tuple[int, int] = (0, 1)
+) -> LMBatches:
+    """Return batches of documents in their own order, with fewer streams when they are short."""
+    ids = _stream(documents)
+    most = (len(ids) - 1) // (2 * part[1])
+    if most == 0:
+        # Too short to be shared out: each process takes all of it.
+        most, part = max(1, (len(ids) - 1) // 2), (0, 1)
+    return LMBatches(ids, max(1, min(batch_size, most)), bptt, part=part)
+
+
+def perplexity(
+    model: LanguageModel,
+    documents: Documents,
+    *,
+    batch_size: int = 16,
+    bptt: int = 70,
+    precision: str = "float32",
+) -> float:
+    """Return the perplexity of a language model on documents, in their own order.
+
+    Args:
+        model: put into evaluation mode.
+        documents: token ids of each document, integers; a `TokenStore` stays on disk.
+        batch_size: streams; fewer when the text is short.
+        bptt: tokens of a step; the value does not depend on it.
+        precision: as in `TrainingSettings`.
+    """
+    dtype = Precision.of(precision, next(model.parameters()).device).dtype
+    batches = _in_order(documents, batch_size, bptt)
+    return math.exp(evaluate_language_model(model, batches, autocast=dtype))
 
 
 def build_classifier(
@@ -167,3 +420,54 @@ def _check_classifier_settings(settings: TrainingSettings) -> None:
                 f"{name} is {getattr(settings, name)!r}, which is for language models; leave it "
                 "out for a classifier"
             )
+
+
+def surviving(
+    run: StageRun | None,
+    training: Training,
+    settings: TrainingSettings,
+    documents: Sequence[Any],
+    seed: int,
+    weights: Tensor | None = None,
+) -> contextlib.AbstractContextManager[State | None]:
+    """Return the context of `Run.training`, or one that does nothing where there is no run.
+
+    Args:
+        run: the run, or None.
+        training: with no step taken.
+        settings: how it trains.
+        documents: token ids of each document.
+        seed: of their order.
+        weights: `(N,)` in float64, of a classifier's texts; or None.
+    """
+    if run is None:
+        return contextlib.nullcontext()
+    model = training.model
+    encoder = model.encoder
+    fingerprint = {
+        "settings": asdict(settings),
+        "model": {**encoder.config.to_dict(), "kind": type(model).__name__},
+        "dtype": str(next(model.parameters()).dtype),
+        "device": next(model.parameters()).device.type,
+        "seed": seed,
+        "processes": distributed.world().size,
+        "steps_of_epochs": training.plan.epoch_steps,
+        "documents": len(documents),
+        "first_documents": [_digest(documents[i]) for i in range(min(3, len(documents)))],
+    }
+    if not isinstance(model, LanguageModel):
+        fingerprint["classes"] = model.num_classes
+        fingerprint["weights"] = None if weights is None else _summary(weights)
+    return run.run.training(run.stage, training, fingerprint, run.tokenizer)
+
+
+def _summary(weights: Tensor) -> str:
+    """Return the range of weights for a reader, and what other weights do not have as well."""
+    digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+    return f"{float(weights.min()):.4g} to {float(weights.max()):.4g}, {digest[:32]}"
+
+
+def _digest(document: Any) -> list[int]:
+    """Return some numbers that another document hardly has as well."""
+    ids = np.asarray(document, dtype=np.int64)
+    return [len(ids), int((ids * np.arange(1, len(ids) + 1)).sum())]

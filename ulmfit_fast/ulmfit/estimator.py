@@ -25,8 +25,7 @@ from ulmfit_fast.system.distributed import shared_text, world
 from ulmfit_fast.system.files import user_path
 from ulmfit_fast.system.seeds import own_generators
 from ulmfit_fast.training import stages as pipeline
-from ulmfit_fast.training.run_stage import StageRun
-from ulmfit_fast.training.stages import TrainingSettings
+from ulmfit_fast.training.stages import StageRun, TrainingSettings
 from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, weighed
 from ulmfit_fast.ulmfit.model_files import load_model
