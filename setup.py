@@ -5,10 +5,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# A link into the repository leads nowhere from the package's page on an index: its text stays.
+# A link into the repository leads nowhere from the package's page on an index: it becomes text.
 README = re.sub(
-    r"\[([^]]+)\]\((?!https?:)[^)]+\)",
-    r"\1",
+    r"\[([^]]+)\]\((?!https?:)([^)#]+)[^)]*\)",
+    r"\1 (\2)",
     Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
 )
 PACKAGE = Path(__file__).with_name("ulmfit_fast") / "__init__.py"

@@ -33,7 +33,7 @@ _HEADLINES: list[tuple[str, dict[str, object], str]] = [
         "the same in plain PyTorch",
     ),
     (
-        "layer 400->1152 with `weight_p`, B = 64",
+        "layer 400→1152 with `weight_p`, B = 64",
         {**_LAYER, "implementation": "ulmfit_fast auto"},
         "`F.dropout`, `nn.LSTM`",
     ),
@@ -213,7 +213,7 @@ def memory(rows: Sequence[Row]) -> str:
     ]
     first = chosen[0]
     text = (
-        f"Memory of the layer {first.input_size}->{first.hidden_size}, B = {first.batch_size}, "
+        f"Memory of the layer {first.input_size}→{first.hidden_size}, B = {first.batch_size}, "
         f"T = {first.steps}: what the forward keeps for the backward, and the highest use of both."
     )
     return f"{_wrapped(text)}\n\n{table(['implementation', 'kept', 'highest'], lines)}"
@@ -283,8 +283,8 @@ def _wrapped(text: str) -> str:
 
 
 def _shape(row: Row) -> tuple[str, str, str]:
-    layer = f"{row.input_size}->{row.hidden_size}"
-    name = f"stack {row.input_size}->...->{row.input_size}" if row.question == "stack" else layer
+    layer = f"{row.input_size}→{row.hidden_size}"
+    name = f"stack {row.input_size}→...→{row.input_size}" if row.question == "stack" else layer
     return name, row.dtype, str(row.batch_size)
 
 

@@ -170,10 +170,10 @@ def test_the_tables_are_written_from_the_rows(tmp_path, settings):
     ]
     write_rows(tmp_path / "cpu_x.csv", rows)
     section = plots.section(tmp_path)
-    assert "| 400->1152 | float32 |    64 |             2.500 s |   2.000 s (1.25) |" in section
+    assert "| 400→1152 | float32 |    64 |             2.500 s |   2.000 s (1.25) |" in section
     assert "1.25, wanted >= 1.1: met by 14%" in section
     short = plots.summary(tmp_path)
-    assert re.search(r"\| layer 400->1152 with `weight_p`, B = 64 +\| .* \| +1.25 \|", short)
+    assert re.search(r"\| layer 400→1152 with `weight_p`, B = 64 +\| .* \| +1.25 \|", short)
     assert "wanted" not in short and "decoder" not in short
     old = f"before\n\n{plots.BEGIN}\nold\n{plots.END}\n\nafter\n"
     assert plots.rewrite(old, section) == f"before\n\n{section}\n\nafter\n"

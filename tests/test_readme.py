@@ -106,7 +106,7 @@ def test_the_shell_knows_the_commands_and_their_options(words):
 
 def script(path, port):
     """Return a page as one script of a shell: its files, its programs, its commands."""
-    parts = []
+    parts = ["trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"]
     for language, title, text in blocks(path):
         if language == "sh":
             parts.append(text)
@@ -149,7 +149,7 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     right, held_out = map(int, re.findall(r"^(\d+) of (\d+) held", result.stdout, re.MULTILINE)[0])
