@@ -5,6 +5,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# A link into the repository leads nowhere from the package's page on an index: it becomes text.
+README = re.sub(
+    r"\[([^]]+)\]\((?!https?:)([^)#]+)[^)]*\)",
+    r"\1 (\2)",
+    Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+)
 VERSION = Path(__file__).with_name("ulmfit_fast") / "system" / "version.py"
 TEXT = ["tokenizers>=0.20", "safetensors>=0.4.3", "typer>=0.12", "rich>=13"]
 SKLEARN = [*TEXT, "scikit-learn>=1.4"]
@@ -26,7 +32,7 @@ setup(
     name="ulmfit-fast",
     version=re.findall(r'^__version__ = "(.+)"$', VERSION.read_text("utf-8"), flags=re.M)[0],
     description="Fast AWD-LSTM and ULMFiT for PyTorch: weight-drop and gate dropout in the LSTM",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=README,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",

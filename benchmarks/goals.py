@@ -36,7 +36,7 @@ class Goal:
 def _layer(batch_size: int, wanted: float, name: str) -> Goal:
     shape = {"question": "layer", "passes": "training", "dtype": "float32", "steps": 70}
     ours = {**shape, "input_size": 400, "hidden_size": 1152, "batch_size": batch_size}
-    what = f"CPU, layer 400->1152, B={batch_size}, forward + backward with weight_p, beside {name}"
+    what = f"CPU, layer 400→1152, B={batch_size}, forward + backward with weight_p, beside {name}"
     return Goal(
         what, wanted, {**ours, "implementation": "ulmfit_fast auto"}, {"implementation": name}
     )
@@ -46,7 +46,7 @@ def _weight_drop(batch_size: int, dtype: str) -> Goal:
     question = "layer" if dtype == "float32" else "layer_bfloat16"
     shape = {"question": question, "passes": "training", "dtype": dtype}
     ours = {**shape, "batch_size": batch_size, "input_size": 1152, "hidden_size": 1152, "steps": 70}
-    what = f"CPU, eager beside {TODAY}, 1152->1152, B={batch_size}, {dtype}"
+    what = f"CPU, eager beside {TODAY}, 1152→1152, B={batch_size}, {dtype}"
     return Goal(
         what, 1.0, {**ours, "implementation": "ulmfit_fast eager"}, {"implementation": TODAY}
     )

@@ -1,20 +1,20 @@
-"""Draw the committed rows, and write the README's section on speed from them.
+"""Draw the committed rows, and write the tables of docs/benchmarks.md and README.md from them.
 
-python -m benchmarks.plots            # PNGs beside each CSV
-python -m benchmarks.plots --readme   # and README.md between its markers
+python -m benchmarks.plots          # PNGs beside each CSV
+python -m benchmarks.plots --docs   # and both documents between their markers
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.rows import RESULTS, Row, read_rows
 
-BEGIN, END = "<!-- speed: python -m benchmarks.plots --readme -->", "<!-- end of speed -->"
+BEGIN, END = "<!-- speed: python -m benchmarks.plots --docs -->", "<!-- end of speed -->"
 
 
 def result_files(folder: Path = RESULTS) -> list[Path]:
@@ -23,17 +23,27 @@ def result_files(folder: Path = RESULTS) -> list[Path]:
 
 
 def section(folder: Path = RESULTS) -> str:
-    """Return the README's section on speed, with its markers."""
+    """Return all tables of all devices, with the markers."""
     parts = [tables.device(read_rows(path), path.name) for path in result_files(folder)]
     return "\n\n".join([BEGIN, *parts, END])
 
 
-def rewrite(readme: str, new: str) -> str:
-    """Put a new section between the markers of a README."""
-    before, _, rest = readme.partition(BEGIN)
+def summary(folder: Path = RESULTS) -> str:
+    """Return the short table of each device, with the markers."""
+    parts = [tables.summary(read_rows(path), path.name) for path in result_files(folder)]
+    return "\n\n".join([BEGIN, *parts, END])
+
+
+# Both hold the markers, each with what its function writes between them.
+DOCUMENTS: dict[str, Callable[[], str]] = {"README.md": summary, "docs/benchmarks.md": section}
+
+
+def rewrite(document: str, new: str) -> str:
+    """Put a new section between the markers of a document."""
+    before, _, rest = document.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise ValueError(f"the README has no {BEGIN!r} with {END!r} after it")
+        raise ValueError(f"the document has no {BEGIN!r} with {END!r} after it")
     return before + new + after
 
 
@@ -138,16 +148,17 @@ def _shape(row: Row) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Draw every committed file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--readme", action="store_true", help="rewrite the README's section too")
+    parser.add_argument("--docs", action="store_true", help="rewrite the documents' tables too")
     options = parser.parse_args(arguments)
     for path in result_files():
         for drawn in draw(read_rows(path), path.parent, path.stem):
             print(drawn)
-    if options.readme:
-        readme = ROOT / "README.md"
-        text = rewrite(readme.read_text(encoding="utf-8"), section())
-        readme.write_text(text, encoding="utf-8")
-        print(readme)
+    if options.docs:
+        for name, write in DOCUMENTS.items():
+            path = ROOT / name
+            text = rewrite(path.read_text(encoding="utf-8"), write())
+            path.write_text(text, encoding="utf-8")
+            print(path)
 
 
 if __name__ == "__main__":

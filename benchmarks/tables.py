@@ -1,4 +1,4 @@
-"""The tables of the README, written from rows."""
+"""The tables of docs/benchmarks.md, and the short one of the README, written from rows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,56 @@ from benchmarks import goals
 from benchmarks.compared.baselines import KERNELS, PLAIN, TODAY
 from benchmarks.harness.rows import Row
 from benchmarks.harness.show import duration, size
+from benchmarks.questions import decoder, lm_step
 from benchmarks.questions.dropout_cost import QUESTION as DROPOUT_COST
 
 _BESIDE = [
     PLAIN,
     "fastai WeightDropout",
     *(f"ulmfit_fast {name}" for name in ("auto", "eager", *KERNELS)),
+]
+
+_LAYER = {
+    "question": "layer",
+    "passes": "training",
+    "dtype": "float32",
+    **{"input_size": 400, "hidden_size": 1152, "batch_size": 64},
+}
+# What is measured, the fields of its row, and its baseline in words.
+_HEADLINES: list[tuple[str, dict[str, object], str]] = [
+    (
+        "training step of the language model, V = 15,008",
+        {
+            **{"question": "lm_step", "passes": "step", "implementation": lm_step.OURS},
+            **{"dtype": "float32", "vocab_size": 15_008},
+        },
+        "the same in plain PyTorch",
+    ),
+    (
+        "layer 400→1152 with `weight_p`, B = 64",
+        {**_LAYER, "implementation": "ulmfit_fast auto"},
+        "`F.dropout`, `nn.LSTM`",
+    ),
+    (
+        "the same with `eager`, which runs gate dropout",
+        {**_LAYER, "implementation": "ulmfit_fast eager"},
+        "`F.dropout`, `nn.LSTM`",
+    ),
+    (
+        "tied decoder with its loss, V = 60,008",
+        {"question": "decoder", "vocab_size": 60_008, "implementation": decoder.OURS},
+        "`F.linear`, `F.cross_entropy`",
+    ),
+    (
+        "predictions in int8, long texts, batches of 4",
+        {"question": "predict", "passes": "long texts", "batch_size": 4, "dtype": "int8"},
+        "ours in float32",
+    ),
+    (
+        "tokenizer `word`, one process",
+        {"question": "tokenize", "implementation": "ulmfit_fast word"},
+        "spaCy alone",
+    ),
 ]
 
 
@@ -45,6 +89,33 @@ def device(rows: Sequence[Row], name: str) -> str:
         if text := write(rows):
             parts.append(text)
     return "\n\n".join(parts)
+
+
+def summary(rows: Sequence[Row], name: str) -> str:
+    """Write the short table of one device: one row of each kind, whether it came out well or not.
+
+    Args:
+        rows: of its file.
+        name: of the file.
+    """
+    lines = []
+    for what, wanted, beside in _HEADLINES:
+        found = [row for row in rows if all(getattr(row, name) == wanted[name] for name in wanted)]
+        if found:
+            lines.append([what, beside, _ratio(found[0])])
+    short = table(["measured", "beside", "times as fast"], lines, left=2)
+    return "\n\n".join([_machine(rows[0]) + ":", short, _held(rows)]).rstrip()
+
+
+def _held(rows: Sequence[Row]) -> str:
+    """Say what the decoder holds at its highest, ours beside the plain one."""
+    held = {
+        row.implementation: size(row.peak_bytes)
+        for row in rows
+        if row.question == "decoder" and row.peak_bytes is not None
+    }
+    ours, plain = (held.get(name) for name in (decoder.OURS, decoder.PLAIN))
+    return f"That decoder holds {ours} at its highest, the plain one {plain}." if ours else ""
 
 
 def layers(rows: Sequence[Row]) -> str:
@@ -144,7 +215,7 @@ def memory(rows: Sequence[Row]) -> str:
     ]
     first = chosen[0]
     text = (
-        f"Memory of the layer {first.input_size}->{first.hidden_size}, B = {first.batch_size}, "
+        f"Memory of the layer {first.input_size}→{first.hidden_size}, B = {first.batch_size}, "
         f"T = {first.steps}: what the forward keeps for the backward, and the highest use of both."
     )
     return f"{_wrapped(text)}\n\n{table(['implementation', 'kept', 'highest'], lines)}"
@@ -195,15 +266,18 @@ _SECTIONS = (
 
 
 def _where(rows: Sequence[Row], name: str) -> str:
-    first = rows[0]
     commits = ", ".join(
         dict.fromkeys(row.commit + (" with changes" if row.dirty else "") for row in rows)
     )
     text = (
-        f"{first.device}, {first.cores} cores, {first.threads} threads, torch {first.torch}; "
-        f"commit {commits}; `benchmarks/results/{name}` has all rows."
+        f"{_machine(rows[0])}; commit {commits}; [`benchmarks/results/{name}`]"
+        f"(../benchmarks/results/{name}) has all rows."
     )
     return _wrapped(text)
+
+
+def _machine(row: Row) -> str:
+    return f"{row.device}, {row.cores} cores, {row.threads} threads, torch {row.torch}"
 
 
 def _wrapped(text: str) -> str:
@@ -211,8 +285,8 @@ def _wrapped(text: str) -> str:
 
 
 def _shape(row: Row) -> tuple[str, str, str]:
-    layer = f"{row.input_size}->{row.hidden_size}"
-    name = f"stack {row.input_size}->...->{row.input_size}" if row.question == "stack" else layer
+    layer = f"{row.input_size}→{row.hidden_size}"
+    name = f"stack {row.input_size}→...→{row.input_size}" if row.question == "stack" else layer
     return name, row.dtype, str(row.batch_size)
 
 

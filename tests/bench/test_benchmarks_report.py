@@ -1,7 +1,8 @@
-"""The benchmark suite as a whole: memory, goals, the report, the README written from it."""
+"""The benchmark suite as a whole: memory, goals, the report, the tables written from it."""
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -140,7 +141,7 @@ def test_numbers_are_written_in_their_units():
     assert show.size(10_616_832) == "10.6 MB" and show.size(1_070_000_000) == "1.07 GB"
 
 
-def test_the_readme_is_written_from_the_rows(tmp_path, settings):
+def test_the_tables_are_written_from_the_rows(tmp_path, settings):
     fields = {
         "question": "layer",
         "passes": "training",
@@ -159,8 +160,11 @@ def test_the_readme_is_written_from_the_rows(tmp_path, settings):
     ]
     write_rows(tmp_path / "cpu_x.csv", rows)
     section = plots.section(tmp_path)
-    assert "| 400->1152 | float32 |    64 |             2.500 s |   2.000 s (1.25) |" in section
+    assert "| 400→1152 | float32 |    64 |             2.500 s |   2.000 s (1.25) |" in section
     assert "1.25, wanted >= 1.1: met by 14%" in section
+    short = plots.summary(tmp_path)
+    assert re.search(r"\| layer 400→1152 with `weight_p`, B = 64 +\| .* \| +1.25 \|", short)
+    assert "wanted" not in short and "decoder" not in short
     old = f"before\n\n{plots.BEGIN}\nold\n{plots.END}\n\nafter\n"
     assert plots.rewrite(old, section) == f"before\n\n{section}\n\nafter\n"
     with pytest.raises(ValueError, match="has no"):

@@ -87,6 +87,34 @@ def test_every_page_of_the_reference_is_in_the_navigation():
     assert sorted(listed) == sorted(f"reference/{p.name}" for p in (DOCS / "reference").glob("*"))
 
 
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES += [ROOT / folder / "README.md" for folder in ("benchmarks", "examples", "kernels")]
+
+
+def heads(path):
+    """Return the anchors that GitHub and mkdocs make of a page's headings."""
+    lines = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^#+ (.+)$", lines, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in found}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings_of_the_repository(path):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.is_file(), f"{target} is not there"
+        # mkdocs makes the anchors of the reference, and checks them.
+        if anchor and not anchor.startswith("ulmfit_fast"):
+            assert anchor in heads(file), f"{target}: no such heading"
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for path in DOCS.glob("*.md"):
+        assert re.search(rf"- .+: {path.name}$", text, flags=re.MULTILINE), path.name
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     for module in ("mkdocs", "mkdocstrings_handlers.python"):
@@ -123,9 +151,10 @@ def test_the_site_shows_doctests_as_code_and_no_quotation(site):
 def test_the_site_has_the_maths_and_the_plots(site):
     assert "Backward" in (site / "kernels" / "index.html").read_text(encoding="utf-8")
     assert "sm_90 persistent" in (site / "compile_report" / "index.html").read_text("utf-8")
-    page = (site / "benchmarks" / "index.html").read_text(encoding="utf-8")
+    pages = [(site / name / "index.html").read_text("utf-8") for name in ("benchmarks", "ablation")]
     for plot in (ROOT / "benchmarks" / "results").glob("*.png"):
-        assert f"results/{plot.name}" in page and (site / "results" / plot.name).stat().st_size
+        assert any(f"results/{plot.name}" in page for page in pages)
+        assert (site / "results" / plot.name).stat().st_size
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What a wheel holds, and that the kernels resolve from a checkout and from an install."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,14 @@ def test_wheel_names_the_program_and_the_licence(wheel):
     core = [line for line in text.splitlines() if line.startswith("Requires-Dist")]
     core = [line.split()[1] for line in core if "extra ==" not in line]
     assert sorted(name.split(">")[0].rstrip(";") for name in core) == ["numpy", "torch", "triton"]
+
+
+def test_no_link_of_the_description_leads_nowhere(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+    text = archive.read(metadata).decode()
+    assert "- Tutorial (docs/tutorial.md): from a CSV file" in text
+    assert not re.search(r"\]\((?!https?:)", text)
 
 
 def test_kernels_has_no_init_that_would_shadow_another_package():

@@ -1,8 +1,14 @@
-"""The README's examples run, its two commands come first, its numbers are those committed."""
+"""The examples of README.md and docs/ run, and their numbers are those committed."""
 
 import csv
 import json
+import os
 import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,26 +19,142 @@ from ulmfit_fast.studies.ablation_tables import RowFile, format_ablation
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
 
 
-def test_the_two_commands_come_first():
-    first = TEXT.index("```python")
-    assert TEXT.index("make demo") < TEXT.index("make test") < first
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```$', flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_examples_run(tmp_path, monkeypatch, capsys):
+def blocks(path):
+    """Return language, title and text of each block of code."""
+    return BLOCK.findall(TEXTS[path])
+
+
+def code(path, language):
+    return [text for kind, _, text in blocks(path) if kind == language]
+
+
+def test_the_readme_fits_a_screen_and_says_first_what_it_is():
+    text = TEXTS[README]
+    assert len(text.splitlines()) <= 130
+    heads = ["Equivalent to", "Install", "The LSTM", "ULMFiT", "Measured", "See it work"]
+    places = [text.index(f"\n## {head}") for head in [*heads, "Where to go next", "Limits"]]
+    assert places == sorted(places)
+    install = code(README, "sh")[0].splitlines()
+    assert ["whl/cpu" in line for line in install] == [True, False]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_each_block_names_its_language(path):
+    assert "```" not in BLOCK.sub("", TEXTS[path])
+
+
+def test_the_readme_names_the_two_commands():
+    commands = [
+        line.partition("#")[0].strip() for text in code(README, "sh") for line in text.splitlines()
+    ]
+    assert {"make demo", "make test"} <= set(commands)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PAGES if path != TUTORIAL and code(path, "python")],
+    ids=lambda path: path.name,
+)
+def test_the_examples_run(path, tmp_path, monkeypatch, capsys):
+    """As one program a page, from its first block to its last."""
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) >= 2
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("eager: ")
+    names = {}
+    for number, block in enumerate(code(path, "python"), start=1):
+        exec(compile(block, f"{path.name}, block {number}", "exec"), names)
+    if path == README:
+        assert capsys.readouterr().out.startswith("eager: ")
 
 
 def test_the_api_fits_into_thirty_lines():
-    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    lines = [
+        line for line in code(ROOT / "docs" / "python.md", "python")[0].splitlines() if line.strip()
+    ]
     assert len(lines) <= 30
+
+
+def commands():
+    """Return all lines of shells that run this package, with the page."""
+    for path in PAGES:
+        for text in code(path, "sh"):
+            for line in text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.partition(">")[0], comments=True)
+                for program in ("ulmfit-fast", "ulmfit_fast"):
+                    if program in words:
+                        yield path, words[words.index(program) + 1 :]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, id=f"{path.name}: {' '.join(words)}") for path, words in commands()],
+)
+def test_the_shell_knows_the_commands_and_their_options(words):
+    typer = pytest.importorskip("typer")
+    from ulmfit_fast.cli.program import app
+
+    typer.main.get_command(app).commands[words[0]].make_context(words[0], words[1:])
+
+
+def script(path, port):
+    """Return a page as one script of a shell: its files, its programs, its commands."""
+    parts = ["trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n"]
+    for language, title, text in blocks(path):
+        if language == "sh":
+            parts.append(text)
+        elif title:
+            parts.append(f"cat > {title} <<'END OF FILE'\n{text}END OF FILE\n")
+        else:
+            parts.append(f"python - <<'END OF FILE'\n{text}END OF FILE\n")
+    return "".join(parts).replace("8000", str(port))
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("curl")), reason="no bash or curl")
+def test_the_tutorial_runs_as_it_stands(tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = shlex.quote(sys.executable)
+    for name, command in (("python", python), ("ulmfit-fast", f"{python} -m ulmfit_fast")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (programs / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "NO_PROXY": "127.0.0.1",
+    }
+    place = tmp_path / "work"
+    place.mkdir()
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script(TUTORIAL, free_port())],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    right, held_out = map(int, re.findall(r"^(\d+) of (\d+) held", result.stdout, re.MULTILINE)[0])
+    assert held_out == 80 and right >= 52  # by chance 40 +- 4.5
+    (answer,) = json.loads(result.stdout.splitlines()[-1])
+    assert answer["label"] in ("concurrency", "internet") and 0.5 <= answer["probability"] <= 1
 
 
 def committed(name):
@@ -46,7 +168,7 @@ def metrics():
 
 def test_the_demo_table_is_the_committed_one(metrics):
     assert not metrics["quick"]
-    assert format_table(metrics).strip() in TEXT
+    assert format_table(metrics).strip() in TEXTS[ROOT / "docs" / "ablation.md"]
 
 
 @pytest.mark.parametrize("name", ["demo_metrics.json", "demo_metrics_seed1.json"])
@@ -75,8 +197,8 @@ def test_the_ablation_tables_are_written_from_the_committed_rows(path):
     assert path.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_the_readme_shows_committed_tables_of_the_ablation():
-    section = TEXT.split("## What each part of ULMFiT brings")[1].split("\n## ")[0]
+def test_the_page_on_the_ablation_shows_committed_tables():
+    section = TEXTS[ROOT / "docs" / "ablation.md"].split("\n## What each part of ULMFiT brings")[1]
     lines = {
         line for path in ABLATIONS for line in path.with_suffix(".md").read_text().splitlines()
     }
@@ -88,11 +210,15 @@ def test_the_gain_of_a_second_process_is_the_committed_one():
     with (RESULTS / "process_scaling_cpu.csv").open(newline="") as file:
         one, two = csv.DictReader(file)
     assert (one["processes"], two["processes"]) == ("1", "2")
-    assert f"two processes train {float(two['times_as_fast']):.2f} times as fast" in TEXT
+    assert f"two processes train {float(two['times_as_fast']):.2f} times as fast" in " ".join(
+        TEXTS[ROOT / "docs" / "command-line.md"].split()
+    )
 
 
-def test_the_section_on_speed_is_written_from_the_committed_rows():
-    assert TEXT.count(plots.BEGIN) == TEXT.count(plots.END) == 1
+@pytest.mark.parametrize("name", plots.DOCUMENTS)
+def test_the_tables_of_speed_are_written_from_the_committed_rows(name):
+    text = TEXTS[ROOT / name]
+    assert text.count(plots.BEGIN) == text.count(plots.END) == 1
     if not plots.result_files():
         pytest.skip("no report has been committed yet")
-    assert plots.section() in TEXT
+    assert plots.DOCUMENTS[name]() in text
