@@ -9,7 +9,9 @@ from benchmarks import goals
 from benchmarks.compared.baselines import KERNELS, PLAIN, TODAY
 from benchmarks.harness.rows import Row
 from benchmarks.harness.show import duration, size
-from benchmarks.questions import decoder, lm_step
+from benchmarks.questions import lm_step
+from benchmarks.questions.decoder import OURS as DECODER
+from benchmarks.questions.decoder import PLAIN as LOGITS
 from benchmarks.questions.dropout_cost import QUESTION as DROPOUT_COST
 
 _BESIDE = [
@@ -46,7 +48,7 @@ _HEADLINES: list[tuple[str, dict[str, object], str]] = [
     ),
     (
         "tied decoder with its loss, V = 60,008",
-        {"question": "decoder", "vocab_size": 60_008, "implementation": decoder.OURS},
+        {"question": "decoder", "vocab_size": 60_008, "implementation": DECODER},
         "`F.linear`, `F.cross_entropy`",
     ),
     (
@@ -114,7 +116,7 @@ def _held(rows: Sequence[Row]) -> str:
         for row in rows
         if row.question == "decoder" and row.peak_bytes is not None
     }
-    ours, plain = (held.get(name) for name in (decoder.OURS, decoder.PLAIN))
+    ours, plain = (held.get(name) for name in (DECODER, LOGITS))
     return f"That decoder holds {ours} at its highest, the plain one {plain}." if ours else ""
 
 
