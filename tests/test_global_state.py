@@ -18,8 +18,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import ulmfit_fast as uf
-from ulmfit_fast import report_charts, scoped
+from ulmfit_fast import scoped
 from ulmfit_fast.data import records
+from ulmfit_fast.report import charts
 from ulmfit_fast.seeds import draw_seed, own_generators, seeds_from
 
 LAYER, X = uf.LSTM(3, 4), torch.ones(2, 2, 3)
@@ -313,7 +314,7 @@ def with_filters(inside):
 
 
 def with_style(inside):
-    with report_charts._style():
+    with charts._figure("loss", 3.0):
         inside()
 
 
