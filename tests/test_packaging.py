@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAZY = ["triton", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "sklearn"]
+LAZY = ["triton", "tokenizers", "safetensors", "typer", "rich", "jinja2", "matplotlib", "sklearn"]
 
 
 def python(code, **kwargs):
