@@ -16,7 +16,7 @@ TEXT = ["tokenizers>=0.20", "safetensors>=0.4.3", "typer>=0.12", "rich>=13"]
 SKLEARN = [*TEXT, "scikit-learn>=1.4"]
 DATASETS = [*TEXT, "pyarrow>=15", "datasets>=2.18"]
 SPACY = [*TEXT, "spacy>=3.8,<4"]
-DEMO = [*SKLEARN, "matplotlib>=3.8", "networkx", "sympy"]
+DEMO = [*SKLEARN, "jinja2>=3.1", "matplotlib>=3.8", "networkx", "sympy"]
 TEST = [
     *DEMO,
     "pyarrow>=15",
@@ -57,6 +57,10 @@ setup(
     packages=[*find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]), "ulmfit_fast.kernels"],
     # The kernels' sources stand at top level, like a csrc/, and are shipped inside the package.
     package_dir={"ulmfit_fast.kernels": "kernels"},
-    package_data={"ulmfit_fast": ["py.typed"], "ulmfit_fast.kernels": ["*.md"]},
+    package_data={
+        "ulmfit_fast": ["py.typed"],
+        "ulmfit_fast.kernels": ["*.md"],
+        "ulmfit_fast.report": ["*.jinja"],
+    },
     entry_points={"console_scripts": ["ulmfit-fast = ulmfit_fast.cli.program:main"]},
 )

@@ -18,8 +18,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import ulmfit_fast as uf
-from ulmfit_fast import report_charts
 from ulmfit_fast.data.reading import records
+from ulmfit_fast.report import charts
 from ulmfit_fast.system import scoped
 from ulmfit_fast.system.seeds import draw_seed, own_generators, seeds_from
 
@@ -314,7 +314,7 @@ def with_filters(inside):
 
 
 def with_style(inside):
-    with report_charts._style():
+    with charts._figure("loss", 3.0):
         inside()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAZY = ["triton", "tokenizers", "safetensors", "typer", "rich", "matplotlib", "sklearn"]
+LAZY = ["triton", "tokenizers", "safetensors", "typer", "rich", "jinja2", "matplotlib", "sklearn"]
 
 
 def python(code, **kwargs):
@@ -47,8 +47,9 @@ def test_wheel_holds_one_package_with_the_kernels_inside(wheel):
         if path.suffix in {".py", ".md"}:
             assert f"ulmfit_fast/kernels/{path.name}" in names
     assert "ulmfit_fast/py.typed" in names
-    for path in (ROOT / "ulmfit_fast").rglob("*.py"):
-        assert path.relative_to(ROOT).as_posix() in names
+    for path in (ROOT / "ulmfit_fast").rglob("*.*"):
+        if path.suffix in {".py", ".jinja"}:
+            assert path.relative_to(ROOT).as_posix() in names
 
 
 def test_wheel_names_the_program_and_the_licence(wheel):

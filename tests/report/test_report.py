@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import sys
 from copy import deepcopy
 from xml.etree import ElementTree
 
@@ -148,9 +150,37 @@ def test_charts_have_a_description_and_tables_have_heads(page):
 
 
 def test_charts_follow_the_theme(page):
-    charts = page[page.index("<svg") : page.rindex("</svg>")]
-    assert "currentColor" in charts and "var(--series-0)" in charts
-    assert "#0a0b0c" not in charts and "#0c0d0" not in charts
+    style, charts = page[: page.index("<body>")], page[page.index("<svg") : page.rindex("</svg>")]
+    dark = style[style.index("prefers-color-scheme: dark") :]
+    colors = re.findall(r"(fill|stroke): (#\w+)", charts)
+    assert len(set(colors)) > 10 and not re.findall(r"(?:fill|stroke): (?!#|none)", charts)
+    for kind, color in set(colors):
+        rule = f'[style*="{kind}: {color}"] {{ {kind}: var(--'
+        name = style.partition(rule)[2].partition(")")[0]
+        assert name and f"--{name}: {color};" in style and f"--{name}: #" in dark
+
+
+def test_a_chart_says_what_its_labels_say(metrics, tmp_path):
+    metrics = deepcopy(metrics)
+    metrics["accuracy"] = [{**metrics["accuracy"][0], "method": "--muted #2662cc #0a0b0c"}]
+    write_report(metrics, tmp_path / "report.html")
+    root = ElementTree.fromstring((tmp_path / "report.html").read_text().partition("\n")[2])
+    assert "--muted #2662cc #0a0b0c" in [
+        element.text for element in root.iter("{http://www.w3.org/2000/svg}text")
+    ]
+
+
+@pytest.mark.parametrize("name", ["jinja2", "matplotlib"])
+def test_what_is_missing_is_told_with_the_extra_that_brings_it(
+    metrics, tmp_path, monkeypatch, name
+):
+    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    message = rf"{name} is not installed; pip install 'ulmfit-fast\[demo\]'"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        write_report(metrics, tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_texts_are_escaped(page):

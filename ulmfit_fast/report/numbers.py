@@ -1,13 +1,10 @@
-"""What a run measured, as a table for the terminal and as one self-contained HTML page."""
+"""What a run measured: the schema of `metrics.json`, means and spreads, and a table of them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import TypedDict
-
-from ulmfit_fast.system.files import file_in_place
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
@@ -218,62 +215,3 @@ def label_counts(table: dict[str, dict[int, Score]]) -> list[int]:
         The column heads of the headline table.
     """
     return sorted({count for row in table.values() for count in row})
-
-
-def write_report(metrics: Metrics, path: str | os.PathLike[str]) -> None:
-    """Write ``report.html``: tables, charts and examples in one file that loads nothing else.
-
-    >>> write_report({"version": "0.1.0"}, "report.html")
-    Traceback (most recent call last):
-    ValueError: metrics lack accuracy, confusion, corpora, examples, lm_curves, lr_traces, \
-machine, perplexity, quick, seconds, seed, settings, tokens_per_second; pass what metrics.json of \
-a finished run holds
-
-    Args:
-        metrics: what the run measured.
-        path: the file to write; it is replaced as a whole or not at all.
-
-    Raises:
-        ValueError: metrics lack a key or hold no accuracy.
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    missing = sorted(Metrics.__required_keys__ - metrics.keys())
-    if missing:
-        raise ValueError(
-            f"metrics lack {', '.join(missing)}; pass what metrics.json of a finished run holds"
-        )
-    if not metrics["accuracy"]:
-        raise ValueError(
-            "metrics['accuracy'] is empty; expected at least one method: run the demo to its end"
-        )
-    # Only the page needs matplotlib; the schema and the table above are there without it.
-    from .report_html import render_page
-
-    _write_page(render_page(metrics), path)
-
-
-def write_explanations(explanations: Sequence[Explanation], path: str | os.PathLike[str]) -> None:
-    """Write a page that shows each text with its words coloured by their scores.
-
-    >>> write_explanations([], "page.html")
-    Traceback (most recent call last):
-    ValueError: there are no explanations; pass at least one
-
-    Args:
-        explanations: what `saliency.explain` found, each after `to_report`.
-        path: the file to write; it is replaced as a whole or not at all.
-
-    Raises:
-        ValueError: there is nothing to show.
-        OSError: the file cannot be written.
-    """
-    if not explanations:
-        raise ValueError("there are no explanations; pass at least one")
-    from .report_words import render_explanations
-
-    _write_page(render_explanations(explanations), path)
-
-
-def _write_page(page: str, path: str | os.PathLike[str]) -> None:
-    with file_in_place(path) as file:
-        file.write_text(page, encoding="utf-8")
