@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ulmfit_fast import backend as backends
+from ulmfit_fast.checks import gate_probabilities
 from ulmfit_fast.compat.fastai_layer import WeightDropLSTM
-from ulmfit_fast.functional import layer
 from ulmfit_fast.nn.convert import added_names, check_added, swap_modules
 
 __all__ = ["accelerate", "restore"]
@@ -56,7 +56,7 @@ def accelerate(
     """
     weight_dropout = _weight_dropout()
     model = _model_of(learn)
-    values = layer.gate_probabilities(gate_p, "step")
+    values = gate_probabilities("gate_p", gate_p)
     one_or_four = values[0] if len(set(values)) == 1 else values
     backends.check_name(backend)
     plain = weight_dropout(nn.LSTM(1, 1, device="meta"), 0.0)
