@@ -22,7 +22,7 @@ import functools
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,7 +34,7 @@ from ulmfit_fast.system import scoped
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BACKENDS", "Choice", "choose", "explain", "use"]
+__all__ = ["BACKENDS", "Choice", "Request", "choose", "explain", "use"]
 
 BACKENDS = (
     "auto",
@@ -83,8 +83,35 @@ class KernelPlan(NamedTuple):
     reason: str
 
 
-def _no_kernels(form: str | None) -> KernelPlan:
-    return KernelPlan(None, "nothing is known of the kernels here")
+class Request(NamedTuple):
+    """What is asked of a backend: a call, as far as the choice depends on it.
+
+    The defaults are those of the smallest of layers, which asks no more of a device than a step
+    around the LSTM does.
+
+    Attributes:
+        device: device of the tensors.
+        dtype: compute dtype.
+        batch_size: B.
+        input_size: E.
+        hidden_size: H.
+        has_gate_mask: gate dropout is on, or a gate mask was injected.
+        injected_gate_mask: a gate mask was given as a tensor.
+        has_lengths: rows have lengths of their own.
+        mixed_state: the state's dtype is wider than the input's.
+        drops: masks are drawn for the weight or the gates.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int = 1
+    input_size: int = 1
+    hidden_size: int = 16
+    has_gate_mask: bool = False
+    injected_gate_mask: bool = False
+    has_lengths: bool = False
+    mixed_state: bool = False
+    drops: bool = False
 
 
 def check_name(name: str, source: str = "backend") -> str:
@@ -131,8 +158,8 @@ def use(name: str) -> Iterator[None]:
         _traced = previous
 
 
-def _requested(backend: str) -> tuple[str, str]:
-    """Return the requested backend and who asked for it."""
+def requested(backend: str) -> tuple[str, str]:
+    """Return the name of the backend that was asked for, and who asked for it."""
     if check_name(backend) != "auto":
         return backend, f'asked for by backend="{backend}"'
     forced: str | None = _traced or scoped.backend
@@ -195,42 +222,20 @@ def _why_reference(transforms: tuple[str, ...]) -> str | None:
     return None
 
 
-def _why_not_torch(*, has_gate_mask: bool, has_lengths: bool) -> str | None:
-    if has_gate_mask:
+def _why_not_torch(request: Request) -> str | None:
+    if request.has_gate_mask:
         return "PyTorch's fused LSTM cannot mask gates"
-    if has_lengths:
+    if request.has_lengths:
         return "PyTorch's fused LSTM takes no lengths here"
     return None
 
 
-def choose(
-    backend: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
-    input_size: int,
-    hidden_size: int,
-    has_gate_mask: bool,
-    has_lengths: bool = False,
-    mixed_state: bool = False,
-    drops: bool = False,
-    kernels: Callable[[str | None], KernelPlan] = _no_kernels,
-) -> Choice:
+def choose(backend: str, request: Request) -> Choice:
     """Choose the implementation of one layer's call.
 
     Args:
         backend: what the caller asked for.
-        device: device of the tensors.
-        dtype: compute dtype.
-        batch_size: B.
-        input_size: E.
-        hidden_size: H.
-        has_gate_mask: gate dropout is on, or a gate mask was injected.
-        has_lengths: rows have lengths of their own.
-        mixed_state: the state's dtype is wider than the input's.
-        drops: masks are drawn for the weight or the gates.
-        kernels: says whether the Triton kernels can run the call in a form, None for any.
+        request: the call.
 
     Returns:
         The backend's name and the reason for it.
@@ -238,15 +243,15 @@ def choose(
     Raises:
         RuntimeError: if a backend asked for by name cannot run the call.
     """
-    name, who = _requested(backend)
+    name, who = requested(backend)
     transforms = _transforms()
     why_reference = _why_reference(transforms)
-    why_not_torch = _why_not_torch(has_gate_mask=has_gate_mask, has_lengths=has_lengths)
+    why_not_torch = _why_not_torch(request)
     if name not in ("auto", "reference") and why_reference:
         raise RuntimeError(f'{name} was {who}, but {why_reference}; use "auto" or "reference"')
     if name.startswith("triton"):
         form = name.removeprefix("triton").removeprefix("-") or None
-        plan = kernels(form)
+        plan = layer_plan(form, request)
         if plan.form is None:
             raise RuntimeError(f'{name} was {who}, but {plan.reason}; use "auto" or "eager"')
         return Choice("triton", f"{plan.form} form, {who}; {plan.reason}", form or "auto")
@@ -256,23 +261,22 @@ def choose(
         return Choice(name, who)
     if why_reference:
         return Choice("reference", why_reference)
-    if torch.compiler.is_exporting() and not drops:
+    if torch.compiler.is_exporting() and not request.drops:
         return Choice("reference", "an exported program has PyTorch's operators alone")
     if "Vmap" in transforms:
         return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
-    if device.type == "cuda":
-        sizes = batch_size, input_size, hidden_size
-        return _choose_on_cuda(kernels(None), dtype, sizes, why_not_torch)
+    if request.device.type == "cuda":
+        return _choose_on_cuda(request, why_not_torch)
     if why_not_torch:
         return Choice("eager", why_not_torch)
-    if mixed_state:
+    if request.mixed_state:
         return Choice("eager", "PyTorch's fused LSTM would round the state to the input's dtype")
-    if device.type == "cpu":
-        return _choose_on_cpu(dtype)
+    if request.device.type == "cpu":
+        return _choose_on_cpu(request.dtype)
     return Choice("torch", "no gate dropout")
 
 
-def _cudnn_persists(dtype: torch.dtype, sizes: tuple[int, int, int]) -> bool:
+def _cudnn_persists(request: Request) -> bool:
     """Say whether cuDNN has a persistent algorithm for (B, E, H), some 2 us a step.
 
     Source:
@@ -280,32 +284,28 @@ def _cudnn_persists(dtype: torch.dtype, sizes: tuple[int, int, int]) -> bool:
         cudnn/RNN.cpp. What they ask of the device is left out: it is 98 multiprocessors or more,
         and compute capability 8.0 or above but not 8.6.
     """
-    batch_size, input_size, hidden_size = sizes
+    batch_size, input_size, hidden_size = request[2:5]
     if hidden_size <= _CUDNN_PERSISTENT_HIDDEN:
         return True
     whole = hidden_size % 128 == 0 and input_size % 128 == 0 and batch_size % 8 == 0
-    return dtype == torch.float16 and whole and hidden_size <= 1024 and batch_size <= 128
+    return request.dtype == torch.float16 and whole and hidden_size <= 1024 and batch_size <= 128
 
 
-def _choose_on_cuda(
-    plan: KernelPlan,
-    dtype: torch.dtype,
-    sizes: tuple[int, int, int],
-    why_not_torch: str | None,
-) -> Choice:
+def _choose_on_cuda(request: Request, why_not_torch: str | None) -> Choice:
     """Choose by what is known of cuDNN's algorithms; no measurement of ours stands behind it yet.
 
     Above a small H, and in bfloat16 and float32 altogether, cuDNN launches two or more kernels a
     step, where the persistent form launches one in all. The stepwise form launches one a step from
     Python, which a launch-bound cuDNN does from C++: it serves what cuDNN cannot do.
     """
+    plan = layer_plan(None, request)
     if plan.form is not None and (why_not_torch or torch.compiler.is_compiling()):
         why = why_not_torch or "torch.compile takes this operator whole"
         return Choice("triton", f"{plan.form} form, {plan.reason}; {why}")
     if why_not_torch:
         return Choice("eager", f"{why_not_torch}, and the kernels cannot run: {plan.reason}")
-    if plan.form == "persistent" and _cudnn_persists(dtype, sizes):
-        what = "B = {}, E = {}, H = {}".format(*sizes)
+    if plan.form == "persistent" and _cudnn_persists(request):
+        what = "B = {}, E = {}, H = {}".format(*request[2:5])
         return Choice("torch", f"{what}: cuDNN has a persistent algorithm of its own; {_PREDICTED}")
     if plan.form == "persistent":
         return Choice("triton", f"persistent form, {plan.reason}; {_PREDICTED}")
@@ -321,26 +321,15 @@ def _choose_on_cpu(dtype: torch.dtype) -> Choice:
     return Choice("torch", "no gate dropout, and PyTorch's fused LSTM is the fastest on the cpu")
 
 
-def kernel_plan(
-    form: str | None,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    hidden_size: int,
-    batch_size: int = 1,
-    injected_gate_mask: bool = False,
-) -> KernelPlan:
-    """Ask the kernels whether, and in which form, they can run a layer's call.
+def kernel_plan(form: str | None, request: Request) -> KernelPlan:
+    """Ask the kernels whether, and in which form, they can run a call.
 
     Args:
         form: "persistent", "stepwise", or None for the better one that can run.
-        device: device of the tensors.
-        dtype: compute dtype.
-        hidden_size: H.
-        batch_size: B.
-        injected_gate_mask: a gate mask was given as a tensor.
+        request: the call.
     """
-    if injected_gate_mask:
+    device = request.device
+    if request.injected_gate_mask:
         return KernelPlan(None, "the Triton kernels draw gate masks, they take none")
     if device.type != "cuda":
         if device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
@@ -353,9 +342,9 @@ def kernel_plan(
 
     plan = tiles.choose(
         describe_device(device),
-        batch_size=batch_size,
-        hidden_size=hidden_size,
-        dtype=dtype,
+        batch_size=request.batch_size,
+        hidden_size=request.hidden_size,
+        dtype=request.dtype,
         precision=launch.matmul_precision(device),
         form=form,
     )
@@ -363,36 +352,57 @@ def kernel_plan(
     return KernelPlan(plan.form, reason)
 
 
-# Constant for Dynamo: it depends on the device, not on a tensor's values.
-kernel_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _plan_of_graph(
+    form: str | None, device: torch.device, dtype: torch.dtype, hidden_size: int, injected: bool
+) -> KernelPlan:
+    # A graph for any B takes the kernels in either form: it asks for none in particular.
+    request = Request(device, dtype, hidden_size=hidden_size, injected_gate_mask=injected)
+    return kernel_plan(form, request)
+
+
+# Constant for Dynamo: it depends on the device, not on a tensor's values. Of a tuple Dynamo cannot
+# make the constant that such a function takes.
+_plan_of_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def layer_plan(form: str | None, request: Request) -> KernelPlan:
+    """Ask `kernel_plan`, also where `torch.compile` makes a graph."""
+    if not torch.compiler.is_compiling():
+        return kernel_plan(form, request)
+    injected = request.injected_gate_mask
+    return _plan_of_graph(form, request.device, request.dtype, request.hidden_size, injected)
 
 
 @functools.lru_cache(maxsize=64)
-def _runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    # The smallest of LSTMs asks no more of a device than these kernels do.
-    plan = kernel_plan("stepwise", device=device, dtype=dtype, hidden_size=16)
-    return plan.form is not None
+def _runs_steps(device: torch.device, dtype: torch.dtype) -> bool:
+    return kernel_plan("stepwise", Request(device, dtype)).form is not None
 
 
-def _can_run(device: torch.device, dtype: torch.dtype) -> bool:
+def _takes_steps(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype not in _KERNEL_DTYPES or importlib.util.find_spec("triton") is None:
         return False
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
-    return device.type == "cuda" and _runs_on(device, dtype)
+    return device.type == "cuda" and _runs_steps(device, dtype)
 
 
-# Constant for Dynamo: it depends on the device, not on a tensor's values.
-_can_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_takes_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def takes_kernels(x: Tensor) -> bool:
-    """Say whether the kernels compute a step around the LSTM, as a dropout or a loss."""
-    name, _ = _requested("auto")
-    forced = name.startswith("triton")
-    if not (forced or (name == "auto" and x.device.type == "cuda")):
-        return False
-    return not _transforms() and _can_run(x.device, x.dtype)
+def choose_step(x: Tensor) -> str:
+    """Choose what a step around the LSTM, as a dropout or a loss, computes on a tensor.
+
+    A backend that is forced rules here too, but nothing raises: every step has torch operations.
+
+    Returns:
+        "triton" for the kernels, "torch" for torch operations and backwards written by hand,
+        "reference" for plain autograd alone.
+    """
+    name, _ = requested("auto")
+    if name == "reference" or _transforms():
+        return "reference"
+    wanted = name.startswith("triton") or (name == "auto" and x.device.type == "cuda")
+    return "triton" if wanted and _takes_steps(x.device, x.dtype) else "torch"
 
 
 def explain(
@@ -412,9 +422,9 @@ def explain(
 
     Args:
         module: a `uf.LSTM`.
-        x: its input, as the forward takes it; so are hx and lengths.
-        hx: see x.
-        lengths: see x.
+        x: its input, as the forward takes it.
+        hx: the initial states (h_0, c_0), as the forward takes them; None for zeros.
+        lengths: `(B,)` int64, or None.
 
     Returns:
         "name: reason"; for a backend that was asked for and cannot run, "cannot run: reason".
@@ -427,9 +437,9 @@ def explain(
     if request is None:
         raise TypeError(f"module is a {type(module).__name__}, expected a uf.LSTM")
     # What does not fit is a RuntimeError too, and no answer.
-    call = request(x, hx, lengths)
+    asked = request(x, hx, lengths)
     try:
-        choice = choose(module.backend, **call)
+        choice = choose(module.backend, asked)
     except RuntimeError as error:
         return f"cannot run: {error}"
     return f"{choice.name}: {choice.reason}"

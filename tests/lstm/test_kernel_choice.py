@@ -1,11 +1,13 @@
 """When `auto` takes the Triton kernels, and what it says of them."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 import ulmfit_fast as uf
 from ulmfit_fast import backend
-from ulmfit_fast.backend import Choice, KernelPlan, choose, kernel_plan
+from ulmfit_fast.backend import Choice, KernelPlan, Request, choose, kernel_plan
 from ulmfit_fast.kernels import tiles
 from ulmfit_fast.kernels.device import Device
 from ulmfit_fast.kernels.launch import matmul_precision
@@ -16,7 +18,7 @@ CUDA = torch.device("cuda")
 def plan(form):
     """Return kernels that can run in one form alone, or not at all."""
 
-    def kernels(asked):
+    def kernels(asked, request):
         if form is None or asked not in (None, form):
             return KernelPlan(None, "of some reason")
         return KernelPlan(form, "because")
@@ -25,14 +27,10 @@ def plan(form):
 
 
 def chosen(backend="auto", form="persistent", hidden_size=1152, device=CUDA, **settings):
-    settings = {"batch_size": 64, "input_size": 400, **settings}
-    settings = {"has_gate_mask": False, "dtype": torch.bfloat16, **settings}
-    return choose(
-        backend,
-        device=device,
-        hidden_size=hidden_size,
-        **{"kernels": plan(form), **settings},
-    )
+    kernels = settings.pop("kernels", plan(form))
+    sizes = {"batch_size": 64, "input_size": 400, "dtype": torch.bfloat16, **settings}
+    with mock.patch("ulmfit_fast.backend.kernel_plan", kernels):
+        return choose(backend, Request(device, hidden_size=hidden_size, **sizes))
 
 
 @pytest.mark.parametrize(
@@ -73,9 +71,8 @@ def test_what_auto_prefers_is_a_prediction(form, hidden_size):
 def test_a_user_reads_of_form_and_tiles(monkeypatch):
     device = Device("cuda", (9, 0), 132, 232_448)
     monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", lambda _: device)
-    settings = {"dtype": torch.bfloat16, "hidden_size": 1152, "batch_size": 64}
-    plan = kernel_plan(None, device=CUDA, **settings)
-    choice = chosen(**settings, kernels=lambda _: plan)
+    plan = kernel_plan(None, Request(CUDA, torch.bfloat16, batch_size=64, hidden_size=1152))
+    choice = chosen(kernels=lambda *_: plan)
     assert f"{choice.name}: {choice.reason}" == (
         "triton: persistent form, 72 blocks at once, the device has 132 multiprocessors, tiles of "
         "64 x 64 x 128 forwards and 64 x 128 x 64 backwards; predicted, not measured"
@@ -114,26 +111,42 @@ def test_the_choice_is_that_of_the_batch(device, hidden_size, monkeypatch):
     monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", lambda _: device)
     settings = {"dtype": torch.bfloat16, "hidden_size": hidden_size}
     for size in (1, 128):
-        plan = kernel_plan(None, device=CUDA, batch_size=size, **settings)
+        plan = kernel_plan(None, Request(CUDA, batch_size=size, **settings))
         run = tiles.choose(device, batch_size=size, **settings)
         assert (plan.form, plan.reason) == (run.form, f"{run.reason}, {run.tiles()}")
 
 
-def test_what_the_kernels_are_asked_is_what_they_run(monkeypatch):
+STATE = torch.zeros(1, 3, 8), torch.zeros(1, 3, 8, dtype=torch.float64)
+PACKED = torch.nn.utils.rnn.pack_padded_sequence(torch.randn(5, 3, 4), torch.tensor([5, 3, 2]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "x", "given"),
+    [
+        ({}, torch.randn(5, 3, 4), {}),
+        ({"weight_p": 0.5}, torch.randn(5, 3, 4), {}),
+        ({"gate_p": (0, 0, 0.1, 0)}, torch.randn(5, 3, 4), {"lengths": torch.tensor([5, 2, 3])}),
+        ({"batch_first": True}, torch.randn(5, 3, 4), {}),
+        ({}, torch.randn(5, 4), {}),
+        ({}, torch.randn(5, 3, 4), {"hx": STATE}),
+        ({"weight_p": 0.5}, PACKED, {}),
+    ],
+    ids=["plain", "weights", "lengths", "batch-first", "unbatched", "wide-state", "packed"],
+)
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_what_is_explained_is_asked_as_it_runs(settings, x, given, train, monkeypatch):
+    """`explain` left out whether anything is dropped, and asked by itself for the rest."""
     asked = []
 
-    def plan(form, **settings):
-        asked.append(settings)
-        return KernelPlan(None, "of some reason")
+    def record(name, request):
+        asked.append((name, request))
+        return Choice("reference", "recorded")
 
-    monkeypatch.setattr(backend, "kernel_plan", plan)
-    lstm, x, lengths = uf.LSTM(4, 8), torch.randn(5, 3, 4), torch.tensor([5, 2, 3])
-    for given in (None, lengths):
-        with pytest.raises(RuntimeError), uf.backend.use("triton"):
-            lstm(x, lengths=given)
-        with uf.backend.use("triton"):
-            uf.backend.explain(lstm, x, lengths=given)
-    assert [settings["batch_size"] for settings in asked] == [3] * 4
+    monkeypatch.setattr(backend, "choose", record)
+    lstm = uf.LSTM(4, 8, **settings).train(train)
+    lstm(x, **given)
+    assert uf.backend.explain(lstm, x, **given) == "reference: recorded"
+    assert len(asked) == 2 and asked[0] == asked[1]
 
 
 def test_auto_on_the_cpu_never_takes_the_interpreter():

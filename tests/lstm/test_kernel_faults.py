@@ -290,11 +290,6 @@ def test_a_device_is_described_anew_at_each_call(monkeypatch):
         return Device("cuda", (9, 0), 16, 232_448)
 
     monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", described)
-    plan = backend.kernel_plan(
-        None,
-        device=torch.device("cuda"),
-        dtype=torch.bfloat16,
-        hidden_size=1152,
-        injected_gate_mask=False,
-    )
+    request = backend.Request(torch.device("cuda"), torch.bfloat16, hidden_size=1152)
+    plan = backend.kernel_plan(None, request)
     assert asked and plan.form == "stepwise" and "the device has 16" in plan.reason

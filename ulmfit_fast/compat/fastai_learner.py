@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ulmfit_fast import backend as backends
-from ulmfit_fast.functional import layer
+from ulmfit_fast.checks import gate_probabilities
 from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.convert import added_names, check_added, swap_modules
 from ulmfit_fast.nn.lstm import LSTM, State
@@ -187,7 +187,7 @@ def accelerate(
     """
     weight_dropout = _weight_dropout()
     model = _model_of(learn)
-    values = layer.gate_probabilities(gate_p, "step")
+    values = gate_probabilities("gate_p", gate_p)
     one_or_four = values[0] if len(set(values)) == 1 else values
     backends.check_name(backend)
     plain = weight_dropout(nn.LSTM(1, 1, device="meta"), 0.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,48 +12,99 @@ from torch import Tensor
 from ulmfit_fast import backend as backends
 from ulmfit_fast import rng
 from ulmfit_fast.checks import as_seed
-from ulmfit_fast.lstm import reference
-from ulmfit_fast.lstm.checks import check_layer, check_pair
-from ulmfit_fast.lstm.masks import DropoutMasks, dropout_masks
-from ulmfit_fast.lstm.operators import drop_weight as _drop_weight
-from ulmfit_fast.lstm.operators import lstm_eager as _lstm_eager
+from ulmfit_fast.lstm import operators, reference
+from ulmfit_fast.lstm.checks import check_dropouts, check_layer, check_pair
+from ulmfit_fast.lstm.masks import DropoutMasks, draw_masks
 from ulmfit_fast.system import scoped
 from ulmfit_fast.system.seeds import draw_seed
 
 __all__ = ["lstm"]
 
 _NOT_IN_ONE = "RNN module weights are not part of single contiguous chunk of memory"
+_NOTHING = (0.0,) * 4
+
+State = tuple[Tensor, Tensor]
+Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def _lstm_torch(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    biases: list[Tensor],
-    stream: int,
+class Options(NamedTuple):
+    """How the layers of a stack run, checked.
+
+    Attributes:
+        weight_p: four probabilities of weight-drop; 0 out of training.
+        gate_p: four probabilities of gate dropout; 0 out of training.
+        sequence: one gate mask for all steps instead of one a step.
+        training: whether masks are applied, drawn or injected.
+        recompute_gates: compute the gates again in the kernels' backward.
+        backend: one of `backend.BACKENDS`.
+        drops: whether drawn masks have anything to drop.
+    """
+
+    weight_p: tuple[float, ...]
+    gate_p: tuple[float, ...]
+    sequence: bool
+    training: bool
+    recompute_gates: bool
+    backend: str
+    drops: bool
+
+
+def options(
+    weight_p: float | Sequence[float],
+    gate_p: float | Sequence[float],
+    gate_mask: str,
+    *,
     training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's own fused LSTM on an already dropped weight; it holds c in the dtype of x."""
-    reverse = bool(stream & 1)
-    inputs = x.flip(0) if reverse else x
-    state = [h0[None], c0[None].to(x.dtype)]
-    if x.device.type == "cuda":
-        # cuDNN takes no others, where all other backends do.
-        state = [part.contiguous() for part in state]
-    weights = [w_ih, w_hh, *biases]
-    # cuDNN differentiates only what ran in its training mode. A trace keeps the flag for good, and
-    # what it is checked against runs without gradients.
-    train = training if backends.in_jit_trace() else torch.is_grad_enabled()
-    # cuDNN copies weights into one piece of memory at each call, and warns of it; a dropped weight
-    # is new each time, so that nothing would be won by doing it here.
-    quiet = x.device.type == "cuda" and not torch.compiler.is_compiling()
-    with scoped.ignoring(UserWarning, _NOT_IN_ONE) if quiet else contextlib.nullcontext():
-        output, h_n, c_n = torch.lstm(
-            inputs, state, weights, bool(biases), 1, 0.0, train, False, False
-        )
-    return output.flip(0) if reverse else output, h_n[0], c_n[0].to(c0.dtype)
+    recompute_gates: bool,
+    backend: str,
+) -> Options:
+    """Check what a user has set, once for all layers and directions.
+
+    Raises:
+        ValueError: if a probability lies outside [0, 1], or `gate_mask` does not fit.
+        TypeError: if a probability is not a number.
+    """
+    weight_ps, gate_ps = check_dropouts(weight_p, gate_p, gate_mask)
+    if not training:
+        weight_ps = gate_ps = _NOTHING
+    drops = any(weight_ps) or any(gate_ps)
+    sequence = gate_mask == "sequence"
+    return Options(weight_ps, gate_ps, sequence, training, recompute_gates, backend, drops)
+
+
+def request_of(
+    options: Options,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    *,
+    state: State | None,
+    has_lengths: bool,
+    masks: DropoutMasks | None = None,
+) -> backends.Request:
+    """Describe a layer's call to `backend.choose`, for what runs and for `backend.explain`.
+
+    Args:
+        options: of the call.
+        device: device of the tensors.
+        dtype: compute dtype.
+        sizes: B, E and H.
+        state: (h0, c0), or None for zeros.
+        has_lengths: rows have lengths of their own.
+        masks: injected masks, or None; out of training they are not applied.
+    """
+    injected = options.training and masks is not None
+    injected_gate = injected and masks is not None and masks[1] is not None
+    return backends.Request(
+        device,
+        dtype,
+        *sizes,
+        has_gate_mask=injected_gate or (not injected and any(options.gate_p)),
+        injected_gate_mask=injected_gate,
+        has_lengths=has_lengths,
+        mixed_state=state is not None and state[1].dtype != dtype,
+        drops=options.drops and not injected,
+    )
 
 
 def lstm(
@@ -130,182 +181,207 @@ def lstm(
     """
     if state is not None:
         check_pair("state", state, "(h0, c0)")
-    if masks is not None:
-        check_pair("masks", masks, "(weight, gate)", optional=True)
-    if seed is not None:
-        seed = as_seed(seed)
+    how = options(
+        weight_p,
+        gate_p,
+        gate_mask,
+        training=training,
+        recompute_gates=recompute_gates,
+        backend=backend,
+    )
+    return run_layer(
+        x,
+        state,
+        (w_ih, w_hh, b_ih, b_hh),
+        how,
+        lengths=lengths,
+        stream=2 * layer + int(reverse),
+        seed=None if seed is None else as_seed(seed),
+        masks=masks,
+    )
+
+
+def run_layer(
+    x: Tensor,
+    state: State | None,
+    weights: Weights,
+    options: Options,
+    *,
+    lengths: Tensor | None,
+    stream: int,
+    seed: Tensor | None,
+    masks: DropoutMasks | None,
+) -> tuple[Tensor, State]:
+    """Run `lstm` with options and a seed that are checked.
+
+    Args:
+        x: `(T, B, E)`.
+        state: (h0, c0), each `(B, H)`, or None for zeros.
+        weights: `(4H, E)`, `(4H, H)`, and two biases `(4H,)` or None.
+        options: how it runs.
+        lengths: `(B,)` int64 or None.
+        stream: 2 * layer + reverse.
+        seed: 0-d int64, or None to draw one.
+        masks: masks to use instead of drawn ones.
+
+    Returns:
+        output `(T, B, H)` and the state (h_n, c_n), each `(B, H)`.
+    """
+    w_ih, w_hh, b_ih, b_hh = weights
     autocast = autocast_dtype(x)
     if autocast is not None:
         # As autocast would, c left as it is.
         x, w_hh = x.to(autocast), w_hh.to(autocast)
         state = None if state is None else (state[0].to(autocast), state[1])
-    cast = autocast is not None
-    check_layer(x, state, w_ih, w_hh, b_ih, b_hh, lengths, masks, cast=cast)
-    batch_size, hidden_size = x.shape[1], w_hh.shape[1]
-    weight_ps = rng.gate_probabilities("weight_p", weight_p)
-    gate_ps = gate_probabilities(gate_p, gate_mask)
-    if not training:
-        masks, weight_ps, gate_ps = None, (0.0,) * 4, (0.0,) * 4
-    compute = torch.promote_types(x.dtype, torch.float32)
-    weight_mask, gate_masks = None, None
-    if masks is not None:
-        weight_ps = gate_ps = (0.0,) * 4
-        weight_mask, gate_masks = (None if mask is None else mask.to(compute) for mask in masks)
+    check_layer(x, state, (w_ih, w_hh, b_ih, b_hh), lengths, masks, cast=autocast is not None)
+    sizes = x.shape[1], x.shape[2], w_hh.shape[1]
+    has_lengths = lengths is not None
+    request = request_of(
+        options, x.device, x.dtype, sizes, state=state, has_lengths=has_lengths, masks=masks
+    )
+    weight_mask, gate_mask = None, None
+    if masks is not None and options.training:
+        compute = torch.promote_types(x.dtype, torch.float32)
+        weight_mask, gate_mask = (None if mask is None else mask.to(compute) for mask in masks)
     if lengths is not None:
         x = _without_padding(x, lengths)
     if state is None:
-        zeros = x.new_zeros(batch_size, hidden_size)
+        zeros = x.new_zeros(sizes[0], sizes[2])
         state = (zeros, zeros)
-    h0, c0 = state
-    drops = any(weight_ps) or any(gate_ps)
-    if drops and (backends.in_jit_trace() or torch.compiler.is_exporting()):
+    if request.drops and (backends.in_jit_trace() or torch.compiler.is_exporting()):
         backends.warn_of_own_operators()
-    choice = backends.choose(
-        backend,
-        device=x.device,
-        dtype=x.dtype,
-        batch_size=batch_size,
-        input_size=x.shape[2],
-        hidden_size=hidden_size,
-        has_gate_mask=gate_masks is not None or any(gate_ps),
-        has_lengths=lengths is not None,
-        mixed_state=h0.dtype != x.dtype or c0.dtype != x.dtype,
-        drops=drops,
-        kernels=functools.partial(
-            backends.kernel_plan,
-            device=x.device,
-            dtype=x.dtype,
-            hidden_size=hidden_size,
-            # A graph for any B takes the kernels in either form: it asks for none in particular.
-            batch_size=1 if torch.compiler.is_compiling() else batch_size,
-            injected_gate_mask=gate_masks is not None,
-        ),
-    )
-    stream = 2 * layer + int(reverse)
+    choice = backends.choose(options.backend, request)
     if seed is None:
-        seed = draw_seed() if drops else as_seed(0)
-
+        seed = draw_seed() if request.drops else as_seed(0)
     if weight_mask is not None and choice.name in ("torch", "triton"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)
-    if choice.name == "triton":
-        # Once for forward and backward, without waiting. Where nothing is dropped no kernel reads
-        # it, and a captured graph could not copy it.
-        if drops:
-            seed = seed.to(x.device, non_blocking=True)
-        else:
-            seed = torch.empty_like(seed, device=x.device)
-        settings = (lengths, seed, weight_ps, gate_ps, gate_mask == "sequence", stream)
-        inputs = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
-        output, h_n, c_n = _lstm_triton(inputs, settings, choice.form, recompute_gates)
-        return output, (h_n, c_n)
-    if autocast is not None:
+    if autocast is not None and choice.name != "triton":
         w_ih = w_ih.to(autocast)
         b_ih, b_hh = (None if bias is None else bias.to(autocast) for bias in (b_ih, b_hh))
-    if choice.name == "eager":
-        output, h_n, c_n, *_ = _lstm_eager(
-            x,
-            h0,
-            c0,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            lengths,
-            seed,
-            weight_ps,
-            gate_ps,
-            gate_mask == "sequence",
-            stream,
-            weight_mask,
-            gate_masks,
-        )
+    call = operators.LayerCall(
+        x,
+        *state,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        lengths,
+        seed,
+        options.weight_p if request.drops else _NOTHING,
+        options.gate_p if request.drops else _NOTHING,
+        options.sequence,
+        stream,
+        weight_mask,
+        gate_mask,
+    )
+    if choice.name == "triton":
+        output, h_n, c_n = _lstm_triton(call, choice.form, options.recompute_gates, request.drops)
+    elif choice.name == "eager":
+        output, h_n, c_n, *_ = operators.lstm_eager(*call)
     elif choice.name == "torch":
-        if any(weight_ps):
-            w_hh = _dropped(w_hh, seed, weight_ps, stream)
-        biases = _both_biases(b_ih, b_hh)
-        output, h_n, c_n = _lstm_torch(x, h0, c0, w_ih, w_hh, biases, stream, training)
+        output, h_n, c_n = _lstm_torch(call, options.training)
     else:
-        if masks is None:
-            drawn = dropout_masks(
-                seed,
-                hidden_size=hidden_size,
-                batch_size=batch_size,
-                steps=x.shape[0],
-                weight_p=weight_ps,
-                gate_p=gate_ps,
-                gate_mask=gate_mask,
-                layer=layer,
-                reverse=reverse,
-                dtype=compute,
-                device=x.device,
-            )
-        else:
-            drawn = DropoutMasks(weight_mask, gate_masks)
         # All is cast already; autocast would take the products to half precision.
         device = x.device.type
         with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
-            output, h_n, c_n = reference.lstm_layer(
-                x, h0, c0, w_ih, w_hh, b_ih, b_hh, drawn, lengths, reverse=reverse
-            )
+            output, h_n, c_n = _lstm_reference(call)
     return output, (h_n, c_n)
 
 
+def _lstm_reference(call: operators.LayerCall) -> tuple[Tensor, Tensor, Tensor]:
+    steps, batch_size, _ = call.x.shape
+    drawn = draw_masks(
+        call.seed,
+        (steps, batch_size, call.w_hh.shape[1]),
+        call.weight_p,
+        call.gate_p,
+        sequence=call.sequence,
+        stream=call.stream,
+        dtype=torch.promote_types(call.x.dtype, torch.float32),
+        device=call.x.device,
+    )
+    masks = DropoutMasks(
+        drawn.weight if call.weight_mask is None else call.weight_mask,
+        drawn.gate if call.gate_mask is None else call.gate_mask,
+    )
+    return reference.lstm_layer(*call[:7], masks, call.lengths, reverse=bool(call.stream & 1))
+
+
+def _lstm_torch(call: operators.LayerCall, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's own fused LSTM on an already dropped weight; it holds c in the dtype of x."""
+    x, reverse = call.x, bool(call.stream & 1)
+    w_hh = _dropped(call) if any(call.weight_p) else call.w_hh
+    biases = _both_biases(call.b_ih, call.b_hh)
+    inputs = x.flip(0) if reverse else x
+    state = [call.h0[None], call.c0[None].to(x.dtype)]  # (1, B, H)
+    if x.device.type == "cuda":
+        # cuDNN takes no others, where all other backends do.
+        state = [part.contiguous() for part in state]
+    weights = [call.w_ih, w_hh, *biases]
+    # cuDNN differentiates only what ran in its training mode. A trace keeps the flag for good, and
+    # what it is checked against runs without gradients.
+    train = training if backends.in_jit_trace() else torch.is_grad_enabled()
+    # cuDNN copies weights into one piece of memory at each call, and warns of it; a dropped weight
+    # is new each time, so that nothing would be won by doing it here.
+    quiet = x.device.type == "cuda" and not torch.compiler.is_compiling()
+    with scoped.ignoring(UserWarning, _NOT_IN_ONE) if quiet else contextlib.nullcontext():
+        output, h_n, c_n = torch.lstm(
+            inputs, state, weights, bool(biases), 1, 0.0, train, False, False
+        )
+    return output.flip(0) if reverse else output, h_n[0], c_n[0].to(call.c0.dtype)
+
+
 def _lstm_triton(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
-    settings: tuple[object, ...],
-    form: str,
-    recompute_gates: bool,
+    call: operators.LayerCall, form: str, recompute_gates: bool, drops: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ulmfit_fast.kernels import lstm_operator
 
+    x, seed = call.x, call.seed
+    # Once for forward and backward, without waiting. Where nothing is dropped no kernel reads it,
+    # and a captured graph could not copy it.
+    if drops:
+        seed = seed.to(x.device, non_blocking=True)
+    else:
+        seed = torch.empty_like(seed, device=x.device)
     keep = lstm_operator.KEEP_NOTHING
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call[:7]):
         keep = lstm_operator.KEEP_CELLS if recompute_gates else lstm_operator.KEEP_GATES
-    x, h0, c0, w_ih, w_hh, b_ih, b_hh = inputs
     # In the dtype of x only now: one copy changes that and the order of the rows.
-    w_ih, bias = lstm_operator.with_gates_together(w_ih, b_ih, b_hh, x.dtype)
+    w_ih, bias = lstm_operator.with_gates_together(call.w_ih, call.b_ih, call.b_hh, x.dtype)
     output, h_n, c_n, *_ = lstm_operator.lstm_triton(
-        x, h0, c0, w_ih, w_hh, bias, *settings, form, keep
+        x,
+        call.h0,
+        call.c0,
+        w_ih,
+        call.w_hh,
+        bias,
+        call.lengths,
+        seed,
+        call.weight_p,
+        call.gate_p,
+        call.sequence,
+        call.stream,
+        form,
+        keep,
     )
     return output, h_n, c_n
 
 
-def _dropped(w_hh: Tensor, seed: Tensor, weight_ps: Sequence[float], stream: int) -> Tensor:
+def _dropped(call: operators.LayerCall) -> Tensor:
     """Apply weight-drop for PyTorch's own LSTM: one kernel on CUDA, torch operations elsewhere."""
-    if w_hh.device.type == "cuda":
-        plan = backends.kernel_plan(
-            "stepwise",
-            device=w_hh.device,
-            dtype=w_hh.dtype,
-            hidden_size=w_hh.shape[1],
-        )
-        if plan.form is not None:
+    weight, seed = call.w_hh, call.seed  # (4H, H)
+    if weight.device.type == "cuda":
+        request = backends.Request(weight.device, weight.dtype, hidden_size=weight.shape[1])
+        if backends.layer_plan("stepwise", request).form is not None:
             from ulmfit_fast.kernels import weight_drop
 
-            placed = seed.to(w_hh.device, non_blocking=True)
-            kernel: Tensor = weight_drop.drop_weight_triton(w_hh, placed, weight_ps, stream)
+            placed = seed.to(weight.device, non_blocking=True)
+            kernel: Tensor = weight_drop.drop_weight_triton(
+                weight, placed, call.weight_p, call.stream
+            )
             return kernel
-    dropped: Tensor = _drop_weight(w_hh, seed, weight_ps, stream)
+    dropped: Tensor = operators.drop_weight(weight, seed, call.weight_p, call.stream)
     return dropped
-
-
-def gate_probabilities(gate_p: float | Sequence[float], gate_mask: str) -> tuple[float, ...]:
-    """Expand gate_p to four values and refuse what would grow without bound.
-
-    Raises:
-        ValueError: if a value lies outside [0, 1], `gate_mask` is unknown, or one mask for the
-            whole sequence would drop forget gates.
-    """
-    values = rng.gate_probabilities("gate_p", gate_p)
-    if gate_mask not in ("step", "sequence"):
-        raise ValueError(f'gate_mask is {gate_mask!r}, expected "step" or "sequence"')
-    if gate_mask == "sequence" and values[1] > 0:
-        raise ValueError(
-            f'gate_p drops forget gates with p = {values[1]} under gate_mask="sequence": a kept '
-            "forget gate, scaled by 1/(1-p) at each step, grows as (1-p)**-T; "
-            'use gate_p=(p_i, 0, p_g, p_o) or gate_mask="step"'
-        )
-    return values
 
 
 def _both_biases(b_ih: Tensor | None, b_hh: Tensor | None) -> list[Tensor]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ulmfit_fast.checks import behind_vmap
-from ulmfit_fast.lstm.masks import DropoutMasks
+from ulmfit_fast.checks import behind_vmap, gate_probabilities
 
 __all__ = [
     "FitError",
     "InputError",
     "KindError",
     "TensorError",
+    "check_dropouts",
+    "check_gate_mask",
     "check_hx",
     "check_input",
     "check_input_dtype",
@@ -69,15 +72,44 @@ def check_pair(name: str, pair: object, parts: str, *, optional: bool = False) -
     raise error(f"{name} is {found}, expected {tensors}, {parts}")
 
 
+def check_gate_mask(gate_mask: str) -> str:
+    """Return how long a gate mask lives.
+
+    Raises:
+        ValueError: if it is unknown.
+    """
+    if gate_mask not in ("step", "sequence"):
+        raise ValueError(f'gate_mask is {gate_mask!r}, expected "step" or "sequence"')
+    return gate_mask
+
+
+def check_dropouts(
+    weight_p: float | Sequence[float], gate_p: float | Sequence[float], gate_mask: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Expand weight_p and gate_p to four values each, and refuse what would grow without bound.
+
+    Raises:
+        ValueError: if a value lies outside [0, 1], `gate_mask` is unknown, or one mask for the
+            whole sequence would drop forget gates.
+        TypeError: if a value is not a number.
+    """
+    weight_ps = gate_probabilities("weight_p", weight_p)
+    gate_ps = gate_probabilities("gate_p", gate_p)
+    if check_gate_mask(gate_mask) == "sequence" and gate_ps[1] > 0:
+        raise ValueError(
+            f'gate_p drops forget gates with p = {gate_ps[1]} under gate_mask="sequence": a kept '
+            "forget gate, scaled by 1/(1-p) at each step, grows as (1-p)**-T; "
+            'use gate_p=(p_i, 0, p_g, p_o) or gate_mask="step"'
+        )
+    return weight_ps, gate_ps
+
+
 def check_layer(
     x: Tensor,
     state: tuple[Tensor, Tensor] | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     lengths: Tensor | None,
-    masks: DropoutMasks | None,
+    masks: tuple[Tensor | None, Tensor | None] | None,
     *,
     cast: bool = False,
 ) -> None:
@@ -91,6 +123,7 @@ def check_layer(
         KindError: for dtypes of the state and the weights.
         ValueError: for values.
     """
+    w_ih, w_hh, b_ih, b_hh = weights
     if x.dim() != 3:
         raise FitError(f"x has shape {_shape(x)}, expected (T, B, E)")
     steps, batch_size, input_size = x.shape
@@ -114,6 +147,7 @@ def check_layer(
         check_lengths(lengths, batch_size, steps)
         _check_device("lengths", lengths, x)
     if masks is not None:
+        check_pair("masks", masks, "(weight, gate)", optional=True)
         _check_masks(masks, hidden_size, x)
 
 
@@ -180,7 +214,7 @@ def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
         )
 
 
-def _check_masks(masks: DropoutMasks, hidden_size: int, x: Tensor) -> None:
+def _check_masks(masks: tuple[Tensor | None, Tensor | None], hidden_size: int, x: Tensor) -> None:
     steps, batch_size, _ = x.shape
     weight, gate = masks
     for name, mask in (("masks.weight", weight), ("masks.gate", gate)):

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ulmfit_fast import rng
+from ulmfit_fast.checks import gate_probabilities
+from ulmfit_fast.lstm.checks import check_gate_mask
 
-__all__ = ["DropoutMasks", "dropout_masks"]
+__all__ = ["DropoutMasks", "draw_masks", "dropout_masks"]
 
 
 class DropoutMasks(NamedTuple):
@@ -73,22 +75,43 @@ def dropout_masks(
             f"dtype is {dtype}, expected a floating dtype or torch.bool: a mask's values are 0 and "
             "1/(1-p); take torch.bool for what is kept, and .to() that"
         )
-    if gate_mask not in ("step", "sequence"):
-        raise ValueError(f'gate_mask is {gate_mask!r}, expected "step" or "sequence"')
-    stream = 2 * layer + int(reverse)
+    return draw_masks(
+        seed,
+        (steps, batch_size, hidden_size),
+        gate_probabilities("weight_p", weight_p),
+        gate_probabilities("gate_p", gate_p),
+        sequence=check_gate_mask(gate_mask) == "sequence",
+        stream=2 * layer + int(reverse),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def draw_masks(
+    seed: Tensor | int,
+    sizes: tuple[int, int, int],
+    weight_p: Sequence[float],
+    gate_p: Sequence[float],
+    *,
+    sequence: bool,
+    stream: int,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> DropoutMasks:
+    """Draw the masks of T, B and H with four checked probabilities each."""
+    steps, batch_size, hidden_size = sizes
     weight = gate = None
-    weight_ps = rng.gate_probabilities("weight_p", weight_p)
-    if any(weight_ps):
-        keep = rng.weight_keep(seed, hidden_size, weight_ps, stream=stream, device=device)
-        weight = _scaled(keep.view(4, -1), weight_ps, dtype).view(4 * hidden_size, hidden_size)
-    gate_ps = rng.gate_probabilities("gate_p", gate_p)
-    if any(gate_ps):
-        times = range(steps if gate_mask == "step" else 1)
+    if any(weight_p):
+        keep = rng.weight_keep(seed, hidden_size, weight_p, stream=stream, device=device)
+        weight = _scaled(keep.view(4, -1), weight_p, dtype)  # (4, HH)
+        weight = weight.view(4 * hidden_size, hidden_size)
+    if any(gate_p):
+        times = range(1 if sequence else steps)
         keep = rng.gate_keep(
-            seed, times, batch_size, hidden_size, gate_ps, stream=stream, device=device
+            seed, times, batch_size, hidden_size, gate_p, stream=stream, device=device
         )
         by_gate = keep.view(len(times), batch_size, 4, hidden_size)
-        gate = _scaled(by_gate, gate_ps, dtype).flatten(-2)
+        gate = _scaled(by_gate, gate_p, dtype).flatten(-2)  # (T, B, 4H) or (1, B, 4H)
     return DropoutMasks(weight, gate)
 
 

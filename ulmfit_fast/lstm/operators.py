@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,27 @@ from ulmfit_fast import rng
 from ulmfit_fast.lstm.eager import lstm_eager
 from ulmfit_fast.lstm.eager_backward import lstm_eager_backward
 
-__all__ = ["drop_weight", "lstm_eager", "lstm_eager_backward"]
+__all__ = ["LayerCall", "drop_weight", "lstm_eager", "lstm_eager_backward"]
+
+
+class LayerCall(NamedTuple):
+    """One layer in one direction: the arguments of `lstm_eager`, in its order."""
+
+    x: Tensor
+    h0: Tensor
+    c0: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    lengths: Tensor | None
+    seed: Tensor
+    weight_p: Sequence[float]
+    gate_p: Sequence[float]
+    sequence: bool
+    stream: int
+    weight_mask: Tensor | None
+    gate_mask: Tensor | None
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

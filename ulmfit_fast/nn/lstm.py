@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,10 +12,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ulmfit_fast import backend as backends
-from ulmfit_fast import rng
-from ulmfit_fast.checks import as_seed, flag, probability, size
+from ulmfit_fast.checks import as_seed, flag, gate_probabilities, probability, size
 from ulmfit_fast.functional import layer as layers
-from ulmfit_fast.lstm.checks import check_hx, check_input, check_input_dtype, check_lengths
+from ulmfit_fast.lstm.checks import (
+    check_dropouts,
+    check_hx,
+    check_input,
+    check_input_dtype,
+    check_lengths,
+)
 from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.packed import packed_data, padded
 from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
@@ -115,8 +119,8 @@ class LSTM(PlainForward):
         self.dropout = dropout
         self.bidirectional = flag("bidirectional", bidirectional)
         self.proj_size = 0
-        self.weight_p = _shortest(rng.gate_probabilities("weight_p", weight_p))
-        self.gate_p = _shortest(layers.gate_probabilities(gate_p, gate_mask))
+        weight_ps, gate_ps = check_dropouts(weight_p, gate_p, gate_mask)
+        self.weight_p, self.gate_p = _shortest(weight_ps), _shortest(gate_ps)
         self.gate_mask = gate_mask
         self.recompute_gates = flag("recompute_gates", recompute_gates)
         self.backend = backends.check_name(backend)
@@ -212,33 +216,33 @@ class LSTM(PlainForward):
         x: Tensor | PackedSequence,
         hx: State | None = None,
         lengths: Tensor | None = None,
-    ) -> dict[str, Any]:
-        """Describe a forward call to `backend.choose`; used by `backend.explain`."""
+    ) -> backends.Request:
+        """Describe the first layer's call to `backend.explain`, as a forward does."""
         if isinstance(x, PackedSequence):
             data, batch_size = x.data, int(x.batch_sizes[0])
         else:
             check_input(x, self.input_size)
             data = x
             batch_size = 1 if x.dim() == 2 else x.shape[0 if self.batch_first else 1]
-        dtype = layers.autocast_dtype(data) or data.dtype
-        dropped = rng.gate_probabilities("gate_p", self.gate_p) if self.training else ()
-        return {
-            "device": data.device,
-            "dtype": dtype,
-            "batch_size": batch_size,
-            "input_size": self.input_size,
-            "hidden_size": self.hidden_size,
-            "has_gate_mask": any(dropped),
-            "has_lengths": lengths is not None or isinstance(x, PackedSequence),
-            "mixed_state": hx is not None and hx[1].dtype != dtype,
-            "kernels": functools.partial(
-                backends.kernel_plan,
-                device=data.device,
-                dtype=dtype,
-                hidden_size=self.hidden_size,
-                batch_size=batch_size,
-            ),
-        }
+        return layers.request_of(
+            self._options(),
+            data.device,
+            layers.autocast_dtype(data) or data.dtype,
+            (batch_size, self.input_size, self.hidden_size),
+            state=hx,
+            has_lengths=lengths is not None or isinstance(x, PackedSequence),
+        )
+
+    def _options(self) -> layers.Options:
+        """Check what may have been set since the layer was made."""
+        return layers.options(
+            self.weight_p,
+            self.gate_p,
+            self.gate_mask,
+            training=self.training,
+            recompute_gates=self.recompute_gates,
+            backend=self.backend,
+        )
 
     def forward(
         self,
@@ -341,8 +345,8 @@ class LSTM(PlainForward):
     @property
     def _drops(self) -> bool:
         """Say whether drawn masks of the recurrence have anything to drop."""
-        weight_p = rng.gate_probabilities("weight_p", self.weight_p)
-        return any(weight_p) or any(rng.gate_probabilities("gate_p", self.gate_p))
+        weight_p = gate_probabilities("weight_p", self.weight_p)
+        return any(weight_p) or any(gate_probabilities("gate_p", self.gate_p))
 
     def _takes_plain(
         self,
@@ -356,7 +360,7 @@ class LSTM(PlainForward):
         own_draws = seed is not None or backends.in_onnx_export()
         drops = self._drops_anything if own_draws else self._drops
         return (
-            backends._requested(self.backend)[0] in ("auto", "torch")
+            backends.requested(self.backend)[0] in ("auto", "torch")
             and not (self.training and (masks is not None or drops))
             and layers.autocast_dtype(x) is None
             and (hx is None or hx[0].dtype == hx[1].dtype)
@@ -371,7 +375,7 @@ class LSTM(PlainForward):
         masks: Sequence[DropoutMasks] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         directions = 2 if self.bidirectional else 1
-        weights = self.all_weights
+        weights, options = self.all_weights, self._options()
         if layers.autocast_dtype(x) is None:
             check_input_dtype(x, weights[0][0])
         if masks is not None and len(masks) != len(weights):
@@ -382,7 +386,7 @@ class LSTM(PlainForward):
         layer_p = self.dropout if self.training and self.num_layers > 1 else 0.0
         if seed is not None:
             seed = as_seed(seed)
-        elif layer_p > 0 or (self.training and masks is None and self._drops):
+        elif layer_p > 0 or (masks is None and options.drops):
             seed = draw_seed()
         if seed is not None and self.training and backends.in_onnx_export():
             raise RuntimeError(
@@ -403,21 +407,17 @@ class LSTM(PlainForward):
             outputs = []
             for reverse in range(directions):
                 row = layer * directions + reverse
-                output, final = layers.lstm(
+                w_ih, w_hh, *biases = weights[row]
+                b_ih, b_hh = biases or (None, None)
+                output, final = layers.run_layer(
                     x,
                     states[row],
-                    *weights[row],
-                    weight_p=self.weight_p,
-                    gate_p=self.gate_p,
-                    gate_mask=self.gate_mask,
-                    training=self.training,
+                    (w_ih, w_hh, b_ih, b_hh),
+                    options,
                     lengths=lengths,
-                    reverse=bool(reverse),
-                    layer=layer,
+                    stream=2 * layer + reverse,
                     seed=seed,
                     masks=None if masks is None else masks[row],
-                    recompute_gates=self.recompute_gates,
-                    backend=self.backend,
                 )
                 outputs.append(output)
                 finals.append(final)
