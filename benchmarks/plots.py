@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import tables
 from benchmarks.machine import ROOT
 from benchmarks.rows import RESULTS, Row, read_rows
+from ulmfit_fast.system.files import file_in_place, write_text
 
 BEGIN, END = "<!-- speed: python -m benchmarks.plots --readme -->", "<!-- end of speed -->"
 
@@ -50,10 +51,9 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         if fill(figure, [row for row in rows if row.median_us is not None]):
             path = folder / f"{stem}_{name}.png"
-            temporary = path.with_suffix(".tmp")
-            # Without its version and date the same rows give the same file.
-            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-            temporary.replace(path)
+            with file_in_place(path) as file:
+                # Without its version and date the same rows give the same file.
+                figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
             drawn.append(path)
     return drawn
 
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.readme:
         readme = ROOT / "README.md"
         text = rewrite(readme.read_text(encoding="utf-8"), section())
-        readme.write_text(text, encoding="utf-8")
+        write_text(readme, text)
         print(readme)
 
 

@@ -300,9 +300,7 @@ class Run:
             # The tokenizer first: a description stands for a run that can be gone on with.
             texts = {_TOKENIZER: tokenizer.to_json(), **texts}
         for name, text in texts.items():
-            temporary = directory / f".{name}.tmp"
-            write_text(temporary, text)
-            os.replace(temporary, directory / name)
+            write_text(directory / name, text)
 
     def _check_room(self) -> None:
         # Before the first step an optimizer has no moments yet: up to two for each weight.

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from ulmfit_fast.system.files import DESCRIPTORS, sync_directory, user_path
+from ulmfit_fast.system.files import DESCRIPTORS, sync_directory, sync_file, user_path
 from ulmfit_fast.system.locks import LOCK, held
 
 __all__ = [
@@ -142,8 +142,14 @@ def is_run_file(name: str) -> bool:
     Args:
         name: of a file or directory.
     """
-    own = (METRICS, CHECKPOINTS, TENSORBOARD, LOCK, f".{METRICS}.tmp")
-    return name in own or name.startswith((FAILED_STEP, _INCOMING))
+    own = (
+        METRICS,
+        CHECKPOINTS,
+        TENSORBOARD,
+        LOCK,
+    )
+    # The last are of a report that was being written anew.
+    return name in own or name.startswith((FAILED_STEP, _INCOMING, f".{METRICS}"))
 
 
 def is_leftover(name: str) -> bool:
@@ -279,8 +285,7 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         # Not every file system knows them.
         shutil.copy(source, between)
-        with between.open("r+b") as file:
-            os.fsync(file.fileno())
+        sync_file(between)
     os.replace(between, target)
     # To rename one name of a file to another of the same file does nothing.
     between.unlink(missing_ok=True)
