@@ -19,7 +19,7 @@ from torch import Tensor
 from ulmfit_fast import rng
 from ulmfit_fast.checks import as_seed, probability
 from ulmfit_fast.functional.fused_checks import check_cross_entropy, check_time_first, takes_kernels
-from ulmfit_fast.system.seeds import settle_vector_functions
+from ulmfit_fast.system.seeds import initialize_vector_functions
 
 __all__ = [
     "dropout_and_regularisers",
@@ -263,7 +263,7 @@ def _softmax_cross_entropy(
             logits, targets, ignore_index, label_smoothing
         )
         return losses
-    settle_vector_functions()
+    initialize_vector_functions()
     wide = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type == "cpu" and logits.dtype == wide and logits.is_contiguous():
         # In place, row by row: new memory of this size costs more than the arithmetic.

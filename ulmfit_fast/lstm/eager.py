@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ulmfit_fast import rng
 from ulmfit_fast.lstm.eager_steps import Recurrence, gate_mask_of
-from ulmfit_fast.system.seeds import settle_vector_functions
+from ulmfit_fast.system.seeds import initialize_vector_functions
 
 __all__ = ["copy_as", "lstm_forward", "time_order"]
 
@@ -76,7 +76,7 @@ def lstm_forward(
         activated, unmasked gates `(4H, T, B)`, the cell states `(H, T, B)` and the dropped weight
         `(4H, H)`, empty unless a mask was drawn for it.
     """
-    settle_vector_functions()
+    initialize_vector_functions()
     steps, batch_size, input_size = x.shape
     hidden_size = w_hh.shape[1]
     compute = torch.promote_types(x.dtype, torch.float32)

@@ -43,7 +43,7 @@ __all__ = [
     "owned_names",
     "put_in_place",
     "read_version",
-    "settle",
+    "recover",
     "write_directory",
 ]
 
@@ -89,7 +89,7 @@ def write_directory(
     check_target(target, description)
     # A run holds the directory while it saves its model; a store has nobody who would.
     with held(target, alone=description == STORE_META):
-        settle(target)
+        recover(target)
         written = target / _WRITTEN
         written.mkdir()
         try:
@@ -225,7 +225,7 @@ def put_in_place(written: Path, target: Path) -> None:
     os.replace(written, target / _INCOMING)
     try:
         sync_directory(target)
-        settle(target)
+        recover(target)
     except OSError as error:
         # It counts already, and every reader finds it.
         _log.warning(
@@ -234,7 +234,7 @@ def put_in_place(written: Path, target: Path) -> None:
         )
 
 
-def settle(directory: Path) -> None:
+def recover(directory: Path) -> None:
     """Give the files of what came in last their places, and remove what a crash left half done.
 
     Args:
