@@ -25,6 +25,7 @@ from benchmarks.compile.expect import expect, faults, loaded_in_a_step
 from benchmarks.compile.inspect import Found, compile_launch, read, work
 from benchmarks.compile.record import record
 from benchmarks.compile.variants import TARGETS, Variant, alternatives, selection, variants
+from ulmfit_fast.system.files import write_text
 
 REPORT = Path(__file__).parents[1] / "kernels" / "compile_report.md"
 
@@ -181,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     table += OTHERS + "".join(line(r) + "\n" for r in results if r.name in others)
     stale = False
     if args.write:
-        args.write.write_text(table, encoding="utf-8")
+        write_text(args.write, table)
     elif args.all:
         committed = REPORT.read_text(encoding="utf-8")
         # Another Triton compiles to something else; the report says which one it is of.

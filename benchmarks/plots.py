@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import tables
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.rows import RESULTS, Row, read_rows
+from ulmfit_fast.system.files import file_in_place, write_text
 
 BEGIN, END = "<!-- speed: python -m benchmarks.plots --docs -->", "<!-- end of speed -->"
 
@@ -60,10 +61,9 @@ def draw(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         if fill(figure, [row for row in rows if row.median_us is not None]):
             path = folder / f"{stem}_{name}.png"
-            temporary = path.with_suffix(".tmp")
-            # Without its version and date the same rows give the same file.
-            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-            temporary.replace(path)
+            with file_in_place(path) as file:
+                # Without its version and date the same rows give the same file.
+                figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
             drawn.append(path)
     return drawn
 
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, write in DOCUMENTS.items():
             path = ROOT / name
             text = rewrite(path.read_text(encoding="utf-8"), write())
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
             print(path)
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ulmfit_fast.system.files import file_in_place
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -121,12 +123,13 @@ def write_records(path: Path, names: list[str], records: Iterable[dict[str, Any]
         names: of the columns, in their order.
         records: values by name.
     """
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with (
+        file_in_place(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
-    temporary.replace(path)
 
 
 def file_name(kind: str, device: str) -> str:

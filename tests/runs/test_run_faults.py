@@ -63,8 +63,6 @@ def test_too_small_a_disk_is_an_error_before_the_first_step(tmp_path, monkeypatc
 
 
 def test_a_disk_that_fills_up_later_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    from ulmfit_fast.runs import state_file
-
     fsync, calls = os.fsync, []
 
     def fill(handle):
@@ -73,7 +71,7 @@ def test_a_disk_that_fills_up_later_leaves_the_last_checkpoint(tmp_path, monkeyp
             raise OSError(28, "No space left on device")
         fsync(handle)
 
-    monkeypatch.setattr(state_file.os, "fsync", fill)
+    monkeypatch.setattr(os, "fsync", fill)
     with pytest.raises(OSError, match=r"could be written .* the last good one is .*step-0") as info:
         fit("language model", BASE, Run(tmp_path, checkpoint_steps=2))
     monkeypatch.undo()

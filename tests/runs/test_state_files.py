@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"ulmfit_fast.runs.state_file.os.{name}", full)
+            patch.setattr(os, name, full)
             with pytest.raises(OSError, match="No space"):
                 write_state(path, {"step": 2})
         assert read_state(path) == {"step": 1} and len(list(tmp_path.iterdir())) == 1

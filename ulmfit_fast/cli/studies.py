@@ -20,7 +20,7 @@ from ulmfit_fast.cli.app import (
     say,
     typer,
 )
-from ulmfit_fast.system.files import file_in_place, user_path
+from ulmfit_fast.system.files import user_path, write_text
 from ulmfit_fast.system.locks import held
 
 
@@ -132,8 +132,7 @@ def ablate(
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         rows = run_ablation(read, out, settings, seed=seed, device=device, workers=workers, say=say)
         table = format_ablation(rows)
-        with file_in_place(out / f"ablation_{name}.md") as file:
-            file.write_text(table + "\n", encoding="utf-8")
+        write_text(out / f"ablation_{name}.md", table + "\n")
         plot_ablation(rows, out / f"ablation_{name}.png")
     typer.echo(table)
 

@@ -13,15 +13,14 @@ import pickle
 import pickletools
 import re
 import struct
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ulmfit_fast.system.files import name_in_utf8, open_to_umask, user_path
+from ulmfit_fast.system.files import files_in_place, name_in_utf8, user_path
 from ulmfit_fast.system.scoped import ignoring
 
 __all__ = ["read_tensors", "read_words", "write_tensors_and_words"]
@@ -229,29 +228,11 @@ def write_tensors_and_words(
     for target in (path, vocabulary):
         if target.is_dir():
             raise IsADirectoryError(f"{target} is a directory, expected a file; choose another")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written: list[tuple[str, Path]] = []
-    try:
-        _write(path, written, lambda file: torch.save(dict(tensors), file))
-        _write(vocabulary, written, lambda file: pickle.dump(list(words), file, protocol=4))
-        for temporary, target in written:
-            os.replace(temporary, target)
-    finally:
-        for temporary, _ in written:
-            Path(temporary).unlink(missing_ok=True)
+    with files_in_place(path, vocabulary) as (weights, itos):
+        torch.save(dict(tensors), weights)
+        with itos.open("wb") as file:
+            pickle.dump(list(words), file, protocol=4)
     return path, vocabulary
-
-
-def _write(
-    target: Path, written: list[tuple[str, Path]], save: Callable[[IO[bytes]], object]
-) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    written.append((temporary, target))
-    with os.fdopen(descriptor, "wb") as file:
-        save(file)
-        file.flush()
-        os.fsync(file.fileno())
-    open_to_umask(Path(temporary))
 
 
 # What following a pickle that is damaged, or none, may raise beside `Refused`.

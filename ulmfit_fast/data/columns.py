@@ -138,7 +138,7 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
     """Return a text and perhaps a label as plain str, int and bool, a weight after them as it is.
 
     A label may also be missing, or a float of a whole number, which many a file and table makes of
-    integers if one of them is missing: whether one is only the other rows tell.
+    integers if one of them is missing: whether it is one, only the other rows show.
 
     Raises:
         ValueError: for a text that is no string, or a label that is none of these.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast.checks import probability
-from ulmfit_fast.system.seeds import settle_vector_functions
+from ulmfit_fast.system.seeds import initialize_vector_functions
 
 __all__ = ["linear_cross_entropy", "softmax_cross_entropy_"]
 
@@ -295,7 +295,7 @@ def _softmax_cross_entropy(
             logits, targets, ignore_index, label_smoothing
         )
         return losses
-    settle_vector_functions()
+    initialize_vector_functions()
     wide = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type == "cpu" and logits.dtype == wide and logits.is_contiguous():
         # In place, row by row: new memory of this size costs more than the arithmetic.

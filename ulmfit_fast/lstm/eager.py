@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit_fast import rng
-from ulmfit_fast.system.seeds import settle_vector_functions
+from ulmfit_fast.system.seeds import initialize_vector_functions
 
 __all__ = ["GateMask", "Recurrence", "copy_as", "lstm_eager", "time_order"]
 
@@ -166,7 +166,7 @@ def lstm_eager(
     """
     # The caller has cast already; autocast would take the loop's GEMMs to half precision.
     with torch.autocast(x.device.type, enabled=False):
-        settle_vector_functions()
+        initialize_vector_functions()
         steps, batch_size, input_size = x.shape
         hidden_size = w_hh.shape[1]
         compute = torch.promote_types(x.dtype, torch.float32)

@@ -52,9 +52,7 @@ class MetricsFile:
                 continue
             if wanted(report):
                 kept.append(line)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        write_text(temporary, "".join(f"{line}\n" for line in kept))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, report: dict[str, Any]) -> None:
         """Append one report.

@@ -23,7 +23,7 @@ from ulmfit_fast.runs.checkpoints import Checkpoints
 from ulmfit_fast.runs.metrics import Reports
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.state_file import write_state
-from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
+from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, recover
 from ulmfit_fast.system.distributed import agree, only_first, world
 from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.locks import held
@@ -263,7 +263,7 @@ class Run:
 
     def _prepare(self, fingerprint: dict[str, Any], tokenizer: Tokenizer) -> None:
         self._checkpoints.clean()
-        settle(self.directory)
+        recover(self.directory)
         self._reports.keep_past()
         self._check_room()
         self._describe(fingerprint, tokenizer, finished=False)
@@ -300,9 +300,7 @@ class Run:
             # The tokenizer first: a description stands for a run that can be gone on with.
             texts = {_TOKENIZER: tokenizer.to_json(), **texts}
         for name, text in texts.items():
-            temporary = directory / f".{name}.tmp"
-            write_text(temporary, text)
-            os.replace(temporary, directory / name)
+            write_text(directory / name, text)
 
     def _check_room(self) -> None:
         # Before the first step an optimizer has no moments yet: up to two for each weight.

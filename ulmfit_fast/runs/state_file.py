@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast.system.files import name_in_utf8, open_to_umask, sync_directory
+from ulmfit_fast.system.files import file_in_place, name_in_utf8
 
 __all__ = ["DamagedState", "read_state", "write_state"]
 
@@ -55,18 +54,11 @@ def write_state(path: Path, state: Any) -> None:
         "values": values,
         "checksum": str(_checksum(values, tensors)),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(tensors, str(temporary), metadata=metadata)
-        open_to_umask(temporary)
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+        with file_in_place(path) as file:
+            save_file(tensors, str(file), metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}; make room or move") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> Any:

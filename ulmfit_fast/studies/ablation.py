@@ -32,7 +32,7 @@ from ulmfit_fast.studies.ablation_plan import (
 from ulmfit_fast.studies.ablation_tables import Row, RowFile
 from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.studies.tasks import Task
-from ulmfit_fast.system.files import file_in_place, user_path
+from ulmfit_fast.system.files import user_path, write_text
 from ulmfit_fast.system.locks import held
 from ulmfit_fast.ulmfit.estimator import ULMFiT
 from ulmfit_fast.ulmfit.settings import checked_device
@@ -131,8 +131,7 @@ def _check_settings(path: Path, task: Task, settings: AblationSettings, seed: in
                 f"now {own[differing[0]]!r:.80}); choose another directory"
             )
         return
-    with file_in_place(path) as file:
-        file.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(own, indent=1) + "\n")
 
 
 def _pool(workers: int) -> AbstractContextManager[Executor | None]:

@@ -34,7 +34,7 @@ from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.studies.docstrings import Document, read_docstrings
 from ulmfit_fast.studies.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.studies.swapped_words import LABELS, SwapTask, build_task, without_sentences
-from ulmfit_fast.system.files import file_in_place, user_path
+from ulmfit_fast.system.files import user_path, write_text
 from ulmfit_fast.system.locks import held
 from ulmfit_fast.system.version import __version__
 from ulmfit_fast.training.state import History
@@ -254,8 +254,7 @@ def _measured(
         run.timed("fit the classifiers", run.classify)
     run.seconds["total"] = round(time.perf_counter() - start, 1)
     metrics = _metrics(run, quick)
-    with file_in_place(directory / "metrics.json") as file:
-        file.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    write_text(directory / "metrics.json", json.dumps(metrics, indent=1))
     write_report(metrics, directory / "report.html")
     return metrics
 

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from ulmfit_fast.system.files import DESCRIPTORS, sync_directory, user_path
+from ulmfit_fast.system.files import DESCRIPTORS, sync_directory, sync_file, user_path
 from ulmfit_fast.system.locks import LOCK, held
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "owned_names",
     "put_in_place",
     "read_version",
-    "settle",
+    "recover",
     "write_directory",
 ]
 
@@ -89,7 +89,7 @@ def write_directory(
     check_target(target, description)
     # A run holds the directory while it saves its model; a store has nobody who would.
     with held(target, alone=description == STORE_META):
-        settle(target)
+        recover(target)
         written = target / _WRITTEN
         written.mkdir()
         try:
@@ -142,8 +142,14 @@ def is_run_file(name: str) -> bool:
     Args:
         name: of a file or directory.
     """
-    own = (METRICS, CHECKPOINTS, TENSORBOARD, LOCK, f".{METRICS}.tmp")
-    return name in own or name.startswith((FAILED_STEP, _INCOMING))
+    own = (
+        METRICS,
+        CHECKPOINTS,
+        TENSORBOARD,
+        LOCK,
+    )
+    # The last are of a report that was being written anew.
+    return name in own or name.startswith((FAILED_STEP, _INCOMING, f".{METRICS}"))
 
 
 def is_leftover(name: str) -> bool:
@@ -219,7 +225,7 @@ def put_in_place(written: Path, target: Path) -> None:
     os.replace(written, target / _INCOMING)
     try:
         sync_directory(target)
-        settle(target)
+        recover(target)
     except OSError as error:
         # It counts already, and every reader finds it.
         _log.warning(
@@ -228,7 +234,7 @@ def put_in_place(written: Path, target: Path) -> None:
         )
 
 
-def settle(directory: Path) -> None:
+def recover(directory: Path) -> None:
     """Give the files of what came in last their places, and remove what a crash left half done.
 
     Args:
@@ -279,8 +285,7 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         # Not every file system knows them.
         shutil.copy(source, between)
-        with between.open("r+b") as file:
-            os.fsync(file.fileno())
+        sync_file(between)
     os.replace(between, target)
     # To rename one name of a file to another of the same file does nothing.
     between.unlink(missing_ok=True)

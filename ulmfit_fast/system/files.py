@@ -15,10 +15,11 @@ from typing import Any
 __all__ = [
     "DESCRIPTORS",
     "file_in_place",
+    "files_in_place",
     "name_in_utf8",
-    "open_to_umask",
     "parse_json",
     "sync_directory",
+    "sync_file",
     "user_path",
     "write_text",
 ]
@@ -79,32 +80,58 @@ def file_in_place(path: str | os.PathLike[str]) -> Iterator[Path]:
     'whole'
 
     Args:
-        path: where to; its folder is made when missing. An older file stays as it was until then,
-            and behind a link it is the file that is replaced.
+        path: where to; its folder is made when missing. An older file stays as it was until the new
+            one is on the disk, and behind a link it is the file that is replaced.
 
     Raises:
         OSError: if it cannot be written.
     """
-    target = user_path(path).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{target.name}-", suffix=target.suffix, dir=target.parent
-    )
-    os.close(descriptor)
-    temporary = Path(name)
+    with files_in_place(path) as (file,):
+        yield file
+
+
+@contextmanager
+def files_in_place(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
+    """Give temporary files as `file_in_place` does; all are on the disk before one is in place.
+
+    Args:
+        paths: where to.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    targets = [user_path(path).resolve() for path in paths]
+    temporary: list[Path] = []
     try:
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(
+                prefix=f".{target.name}-", suffix=target.suffix, dir=target.parent
+            )
+            os.close(descriptor)
+            temporary.append(Path(name))
         yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        open_to_umask(temporary)
-        os.replace(temporary, target)
+        for file in temporary:
+            # It was made for its owner alone.
+            file.chmod(0o666 & permissions(file))
+            sync_file(file)
+        for file, target in zip(temporary, targets, strict=True):
+            os.replace(file, target)
+        for folder in {target.parent for target in targets}:
+            sync_directory(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        for file in temporary:
+            file.unlink(missing_ok=True)
 
 
-def open_to_umask(path: Path) -> None:
-    """Let all read a file that the umask lets in, where it was written for its owner alone."""
-    path.chmod(0o666 & permissions(path))
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text in UTF-8 as `file_in_place` does.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with file_in_place(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def permissions(beside: Path) -> int:
@@ -121,6 +148,12 @@ def permissions(beside: Path) -> int:
         os.unlink(name)
 
 
+def sync_file(path: Path) -> None:
+    """See what a file holds on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """See a directory's names on the disk, where the system can."""
     if os.name == "posix":
@@ -129,18 +162,6 @@ def sync_directory(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 and see it on the disk.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def parse_json(text: str, name: object) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ulmfit_fast.system import scoped
 
-__all__ = ["draw_seed", "own_generators", "seeds_from", "settle_vector_functions"]
+__all__ = ["draw_seed", "initialize_vector_functions", "own_generators", "seeds_from"]
 
 # What the blocks of `own_generators` found, in the order in which they began.
 _OPEN: list[dict[torch.Generator, Tensor]] = []
@@ -63,7 +63,7 @@ def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
 
 
 @functools.cache
-def settle_vector_functions() -> None:
+def initialize_vector_functions() -> None:
     """Have MKL's vector functions find out the processor now, in one thread.
 
     They do so at the first call of a process, without a lock, and write it down twice: as found,
@@ -72,7 +72,7 @@ def settle_vector_functions() -> None:
     same seed has other last digits, on an Intel processor with AVX-512 and two threads.
 
     Example:
-        >>> settle_vector_functions()
+        >>> initialize_vector_functions()
 
     Source:
         Seen in oneMKL 2024.0.2, which PyTorch 2.13.0 holds: mkl_vml_serv_cpu_detect.

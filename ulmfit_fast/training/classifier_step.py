@@ -15,7 +15,7 @@ from ulmfit_fast.data.batches import ClassifierBatch
 from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.optim.groups import layer_rates, trainable
 from ulmfit_fast.system import distributed
-from ulmfit_fast.system.seeds import settle_vector_functions
+from ulmfit_fast.system.seeds import initialize_vector_functions
 from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.precision import autocast as autocasting
 from ulmfit_fast.training.readings import not_finite
@@ -178,7 +178,7 @@ def classifier_step(
     Raises:
         FloatingPointError: if the loss is not finite; the parameters are those before the step.
     """
-    settle_vector_functions()
+    initialize_vector_functions()
     tokens, lengths, labels, positions = batch
     device, scaler = next(model.parameters()).device, precision.scaler
     if labels is None:

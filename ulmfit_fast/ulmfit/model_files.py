@@ -35,7 +35,7 @@ from ulmfit_fast.system.directories import (
     read_version,
     write_directory,
 )
-from ulmfit_fast.system.files import open_to_umask, parse_json, user_path, write_text
+from ulmfit_fast.system.files import file_in_place, parse_json, user_path, write_text
 from ulmfit_fast.ulmfit.model_schema import ModelDescription, describe, shown
 from ulmfit_fast.ulmfit.model_weights import (
     SINGLE_FILE,
@@ -160,13 +160,10 @@ def _save_tensors(path: Path, model: nn.Module) -> None:
 
     try:
         # The note is what libraries of the Hub look for; of two the order would change by itself.
-        save_file(tensors_of(model), str(path), metadata={"format": "pt"})
+        with file_in_place(path) as file:
+            save_file(tensors_of(model), str(file), metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}; make room or move") from error
-    # It is written for its owner alone and may not have reached the disk.
-    open_to_umask(path)
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
 
 
 def load_model(directory: str | os.PathLike[str], device: str = "cpu") -> ModelParts:

@@ -56,9 +56,9 @@ def read_texts(
     text: the error names the file and the line, what is wrong, and the mend. Such rows are bytes
     that are not UTF-8, a NUL byte, a line above 256 MiB, malformed CSV or JSON, a record without
     the column or with something else than a string in it. With `on_error="skip"` they are left out
-    and told in one warning at the end; of a file that is not read on (a damaged .gz, a .csv without
-    a good header, UTF-16) the rest is left out, of a damaged .parquet the row group, of a folder of
-    .txt the file. Half a character in a .jsonl escape ("\\ud83d") becomes U+FFFD.
+    and logged in one warning at the end; of a file that is not read on (a damaged .gz, a .csv
+    without a good header, UTF-16) the rest is left out, of a damaged .parquet the row group, of a
+    folder of .txt the file. Half a character in a .jsonl escape ("\\ud83d") becomes U+FFFD.
 
     >>> list(read_texts(["one text", "another"]))
     ['one text', 'another']

@@ -219,7 +219,7 @@ def _class_rows(
     mend: Callable[[str], str],
     bad: BadRows,
 ) -> Iterator[Labelled]:
-    empty, met = True, bad.count
+    empty, before = True, bad.count
     for line, row in csv_rows(path, bad):
         columns = len(row) - 1 if columns is None else columns
         fault = _class_fault(row, names, columns)
@@ -231,7 +231,7 @@ def _class_rows(
         yield Labelled(" ".join(mend(text) for text in row[1:]), label)
     bad.log()
     if empty:
-        skipped = f" but for the {bad.count - met} rows skipped" if bad.count > met else ""
+        skipped = f" but for the {bad.count - before} rows skipped" if bad.count > before else ""
         raise ValueError(f"{path} is empty{skipped}, expected a class and its texts on each line")
 
 

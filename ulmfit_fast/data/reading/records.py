@@ -66,11 +66,11 @@ def read_records(
     """
     readers: dict[str, Callable[..., Iterator[tuple[int, tuple[Any, ...]]]]]
     readers = {".csv": _csv_records, ".jsonl": _json_records, ".parquet": _parquet_records}
-    empty, met = True, bad.count
+    empty, before = True, bad.count
     for record in readers.get(kind_of(path), _line_records)(path, columns, bad):
         empty = False
         yield record
-    if empty and bad.count == met:
+    if empty and bad.count == before:
         bad.take(_empty(path))
 
 

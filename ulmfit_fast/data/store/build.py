@@ -169,7 +169,7 @@ def cpus() -> int:
 
 
 def expected_blocks(source: Source) -> int:
-    """Return how many blocks a corpus of files or listed texts has, about; 0 if none can tell."""
+    """Return how many blocks a corpus of files or listed texts has, about; 0 if not known."""
     if isinstance(source, (str, os.PathLike)):
         source = [user_path(source)]
     if not isinstance(source, (list, tuple)):

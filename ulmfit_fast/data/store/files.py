@@ -41,7 +41,7 @@ _OFFSETS_AT_ONCE = 1_000_000
 
 
 def digest_of(tokenizer: Tokenizer) -> str:
-    """Return what tells one tokenizer from another."""
+    """Return a digest of a tokenizer, which no other one has."""
     return hashlib.sha256(tokenizer.to_json().encode("utf-8", "surrogatepass")).hexdigest()
 
 

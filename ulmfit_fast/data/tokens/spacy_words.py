@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["SpacyEngine", "count_spacy_words", "fastai_rules"]
 
 BLANK_MARK = "\u2581"
-# spaCy keeps every word it has met; past so many it begins anew, a tenth of a gigabyte later.
+# spaCy keeps every word that it has read; past so many it begins anew, a tenth of a gigabyte later.
 _KEPT_WORDS = 500_000
 
 # Whole ones first, or "&amp;amp;" would become "&&".

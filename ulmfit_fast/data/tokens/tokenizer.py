@@ -204,7 +204,7 @@ class Tokenizer:
         return [ids for block in text_blocks(checked) for ids in encode(block)]
 
     def encoder(self) -> Encoder:
-        """Return a function that encodes a list of texts and remembers the words it has met.
+        """Return a function that encodes a list of texts and remembers their words.
 
         For many lists in a row, as `TokenStore.build` has them; `encode_batch` begins anew each
         time. Not for two threads at once.
