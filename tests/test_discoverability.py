@@ -112,8 +112,8 @@ def test_what_needs_a_package_that_is_missing_is_not_offered_and_says_so():
     ("module", "name", "near"),
     [
         ("ulmfit_fast", "ULMfit", "ULMFiT"),
-        ("ulmfit_fast", "ulmfit", "ULMFiT"),
-        ("ulmfit_fast", "lstm", "LSTM"),
+        ("ulmfit_fast", "ulmfitt", "ULMFiT"),
+        ("ulmfit_fast", "lstms", "LSTM"),
         ("ulmfit_fast", "find_Ir", "find_lr"),
         ("ulmfit_fast", "date", "data"),
         ("ulmfit_fast.optim", "SlantedTriangularLr", "SlantedTriangularLR"),
@@ -154,7 +154,7 @@ def test_type_checkers_see_it(tmp_path):
     pytest.importorskip("mypy")
     program = tmp_path / "program.py"
     names = ["ULMFiT", "find_lr", "data.Tokenizer", "report.write_report", "serving.quantize"]
-    names += ["compat.fastai.accelerate", "presets.paper", "runs.Run", "LSTM", "settings"]
+    names += ["compat.fastai.accelerate", "presets.paper", "runs.Run", "LSTM", "training"]
     program.write_text("import ulmfit_fast as uf\n" + "".join(f"uf.{name}\n" for name in names))
     with program.open("a") as file:
         file.write("uf.ULMfit\nuf.data.tokeniser\n")
