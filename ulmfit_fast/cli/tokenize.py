@@ -81,7 +81,7 @@ def tokenize(
     check_again(out, there, overwrite=overwrite, resume=resume)
     check_writable(out)
     with building(out.resolve()):
-        # Told before a vocabulary is learnt.
+        # Checked before a vocabulary is learnt.
         pass
     rows = on_error(skip_bad_rows)
     source = _source(text, layout, rows)
@@ -115,7 +115,7 @@ def _source(paths: list[Path], layout: str, rows: OnError) -> Any:
         return paths
     if layout not in LAYOUTS:
         raise ValueError(f"--layout is {layout!r}, expected {_LAYOUTS}")
-    # Read the first of each here, so that a wrong path is told before any work.
+    # Read the first of each here, so that a wrong path is refused before any work.
     return itertools.chain.from_iterable([LAYOUTS[layout](path, on_error=rows) for path in paths])
 
 

@@ -216,7 +216,7 @@ def run_demo(
         seed: fixes the split, the models and the order of the texts.
         progress: show progress bars on a terminal.
         settings: what to run instead of the full or the quick demo.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
 
     Returns:
         What was measured.

@@ -166,8 +166,8 @@ class ULMFiT(TextModel):
 
         Args:
             directory: as `save` or `save_pretrained` wrote it.
-            device: as for the class.
-            progress: as for the class.
+            device: "cpu", "cuda" or None for CUDA where there is any.
+            progress: show progress bars on a terminal.
 
         Raises:
             FileNotFoundError: if the directory or a file of it is missing.
@@ -204,8 +204,8 @@ class ULMFiT(TextModel):
             name: a directory; or, where there is none, a repository such as "user/model", for
                 which `huggingface_hub` has to be installed.
             revision: branch, tag or commit of the repository.
-            device: as for the class.
-            progress: as for the class.
+            device: "cpu", "cuda" or None for CUDA where there is any.
+            progress: show progress bars on a terminal.
 
         Raises:
             FileNotFoundError: if there is no such directory, or a file of it is missing.
@@ -236,7 +236,7 @@ class ULMFiT(TextModel):
             lr: largest learning rate, for all layers; None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
-            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
@@ -285,7 +285,7 @@ class ULMFiT(TextModel):
                 None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
-            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
@@ -447,7 +447,7 @@ class ULMFiT(TextModel):
             label_column: column of .csv and .jsonl files.
             weight_column: column of the weights of texts, where labels are read from a column, or
                 of a table in sample_weight; or None.
-            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
