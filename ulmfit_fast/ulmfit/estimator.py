@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 Own = TypeVar("Own", bound="ULMFiT")
 
 
-def holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def _holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Have a stage of `ULMFiT` hold the directories that it writes into, before it reads a text."""
 
     @wraps(stage)
@@ -215,7 +215,7 @@ class ULMFiT(TextModel):
         directory = local_directory(name, revision=revision)
         return cls.load(directory, device=device, progress=progress)
 
-    @holding_directories
+    @_holding_directories
     def pretrain(
         self,
         texts: Texts,
@@ -260,7 +260,7 @@ class ULMFiT(TextModel):
             self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
         return self
 
-    @holding_directories
+    @_holding_directories
     def fine_tune_lm(
         self,
         texts: Texts,
@@ -397,7 +397,7 @@ class ULMFiT(TextModel):
         if self.checkpoint_dir is not None and world().rank == 0:
             self.save(self.checkpoint_dir)
 
-    @holding_directories
+    @_holding_directories
     def fit_classifier(
         self,
         texts: Texts,

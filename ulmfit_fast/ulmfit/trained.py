@@ -94,6 +94,7 @@ class TextModel(Predictor):
         return self.settings.backwards
 
     def _adopt(self, trained: Trained) -> None:
+        """Take over what a stage has left."""
         self.tokenizer, self.language_model = trained.tokenizer, trained.language_model
         self.classifier, self.labels = trained.classifier, trained.labels
         self.settings = replace(self.settings, tokenizer=trained.tokenizer.kind)
