@@ -305,7 +305,7 @@ def check_out_file(out: Path, read: Sequence[Path | None], *, overwrite: bool) -
 
 
 def check_apart_from(out: Path, read: Sequence[Path | None], *, is_text: bool) -> list[Path]:
-    """Refuse to write over what is read, see `check_apart`; return what is read.
+    """Refuse to write over what is read; return what is read.
 
     Args:
         out: where to.

@@ -87,7 +87,7 @@ def explain(
     if limit < 1:
         raise ValueError(f"--limit is {limit}, expected at least 1")
     learner = ULMFiT.load(model, device=device)
-    # One text more tells whether some are left out.
+    # With one text more, to know whether some are left out.
     texts = list(islice(read_texts(text, text_column=text_column), limit + 1))
     # A label may be a number, which the command line gives as a string.
     classes = {str(known): known for known in learner.labels}

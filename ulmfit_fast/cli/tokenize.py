@@ -107,7 +107,7 @@ def _source(paths: list[Path], layout: str, rows: OnError) -> Any:
         return paths
     if layout not in LAYOUTS:
         raise ValueError(f"--layout is {layout!r}, expected {_LAYOUTS}")
-    # Read the first of each here, so that a wrong path is told before any work.
+    # Read the first of each here, so that a wrong path is refused before any work.
     return itertools.chain.from_iterable([LAYOUTS[layout](path, on_error=rows) for path in paths])
 
 

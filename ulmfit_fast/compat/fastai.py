@@ -224,8 +224,9 @@ def read_fastai(
         ('the', 'cat')
 
     Args:
-        weights: file of a language model or of an encoder, see `from_fastai` and `read_tensors`.
-        vocabulary: its words, as a pickled list, .json or .txt; see `vocabulary_from_fastai`.
+        weights: file of a language model or of an encoder: .pth, .h5 or .pt as `torch.save` wrote
+            it, or .safetensors.
+        vocabulary: its words in the order of the rows, as a pickled list, .json or .txt.
         overrides: dropout values, as for `from_fastai`.
 
     Returns:
@@ -281,7 +282,7 @@ def write_fastai(
         vocab: its vocabulary.
         path: name of the weights, ending in .pth; the vocabulary gets the same name with .pkl.
             Files that are there are replaced.
-        encoder_only: as for `to_fastai`.
+        encoder_only: the encoder alone, as `save_encoder` writes it.
 
     Returns:
         The two paths.

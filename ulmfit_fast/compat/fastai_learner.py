@@ -107,14 +107,14 @@ class WeightDropLSTM(LSTM):
         seed: Tensor | int | None = None,
         masks: Sequence[DropoutMasks] | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
-        """Run the layer; see `ulmfit_fast.LSTM.forward`.
+        """Run the layer.
 
         Args:
             input: `(B, T, E)`, or `(T, B, E)` without batch_first.
             hx: (h_0, c_0), each `(D, B, H)`, of any floating dtype; None for zeros.
-            lengths: as for `ulmfit_fast.LSTM`.
-            seed: as for `ulmfit_fast.LSTM`.
-            masks: as for `ulmfit_fast.LSTM`.
+            lengths: tokens of each row, `(B,)`, or None where all are T.
+            seed: fixes the masks; None draws one.
+            masks: dropout masks to use in place of drawn ones; or None.
 
         Returns:
             output with D * H features, and (h_n, c_n), of the class of the input; c is in float32

@@ -260,7 +260,7 @@ def _listed(names: list[str]) -> str:
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors are one, or equal in shape, dtype and values."""
+    """Say whether two tensors are one, or equal in shape, dtype and values."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     # A diverged model's NaN differ from themselves.

@@ -46,7 +46,7 @@ class _Ignored:
         """Take no notice."""
 
 
-# fastai saves its optimizer beside the model unless told otherwise, with these in it. PyTorch knows
+# fastai saves its optimizer beside the model by default, with these in it. PyTorch knows
 # a class by its module and name, so that what is read is always the class that does nothing.
 _IGNORED: list[Any] = [
     type(name, (_Ignored,), {"__module__": module})

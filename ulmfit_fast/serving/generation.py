@@ -140,14 +140,14 @@ def generate_ids(
     Args:
         model: the language model; its dropout is off meanwhile.
         ids: the tokens so far, at least one.
-        max_tokens: as for `generate`.
-        temperature: as for `generate`.
-        top_k: as for `generate`.
-        top_p: as for `generate`.
-        min_tokens: as for `generate`.
+        max_tokens: largest number of new tokens.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_k: draw among the k likeliest tokens; None among all.
+        top_p: draw among the fewest likeliest tokens that together have this probability.
+        min_tokens: new tokens before which `stop` does not end the text.
         stop: ids at which to stop; the id itself is not returned.
         banned: ids that are never drawn.
-        seed: as for `generate`.
+        seed: fixes the draws; None takes them from torch's generator.
 
     Returns:
         The new ids.

@@ -121,7 +121,7 @@ def _dynamic_lstm(layer: nn.LSTM) -> Any:
             "this build of PyTorch has no engine for int8 products; "
             f"it knows {torch.backends.quantized.supported_engines}"
         )
-    # Both make tensors of PyTorch's default dtype or device, where they are not told.
+    # Both make tensors of PyTorch's default dtype or device, where none is given.
     made = {"device": "cpu", "dtype": torch.float32}
     observer = per_channel_dynamic_qconfig.weight.with_args(factory_kwargs=made)
     layer.qconfig = per_channel_dynamic_qconfig._replace(weight=observer)

@@ -112,7 +112,7 @@ def explain(
         model: a `ULMFiT` with a classifier, or the `ModelParts` of one.
         texts: what to explain, as `Tokenizer.encode_batch` takes it.
         label: the class that is asked for; None takes the most probable class of each text.
-        method: see `token_saliency`.
+        method: "gradient_x_input", with a sign, or "intrinsic_attention", without.
         batch_size: texts at a time; the result does not depend on it.
 
     Returns:

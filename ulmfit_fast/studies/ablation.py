@@ -64,7 +64,7 @@ def run_ablation(
         seed: of the pre-training, and added to the others.
         device: "cpu", "cuda" or None for CUDA where there is any.
         workers: processes at a time; None is one for each core on a CPU, and one on a GPU.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
 
     Returns:
         All rows.

@@ -111,7 +111,7 @@ class RowFile:
             os.fsync(file.fileno())
 
     def sort(self) -> None:
-        """Put the rows in an order that does not tell which was measured first."""
+        """Put the rows in an order that does not depend on which was measured first."""
         self.rows.sort(key=lambda row: (row.kind, row.labels, row.start, row.way, row.seed))
         self._rewrite()
 

@@ -31,9 +31,10 @@ from ulmfit_fast.report import (
 from ulmfit_fast.serving.saliency import explain
 from ulmfit_fast.studies.ablation_plan import MAJORITY, PRETRAINED, SCRATCH, TFIDF
 from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
-from ulmfit_fast.studies.docstrings import Document, read_docstrings
+from ulmfit_fast.studies.docstrings import read_docstrings
 from ulmfit_fast.studies.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.studies.swapped_words import LABELS, SwapTask, build_task, without_sentences
+from ulmfit_fast.studies.tasks import split_off
 from ulmfit_fast.system.files import user_path, write_text
 from ulmfit_fast.system.locks import held
 from ulmfit_fast.system.version import __version__
@@ -47,8 +48,6 @@ _log = logging.getLogger("ulmfit_fast")
 FINE_TUNED = "+ LM fine-tuned"
 SCHEDULE = "+ ULMFiT schedule"
 
-# One document in this many is kept out of language-model training to measure perplexity on.
-_HELD_OUT_EVERY = 40
 _EXAMPLES = 12
 _MOST_WORKERS = 6
 
@@ -90,8 +89,9 @@ class _Run:
             train=max(self.settings.label_counts),
             seed=self.seed,
         )
-        self.general = _split(without_sentences(general, self.task.held_out))
-        self.target = _split(self.task.lm_documents)
+        general = without_sentences(general, self.task.held_out)
+        self.general = split_off([document.text for document in general])
+        self.target = split_off([document.text for document in self.task.lm_documents])
 
     def pretrain(self) -> None:
         """Stage 1 on the general corpus."""
@@ -193,12 +193,6 @@ class _Work:
         return sum(right) / len(right), model if job == shown else None
 
 
-def _split(documents: Sequence[Document]) -> tuple[list[str], list[str]]:
-    """Return the texts to train on and those held out to measure perplexity on."""
-    train = [d.text for i, d in enumerate(documents) if i % _HELD_OUT_EVERY]
-    return train, [d.text for d in documents[::_HELD_OUT_EVERY]]
-
-
 def run_demo(
     out: str | os.PathLike[str],
     *,
@@ -216,7 +210,7 @@ def run_demo(
         seed: fixes the split, the models and the order of the texts.
         progress: show progress bars on a terminal.
         settings: what to run instead of the full or the quick demo.
-        say: told what happens, a line at a time.
+        say: called with each line of progress.
 
     Returns:
         What was measured.

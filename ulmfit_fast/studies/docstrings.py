@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ulmfit_fast.studies.prose import prose_paragraphs, sentence_key
 from ulmfit_fast.system.scoped import ignoring
-
-from .prose import prose_paragraphs, sentence_key
 
 _log = logging.getLogger("ulmfit_fast")
 

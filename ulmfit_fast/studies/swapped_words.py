@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
-from .docstrings import Document
-from .prose import sentence_key, split_sentences
+from ulmfit_fast.studies.docstrings import Document
+from ulmfit_fast.studies.prose import sentence_key, split_sentences
 
 LABELS = ("intact", "swapped")
 

@@ -14,7 +14,7 @@ from ulmfit_fast.studies.docstrings import Document, read_docstrings
 from ulmfit_fast.studies.parameter_types import parameter_descriptions
 from ulmfit_fast.studies.swapped_words import build_task, without_sentences
 
-__all__ = ["TASKS", "Task", "own_task", "read_task", "subpackage_documents"]
+__all__ = ["TASKS", "Task", "own_task", "read_task", "split_off", "subpackage_documents"]
 
 # One document in this many is kept out of language-model training to measure perplexity on.
 _HELD_OUT_EVERY = 40
@@ -75,14 +75,15 @@ class Task:
 
     def general_split(self) -> tuple[list[str], list[str]]:
         """Return the general texts to train on and those kept to measure perplexity on."""
-        return _split(self.general)
+        return split_off(self.general)
 
     def target_split(self) -> tuple[list[str], list[str]]:
         """Return the target texts to train on and those kept to measure perplexity on."""
-        return _split(self.target)
+        return split_off(self.target)
 
 
-def _split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_off(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the texts to train on and those kept to measure perplexity on."""
     return [t for i, t in enumerate(texts) if i % _HELD_OUT_EVERY], list(texts[::_HELD_OUT_EVERY])
 
 

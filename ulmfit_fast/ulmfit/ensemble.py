@@ -111,8 +111,8 @@ class Ensemble(Predictor):
 
         Args:
             directory: as `save` wrote it.
-            device: as for `ULMFiT`.
-            progress: as for `ULMFiT`.
+            device: "cpu", "cuda" or None for CUDA where there is any.
+            progress: show progress bars on a terminal.
 
         Raises:
             FileNotFoundError: if the directory or a file of it is missing.

@@ -45,7 +45,7 @@ Result = TypeVar("Result")
 Own = TypeVar("Own", bound="ULMFiT")
 
 
-def holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def _holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Have a stage of `ULMFiT` hold the directories that it writes into, before it reads a text."""
 
     @wraps(stage)
@@ -165,8 +165,8 @@ class ULMFiT(TextModel):
 
         Args:
             directory: as `save` or `save_pretrained` wrote it.
-            device: as for the class.
-            progress: as for the class.
+            device: "cpu", "cuda" or None for CUDA where there is any.
+            progress: show progress bars on a terminal.
 
         Raises:
             FileNotFoundError: if the directory or a file of it is missing.
@@ -203,8 +203,8 @@ class ULMFiT(TextModel):
             name: a directory; or, where there is none, a repository such as "user/model", for
                 which `huggingface_hub` has to be installed.
             revision: branch, tag or commit of the repository.
-            device: as for the class.
-            progress: as for the class.
+            device: "cpu", "cuda" or None for CUDA where there is any.
+            progress: show progress bars on a terminal.
 
         Raises:
             FileNotFoundError: if there is no such directory, or a file of it is missing.
@@ -214,7 +214,7 @@ class ULMFiT(TextModel):
         directory = local_directory(name, revision=revision)
         return cls.load(directory, device=device, progress=progress)
 
-    @holding_directories
+    @_holding_directories
     def pretrain(
         self,
         texts: Texts,
@@ -235,7 +235,7 @@ class ULMFiT(TextModel):
             lr: largest learning rate, for all layers; None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
-            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
@@ -259,7 +259,7 @@ class ULMFiT(TextModel):
             self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
         return self
 
-    @holding_directories
+    @_holding_directories
     def fine_tune_lm(
         self,
         texts: Texts,
@@ -284,7 +284,7 @@ class ULMFiT(TextModel):
                 None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of .csv and .jsonl files.
-            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 
@@ -396,7 +396,7 @@ class ULMFiT(TextModel):
         if self.checkpoint_dir is not None and world().rank == 0:
             self.save(self.checkpoint_dir)
 
-    @holding_directories
+    @_holding_directories
     def fit_classifier(
         self,
         texts: Texts,
@@ -446,7 +446,7 @@ class ULMFiT(TextModel):
             label_column: column of .csv and .jsonl files.
             weight_column: column of the weights of texts, where labels are read from a column, or
                 of a table in sample_weight; or None.
-            on_error: "raise", or "skip" to leave out rows that cannot be read, see `read_texts`.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `pipeline.TrainingSettings`.
 

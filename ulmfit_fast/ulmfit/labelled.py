@@ -54,7 +54,7 @@ def labelled_texts(
     """Return texts, a label for each and their weights, as passed or from columns.
 
     Args:
-        texts: as for `ULMFiT.fit_classifier`, as is all else.
+        texts: any iterable of str, or paths of files, folders or tables.
         labels: of the texts; None reads them from a column.
         sample_weight: of the texts, or None.
         weight_column: where to read the weights from, in a table of weights or in the texts; or
@@ -242,8 +242,8 @@ def weighed(
     Args:
         texts: all of them.
         labels: of each.
-        class_weight: as for `text_weights`.
-        sample_weight: as for `text_weights`.
+        class_weight: "balanced", a weight for each class by its label, or None.
+        sample_weight: a number for each text, or None.
 
     Raises:
         TypeError: as `text_weights`.

@@ -68,8 +68,9 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         lm_options: further arguments of `ULMFiT.fine_tune_lm`, or of `ULMFiT.pretrain` where no
             language model is given.
         model_options: arguments of `ULMFiT` where no language model is given.
-        preset: as for `ULMFiT`; a language model that is given has its own.
-        device: as for `ULMFiT`.
+        preset: a published recipe by its name, or a `presets.Preset`; a language model that is
+            given has its own.
+        device: "cpu", "cuda" or None for CUDA where there is any.
         random_state: int, `RandomState` or None: weights, masks and the order of the texts.
         progress: show progress bars on a terminal.
 
@@ -270,7 +271,7 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return float(super().score(X, _labels(y), sample_weight))
 
     def __sklearn_tags__(self) -> Any:
-        """Tell scikit-learn that X is a column of strings."""
+        """Declare to scikit-learn that X is a column of strings."""
         tags = super().__sklearn_tags__()
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False

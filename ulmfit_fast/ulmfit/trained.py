@@ -94,6 +94,7 @@ class TextModel(Predictor):
         return self.settings.backwards
 
     def _adopt(self, trained: Trained) -> None:
+        """Take over what a stage has left."""
         self.tokenizer, self.language_model = trained.tokenizer, trained.language_model
         self.classifier, self.labels = trained.classifier, trained.labels
         self.settings = replace(self.settings, tokenizer=trained.tokenizer.kind)
@@ -137,7 +138,7 @@ class TextModel(Predictor):
         text_column: str = "text",
         batch_size: int = 16,
     ) -> list[Explanation]:
-        """Score each token of texts by its effect on the answer, see `saliency.explain`.
+        """Score each token of texts by its effect on the answer.
 
         Args:
             texts: what to explain.
@@ -153,7 +154,7 @@ class TextModel(Predictor):
         return explain(self, corpus, label, method=method, batch_size=batch_size)
 
     def generate(self, prompt: str = "", **options: Any) -> str:
-        """Continue a text with the language model, see `generation.generate`.
+        """Continue a text with the language model, token by token.
 
         Args:
             prompt: the text to go on from; empty starts a new text.
