@@ -13,7 +13,6 @@ from torch import nn
 from two_processes import (
     FITTING,
     PLAIN,
-    TOKENIZER,
     UNFREEZING,
     WEIGHTS,
     classifier_steps,
@@ -28,7 +27,7 @@ from ulmfit_fast.data import LMBatches
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.runs import Run
 from ulmfit_fast.system import distributed
-from ulmfit_fast.training.stages import StageRun, train_language_model
+from ulmfit_fast.training.stages import train_language_model
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +77,7 @@ def test_unfreezing_and_early_stopping_agree_and_only_the_first_writes(tmp_path)
     # Of both processes.
     assert json.loads(lines[0])["tokens"] == 2 * UNFREEZING.batch_size * UNFREEZING.bptt
     # One process would not go on with it: half of the state would have nowhere to go.
-    run = StageRun(Run(tmp_path / "two", resume=True), "pretrain", TOKENIZER)
+    run = Run(tmp_path / "two", resume=True)
     with pytest.raises(ValueError, match="processes is 1, and 2 in the run"):
         train_language_model(LanguageModel(CONFIG), documents(60), UNFREEZING, seed=3, run=run)
 

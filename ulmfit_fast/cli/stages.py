@@ -29,7 +29,7 @@ from ulmfit_fast.system.distributed import only_first, world
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.store.store import TokenStore
-    from ulmfit_fast.runs import Run
+    from ulmfit_fast.runs import DryRun, Run
     from ulmfit_fast.ulmfit.estimator import ULMFiT
 
 __all__ = ["fine_tune", "fit_classifier", "pretrain"]
@@ -105,7 +105,9 @@ def _corpus(text: list[Path]) -> list[Path] | TokenStore:
     return TokenStore(stores[0])
 
 
-def _run(stage: str, out: Path, read: Sequence[Path], dry_run: bool, **options: Any) -> Run:
+def _run(
+    stage: str, out: Path, read: Sequence[Path], dry_run: bool, **options: Any
+) -> Run | DryRun:
     """Return the run in a directory, after a look at whether it may and can be there."""
     from ulmfit_fast.runs import DryRun, Run
 
@@ -126,7 +128,7 @@ def _run(stage: str, out: Path, read: Sequence[Path], dry_run: bool, **options: 
 
 
 @contextmanager
-def _reported(model: ULMFiT, stage: str, out: Path, run: Run) -> Iterator[None]:
+def _reported(model: ULMFiT, stage: str, out: Path, run: Run | DryRun) -> Iterator[None]:
     """Say what a stage came to, or what it would take."""
     from ulmfit_fast.runs import DryRun
 

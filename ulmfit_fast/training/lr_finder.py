@@ -6,28 +6,25 @@ import copy
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ulmfit_fast.data.classifier_batches import ClassifierBatches
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.system.files import file_in_place, user_path
 from ulmfit_fast.system.progress import progress_bar
 from ulmfit_fast.system.seeds import own_generators
-from ulmfit_fast.training.classifier_step import (
-    classifier_step,
-    relative_weights,
-    shared_classifier,
-)
+from ulmfit_fast.training.classifier_step import ClassifierStep, relative_weights
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.plan import TrainingPlan
-from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.settings import TrainingSettings
-from ulmfit_fast.training.stages import Documents, training_stream
+from ulmfit_fast.training.stages import Documents, classifier_batches, training_stream
+from ulmfit_fast.training.step import TrainingStep
 
 __all__ = ["LRFinderResult", "Suggestions", "find_lr", "suggest"]
 
@@ -311,12 +308,7 @@ def _search(
     with plan.unfreezing_groups():
         plan.begin_epoch(0)
         shares = [group["lr"] / settings.lr for group in plan.optimizer.param_groups]
-        if isinstance(model, LanguageModel):
-            losses = _language_model_losses(model, documents, own, plan.optimizer, seed)
-        else:
-            losses = _classifier_losses(
-                model, documents, labels, weights, own, plan.optimizer, seed
-            )
+        losses = _losses(*_step_and_batches(model, documents, labels, weights, plan, seed))
         model.train()
         for rate in rates:
             for group, share in zip(plan.optimizer.param_groups, shares, strict=True):
@@ -328,67 +320,27 @@ def _search(
             yield rate, loss
 
 
-def _language_model_losses(
-    model: LanguageModel,
-    documents: Documents,
-    settings: TrainingSettings,
-    optimizer: Optimizer,
-    seed: int,
-) -> Iterator[float]:
-    """Take a step each time the next loss is asked for, over and over the text."""
-    device = next(model.parameters()).device
-    precision = Precision.of(settings.precision, device)
-    step = LanguageModelStep(
-        model,
-        optimizer,
-        alpha=settings.alpha,
-        beta=settings.beta,
-        clip=settings.clip,
-        label_smoothing=settings.label_smoothing,
-        rescale_to=settings.bptt if settings.random_bptt and settings.rescale_lr else None,
-        autocast=precision.dtype,
-        scaler=precision.scaler,
-    )
-    for epoch in itertools.count():
-        step.reset()
-        for inputs, targets in training_stream(documents, settings, seed, epoch, device):
-            loss = step(inputs.to(device), targets.to(device))
-            yield float(loss.cross_entropy) if math.isfinite(float(loss.total)) else math.nan
-
-
-def _classifier_losses(
-    model: TextClassifier,
+def _step_and_batches(
+    model: LanguageModel | TextClassifier,
     documents: Documents,
     labels: Tensor | None,
     weights: Tensor | None,
-    settings: TrainingSettings,
-    optimizer: Optimizer,
+    plan: TrainingPlan,
     seed: int,
-) -> Iterator[float]:
+) -> tuple[TrainingStep[Any], Callable[[int], Iterable[Any]]]:
+    settings, device = plan.settings, next(model.parameters()).device
+    objective = Objective.of(settings, device)
+    if isinstance(model, LanguageModel):
+        stream = partial(training_stream, documents, settings, seed, device=device)
+        return LanguageModelStep(model, plan.optimizer, objective=objective), stream
+    batches_of = classifier_batches(model, documents, labels, settings.batch_size, seed)
+    return ClassifierStep(model, plan.optimizer, objective=objective, weights=weights), batches_of
+
+
+def _losses(step: TrainingStep[Any], batches_of: Callable[[int], Iterable[Any]]) -> Iterator[float]:
     """Take a step each time the next loss is asked for, over and over the texts."""
-    precision = Precision.of(settings.precision, next(model.parameters()).device)
-    batches = ClassifierBatches(
-        documents,
-        labels,
-        settings.batch_size,
-        pad_id=model.encoder.config.pad_id,
-        shuffle=True,
-        seed=seed,
-    )
-    shared = shared_classifier(model)
     for epoch in itertools.count():
-        batches.set_epoch(epoch)
-        for batch in batches:
-            loss = classifier_step(
-                model,
-                batch,
-                optimizer,
-                alpha=settings.alpha,
-                beta=settings.beta,
-                clip=settings.clip,
-                label_smoothing=settings.label_smoothing,
-                weights=weights,
-                precision=precision,
-                shared=shared,
-            )
-            yield loss.cross_entropy
+        step.reset()
+        for batch in batches_of(epoch):
+            for reading in (*step.train_on(batch), *step.rest()):
+                yield reading.cross_entropy

@@ -13,11 +13,11 @@ from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.presets import Preset
-from ulmfit_fast.runs.run import Run
+from ulmfit_fast.runs import DryRun, Run
 from ulmfit_fast.system.distributed import shared_text, world
 from ulmfit_fast.system.seeds import own_generators
 from ulmfit_fast.training import stages as pipeline
-from ulmfit_fast.training.stages import StageRun, TrainingSettings
+from ulmfit_fast.training.stages import TrainingSettings, resumed_tokenizer
 from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.checks import (
     Label,
@@ -149,7 +149,7 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
-        run: Run | None = None,
+        run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Train a language model from scratch on general text (stage 1).
@@ -174,7 +174,7 @@ class ULMFiT(TextModel):
             self.settings, "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         language_model_config(self.settings, drop_mult)  # refused before the texts are read
-        if run is not None:
+        if isinstance(run, Run):
             run.check("pretrain")
         corpus = corpus_of(texts, text_column, on_error)
         with own_generators(self.seed, self.device):
@@ -194,7 +194,7 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
-        run: Run | None = None,
+        run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Adapt the language model to the text of the task, labels not needed (stage 2).
@@ -225,7 +225,7 @@ class ULMFiT(TextModel):
         )
         dropout = language_model_config(self.settings, drop_mult)
         self._require_language_model()
-        if run is not None:
+        if isinstance(run, Run):
             run.check("fine_tune_lm")
         corpus = corpus_of(texts, text_column, on_error)
         with own_generators(self.seed + 1, self.device):
@@ -266,10 +266,10 @@ class ULMFiT(TextModel):
         return pipeline.with_vocabulary(model, old.vocab, tokenizer.vocab)
 
     def _tokenizer_of(
-        self, stage: str, run: Run | None, corpus: Sequence[str] | TokenStore
+        self, stage: str, run: Run | DryRun | None, corpus: Sequence[str] | TokenStore
     ) -> Tokenizer:
         """Return the tokenizer of the run that is resumed, or one that the corpus teaches."""
-        kept = None if run is None else run.tokenizer(stage)
+        kept = resumed_tokenizer(run, stage) if isinstance(run, Run) else None
         if kept is not None:
             return kept
         if world().size == 1:
@@ -296,7 +296,7 @@ class ULMFiT(TextModel):
         model: LanguageModel,
         corpus: Sequence[str] | TokenStore,
         training: TrainingSettings,
-        run: Run | None,
+        run: Run | DryRun | None,
     ) -> None:
         parts = {"tokenizer": tokenizer, "language_model": model, "classifier": None, "labels": []}
         pipeline.train_language_model(
@@ -307,7 +307,9 @@ class ULMFiT(TextModel):
             description=description,
             progress=self.progress,
             after_epoch=lambda _, history: self._adopt(stage, history, parts),
-            run=None if run is None else StageRun(run, stage, tokenizer),
+            run=run,
+            stage=stage,
+            tokenizer=tokenizer,
         )
         model.eval()
 
@@ -337,7 +339,7 @@ class ULMFiT(TextModel):
         label_column: str = "label",
         weight_column: str | None = None,
         on_error: OnError = "raise",
-        run: Run | None = None,
+        run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Fit a classifier on the encoder of the language model (stage 3).
@@ -348,7 +350,7 @@ class ULMFiT(TextModel):
         the weights of text i and its class: only proportions matter, a weight of 2 is as good as
         the text twice, and a text of weight 0 is left out. A batch has its share of that sum, so
         that one without the rare class counts less than one with it, see
-        `classifier_step.classifier_step`; the losses of the history are the weighted ones. Neither
+        `classifier_step.ClassifierStep`; the losses of the history are the weighted ones. Neither
         the vocabulary and the language model, nor AR, TAR and BatchNorm know of weights.
 
         Args:
@@ -393,7 +395,7 @@ class ULMFiT(TextModel):
             self.settings, "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         classifier_config(self.settings, drop_mult)  # refused before the texts are read
-        if run is not None:
+        if isinstance(run, Run):
             run.check("fit_classifier")
         corpus, own, sample_weight = labelled_texts(
             texts,
@@ -419,7 +421,7 @@ class ULMFiT(TextModel):
         classes: list[Label],
         training: TrainingSettings,
         drop_mult: float,
-        run: Run | None,
+        run: Run | DryRun | None,
     ) -> None:
         tokenizer = self.tokenizer or self._given_tokenizer
         if tokenizer is None:
@@ -442,7 +444,8 @@ class ULMFiT(TextModel):
             progress=self.progress,
             # Making the model ready to predict after every epoch costs a pass over the texts.
             after_epoch=None if self.checkpoint_dir is None else adopt,
-            run=None if run is None else StageRun(run, "fit_classifier", tokenizer),
+            run=run,
+            tokenizer=tokenizer,
         )
         if self.checkpoint_dir is None:
             adopt(training.epochs, history)
