@@ -25,7 +25,7 @@ from ulmfit_fast.cli.app import (
     say,
     typer,
 )
-from ulmfit_fast.system.distributed import only_first, world
+from ulmfit_fast.system.distributed import rank_zero_only, world
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.store.store import TokenStore
@@ -123,7 +123,7 @@ def _run(
         run.check(stage)
 
     # Of several processes the first one looks, before it begins to write.
-    only_first(look)
+    rank_zero_only(look)
     return DryRun() if dry_run else run
 
 

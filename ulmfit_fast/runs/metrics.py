@@ -96,7 +96,7 @@ class Metrics:
         os.replace(temporary, self._file.path)
 
     def _is_past(self, report: dict[str, Any]) -> bool:
-        """Say whether a report is of another stage, or of what this run has behind it."""
+        """Return whether a report is of another stage, or of what this run has behind it."""
         if report["stage"] != self._stage:
             return True
         if report.get("epoch_ended"):

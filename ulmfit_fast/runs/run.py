@@ -22,8 +22,8 @@ from ulmfit_fast.runs.checkpoints import Checkpoints
 from ulmfit_fast.runs.metrics import Metrics, Position, Reading
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.state_file import write_state
-from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, settle
-from ulmfit_fast.system.distributed import agree, only_first, world
+from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, recover
+from ulmfit_fast.system.distributed import any_rank, rank_zero_only, world
 from ulmfit_fast.system.files import user_path, write_text
 from ulmfit_fast.system.json_text import parse_json
 from ulmfit_fast.system.locks import held
@@ -48,9 +48,9 @@ class Resumable(Position, Protocol):
 
 @contextmanager
 def holding(*directories: Path) -> Iterator[None]:
-    """Keep others from writing into directories while the block runs, see `locks.held`.
+    """Keep others from writing into directories while the block runs, with `locks.held`.
 
-    Of several processes of one training the first one holds them for all.
+    Of several processes of one training rank zero holds them for all.
 
     Args:
         directories: made when missing, and removed again if they are empty at the end.
@@ -60,7 +60,7 @@ def holding(*directories: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for directory in directories:
-            only_first(partial(stack.enter_context, held(directory)))
+            rank_zero_only(partial(stack.enter_context, held(directory)))
         yield
 
 
@@ -157,7 +157,7 @@ class Run:
         return found
 
     def finished(self, stage: str) -> bool:
-        """Say whether the directory has a run of this stage that came to its end.
+        """Return whether the directory has a run of this stage that came to its end.
 
         Args:
             stage: "pretrain", "fine_tune_lm" or "fit_classifier".
@@ -166,7 +166,7 @@ class Run:
         return found is not None and bool(found.get("finished"))
 
     def holds_other(self, stage: str) -> bool:
-        """Say whether the directory has a model or the run of another stage, and none of this one.
+        """Return whether there is a model or the run of another stage, and none of this one.
 
         Args:
             stage: as for `finished`.
@@ -188,7 +188,7 @@ class Run:
             OSError: if the directory cannot be written.
         """
         if world().rank > 0:
-            # The first process looks for all, and may be writing already.
+            # Rank zero looks for all, and may be writing already.
             return
         if self.directory.is_dir():
             with held(self.directory):
@@ -252,9 +252,9 @@ class Run:
                 self._go_on(fingerprint)
             else:
                 # Of a run that came to its end, or is to be lost; any other one has been refused.
-                only_first(self._checkpoints.remove)
+                rank_zero_only(self._checkpoints.remove)
             self._metrics.begin(stage, state, unit)
-            only_first(lambda: self._prepare(fingerprint, size, beside or {}))
+            rank_zero_only(lambda: self._prepare(fingerprint, size, beside or {}))
             self._saved_at = time.monotonic()
             try:
                 with self._stop.listening():
@@ -263,7 +263,7 @@ class Run:
                 if self.checkpoint_steps is not None or self._checkpoints.files():
                     self._save(best=False)
                 self._metrics.flush()
-                only_first(lambda: self._describe(fingerprint, finished=True))
+                rank_zero_only(lambda: self._describe(fingerprint, finished=True))
             finally:
                 self._metrics.close()
 
@@ -271,7 +271,7 @@ class Run:
         self, fingerprint: dict[str, Any], size: int, beside: Mapping[str, Callable[[], str]]
     ) -> None:
         self._checkpoints.clean()
-        settle(self.directory)
+        recover(self.directory)
         self._metrics.keep_past()
         needed = size * (self.keep + 2)
         free = shutil.disk_usage(self.directory).free
@@ -294,8 +294,8 @@ class Run:
                     "the run began with torch %s and goes on with %s; its losses may differ",
                     *(found["torch"], torch.__version__),
                 )
-        # The first process sets damaged ones aside; after that all read the same one.
-        only_first(self._checkpoints.latest)
+        # Rank zero sets damaged ones aside; after that all read the same one.
+        rank_zero_only(self._checkpoints.latest)
         values = self._checkpoints.latest()
         if values is None:
             _log.info("%s has no checkpoint yet; beginning", self.directory)
@@ -327,13 +327,13 @@ class Run:
         self._metrics.add(reading)
 
     def due(self, step: int) -> bool:
-        """Say whether a checkpoint is to be written after a step.
+        """Return whether a checkpoint is to be written after a step.
 
         Args:
             step: steps taken.
         """
         minutes = (time.monotonic() - self._saved_at) / 60
-        return agree(
+        return any_rank(
             self._stop.requested
             or (self.checkpoint_steps is not None and step % self.checkpoint_steps == 0)
             or (self.checkpoint_minutes is not None and minutes >= self.checkpoint_minutes)
@@ -358,7 +358,7 @@ class Run:
             best: whether this is the lowest so far.
         """
         self._metrics.epoch_ended(loss, valid_loss)
-        if agree(best or self._stop.requested):
+        if any_rank(best or self._stop.requested):
             self._save(best=best, stop=True)
 
     def _save(self, *, best: bool, stop: bool = False) -> None:
@@ -366,7 +366,7 @@ class Run:
         step = self._state.steps
         try:
             values = self._state.state_dict()
-            only_first(lambda: self._checkpoints.save(step, values, best=best))
+            rank_zero_only(lambda: self._checkpoints.save(step, values, best=best))
         except OSError as error:
             files = self._checkpoints.files()
             last = f"the last good one is {files[-1]}" if files else "there is none before it"
@@ -376,7 +376,9 @@ class Run:
         self._saved_at = time.monotonic()
         if stop:
             path = self._checkpoints.path(step)
-            self._stop.obey(f"the run is in {path}; resume=True (--resume) goes on with it")
+            self._stop.raise_if_requested(
+                f"the run is in {path}; resume=True (--resume) goes on with it"
+            )
 
     def failed(
         self, error: FloatingPointError, batch: Sequence[Tensor | None]

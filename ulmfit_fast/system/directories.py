@@ -42,7 +42,7 @@ __all__ = [
     "owned_names",
     "put_in_place",
     "read_version",
-    "settle",
+    "recover",
     "write_directory",
 ]
 
@@ -85,7 +85,7 @@ def write_directory(directory: str | os.PathLike[str], write: Callable[[Path], N
     target = user_path(directory).resolve()
     check_target(target)
     with held(target):
-        settle(target)
+        recover(target)
         written = target / _WRITTEN
         written.mkdir()
         try:
@@ -122,7 +122,7 @@ def check_target(target: Path) -> None:
 
 
 def is_run_file(name: str) -> bool:
-    """Tell whether a name in a model's directory is of the run that makes the model.
+    """Return whether a name in a model's directory is of the run that makes the model.
 
     >>> is_run_file("metrics.jsonl"), is_run_file("config.json")
     (True, False)
@@ -135,7 +135,7 @@ def is_run_file(name: str) -> bool:
 
 
 def is_leftover(name: str) -> bool:
-    """Tell whether a name in a directory is of a writer that is at work, or was when it crashed.
+    """Return whether a name in a directory is of a writer that is at work, or was when it crashed.
 
     >>> is_leftover(".lock"), is_leftover("config.json")
     (True, False)
@@ -207,7 +207,7 @@ def put_in_place(written: Path, target: Path) -> None:
     os.replace(written, target / _INCOMING)
     try:
         sync_directory(target)
-        settle(target)
+        recover(target)
     except OSError as error:
         # It counts already, and every reader finds it.
         _log.warning(
@@ -216,8 +216,8 @@ def put_in_place(written: Path, target: Path) -> None:
         )
 
 
-def settle(directory: Path) -> None:
-    """Give the files of what came in last their places, and remove what a crash left half done.
+def recover(directory: Path) -> None:
+    """Move the files that came in last to their places, and remove what a crash left half done.
 
     Args:
         directory: which this thread holds.
@@ -354,7 +354,7 @@ class _Version:
         self._files = self._identities(self.path, self._opened)
 
     def is_current(self) -> bool:
-        """Tell whether all files are still those that have the names."""
+        """Return whether all files are still those that have the names."""
         # Between the two a writer is at work on the files beside what came in.
         came_in = _is_directory(self._incoming)
         return came_in == self._came_in and self._identities(self.path, os.stat) == self._files

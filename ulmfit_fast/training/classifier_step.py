@@ -109,7 +109,7 @@ def relative_weights(weights: Tensor | None, count: int) -> Tensor | None:
 class ClassifierStep(TrainingStep[TextClassifier]):
     """Train a classifier on one batch after another.
 
-    Several processes (see `distributed`) pass the same batch: each encodes its part of the texts,
+    Several processes pass the same batch: each encodes its part of the texts,
     and every head sees the features of all.
 
     With weights the cross entropy of a batch of B texts is sum(w_i * l_i) / B, where the weights of

@@ -39,7 +39,7 @@ def _loss(model: LanguageModel, *args: Any, **kwargs: Any) -> tuple[LMLoss, Stat
 class LanguageModelStep(TrainingStep[LanguageModel]):
     """Train a language model on one batch after another; the state goes from each to the next.
 
-    With several processes (see `distributed`) each passes batches of its own; gradients and losses
+    With several processes each passes batches of its own; gradients and losses
     are the means over all of them.
 
     On a GPU nothing here waits for the device, given a fused optimizer: the loss stays there, and

@@ -175,7 +175,7 @@ class _Curve:
         self._mean = 0.0
 
     def add(self, lr: float, loss: float) -> bool:
-        """Take a point in, and tell whether to go on.
+        """Take a point in, and return whether to go on.
 
         Args:
             lr: learning rate of the step.

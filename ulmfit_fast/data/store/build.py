@@ -37,7 +37,7 @@ from ulmfit_fast.data.store.files import (
 from ulmfit_fast.data.store.store import TokenStore, digest_of
 from ulmfit_fast.data.tokens.texts import BLOCK_CHARACTERS, text_blocks
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
-from ulmfit_fast.system.directories import put_in_place, settle
+from ulmfit_fast.system.directories import put_in_place, recover
 from ulmfit_fast.system.files import user_path
 from ulmfit_fast.system.json_text import parse_json
 from ulmfit_fast.system.locks import held
@@ -265,7 +265,7 @@ class StoreBuilder:
         for name in (_LENGTHS, _STATE):
             (partial / name).unlink(missing_ok=True)
         if self._target.exists():
-            settle(self._target)
+            recover(self._target)
             put_in_place(partial, self._target)
         else:
             os.replace(partial, self._target)
