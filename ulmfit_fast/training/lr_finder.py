@@ -280,44 +280,30 @@ def find_lr(
     if weights is not None and not is_classifier:
         raise ValueError("the model is a LanguageModel, expected weights=None")
     weights = relative_weights(weights, len(documents))
-    device = next(model.parameters()).device
-    with own_generators(seed, device):
-        rates = [start_lr * (end_lr / start_lr) ** (i / (steps - 1)) for i in range(steps)]
-        with progress_bar("learning rate", steps, enabled=progress) as advance:
-            curve = _Curve(stop_factor)
-            copied = copy.deepcopy(model)
-            for lr, loss in _search(copied, documents, labels, weights, settings, rates, seed):
-                advance(f"lr {lr:.1e}, loss {loss:.3f}")
-                if not curve.add(lr, loss):
+    curve = _Curve(stop_factor)
+    own = replace(settings, schedule="constant", capture=False)
+    with (
+        own_generators(seed, next(model.parameters()).device),
+        progress_bar("learning rate", steps, enabled=progress) as advance,
+    ):
+        copied = copy.deepcopy(model).train()
+        plan = TrainingPlan(copied, own, [steps] * settings.epochs)
+        with plan.unfreezing_groups():
+            plan.begin_epoch(0)
+            shares = [group["lr"] / settings.lr for group in plan.optimizer.param_groups]
+            losses = _losses(*_step_and_batches(copied, documents, labels, weights, plan, seed))
+            for i in range(steps):
+                rate = start_lr * (end_lr / start_lr) ** (i / (steps - 1))
+                for group, share in zip(plan.optimizer.param_groups, shares, strict=True):
+                    group["lr"] = rate * share
+                try:
+                    loss = next(losses)
+                except FloatingPointError:
+                    loss = math.nan
+                advance(f"lr {rate:.1e}, loss {loss:.3f}")
+                if not curve.add(rate, loss):
                     break
     return curve.result(skip_start=steps // 10)
-
-
-def _search(
-    model: LanguageModel | TextClassifier,
-    documents: Documents,
-    labels: Tensor | None,
-    weights: Tensor | None,
-    settings: TrainingSettings,
-    rates: Sequence[float],
-    seed: int,
-) -> Iterator[tuple[float, float]]:
-    """Train, and yield each rate with the loss that its step began with."""
-    own = replace(settings, schedule="constant", capture=False)
-    plan = TrainingPlan(model, own, [len(rates)] * settings.epochs)
-    with plan.unfreezing_groups():
-        plan.begin_epoch(0)
-        shares = [group["lr"] / settings.lr for group in plan.optimizer.param_groups]
-        losses = _losses(*_step_and_batches(model, documents, labels, weights, plan, seed))
-        model.train()
-        for rate in rates:
-            for group, share in zip(plan.optimizer.param_groups, shares, strict=True):
-                group["lr"] = rate * share
-            try:
-                loss = next(losses)
-            except FloatingPointError:
-                loss = math.nan
-            yield rate, loss
 
 
 def _step_and_batches(
