@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from benchmarks.compared.lm_plain import ADAM, ALPHA, BETA, CLIP
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
+from ulmfit_fast.training.precision import Precision
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,10 +33,7 @@ def make_step(model: LanguageModel, dtype: torch.dtype, *, capture: bool = False
     step = LanguageModelStep(
         model.train(),
         make_optimizer(model),
-        alpha=ALPHA,
-        beta=BETA,
-        clip=CLIP,
-        autocast=half,
+        objective=Objective(ALPHA, BETA, clip=CLIP, precision=Precision(half)),
         capture=capture,
     )
     return lambda inputs, targets: step(inputs, targets).total

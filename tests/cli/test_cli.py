@@ -281,7 +281,7 @@ def test_failing_disk_leaves_no_half_of_the_predictions(folder: Path, monkeypatc
 def test_interruption_exits_with_130_and_keeps_the_last_epoch(
     folder: Path, monkeypatch, epoch: int
 ) -> None:
-    train, calls = stages.train_language_model_epoch, []
+    train, calls = stages.train_epoch, []
 
     def interrupt(*args: object, **options: object):
         calls.append(1)
@@ -289,7 +289,7 @@ def test_interruption_exits_with_130_and_keeps_the_last_epoch(
             raise KeyboardInterrupt
         return train(*args, **options)
 
-    monkeypatch.setattr(stages, "train_language_model_epoch", interrupt)
+    monkeypatch.setattr(stages, "train_epoch", interrupt)
     names, out = set(os.listdir(folder)), folder / "new"
     text = ("--text", folder / "texts.txt", "--out", out)
     result = run("pretrain", *text, *SIZES, "--epochs", 3, "--batch-size", 8)

@@ -31,7 +31,7 @@ from ulmfit_fast.nn import (
 )
 from ulmfit_fast.nn.pooling import ConcatPool
 from ulmfit_fast.optim import OneCycleLR, discriminative_groups
-from ulmfit_fast.training.loop import evaluate_language_model
+from ulmfit_fast.training.evaluation import evaluate_language_model
 
 WHOSE = pytest.mark.parametrize("whose", ["fastai", "ours"])
 

@@ -12,6 +12,7 @@ from ulmfit_fast.data.batches import random_lengths
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.optim import SlantedTriangularLR
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.stages import TrainingSettings, train_language_model
 
 CONFIG = AWDLSTMConfig(20, emb_size=4, hidden_size=6, num_layers=2)
@@ -86,7 +87,7 @@ def test_a_step_is_taken_with_its_share_of_the_rate_and_leaves_it_as_it_was():
     model = LanguageModel(CONFIG).double()
     optimizer = SGD(model.parameters(), lr=0.5)
     scheduler = SlantedTriangularLR(optimizer, 10)
-    step = LanguageModelStep(model, optimizer, scheduler, rescale_to=8)
+    step = LanguageModelStep(model, optimizer, scheduler, objective=Objective(rescale_to=8))
     text = torch.randint(2, 20, (13, 2))
     for length in (4, 8, 12):
         before = [p.detach().clone() for p in model.parameters()]
@@ -111,7 +112,7 @@ def test_a_step_is_taken_with_its_share_of_the_rate_and_leaves_it_as_it_was():
 def test_a_failed_step_restores_the_rate():
     model = LanguageModel(CONFIG)
     optimizer = SGD(model.parameters(), lr=0.5)
-    step = LanguageModelStep(model, optimizer, rescale_to=8)
+    step = LanguageModelStep(model, optimizer, objective=Objective(rescale_to=8))
 
     def fail(*_):
         raise KeyboardInterrupt

@@ -21,6 +21,8 @@ from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel  # noqa: E402
 from ulmfit_fast.optim import NTASGD  # noqa: E402
 from ulmfit_fast.training import lm_step  # noqa: E402
 from ulmfit_fast.training.lm_step import LanguageModelStep  # noqa: E402
+from ulmfit_fast.training.objective import Objective  # noqa: E402
+from ulmfit_fast.training.precision import Precision  # noqa: E402
 from ulmfit_fast.training.readings import LossReadings  # noqa: E402
 
 # Not the current one, which is the first.
@@ -58,7 +60,8 @@ def make_step(
     config = AWDLSTMConfig.language_model(WORDS, **sizes, **config)
     model = LanguageModel(config, device=device).train()
     optimizer = optimizer(model.parameters(), lr=options.pop("lr", 1e-3), fused=True)
-    return LanguageModelStep(model, optimizer, clip=0.25, autocast=torch.bfloat16, **options)
+    objective = Objective(clip=0.25, precision=Precision(torch.bfloat16))
+    return LanguageModelStep(model, optimizer, objective=objective, **options)
 
 
 def batch(device=DEVICE):

@@ -15,9 +15,9 @@ from ulmfit_fast import backend
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.runs import Run
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.stages import (
-    StageRun,
     TrainingSettings,
     build_classifier,
     fit_classifier,
@@ -72,17 +72,12 @@ def fit(kind, settings, run=None):
         model = language_model.to(DEVICE)
     else:
         model = build_classifier(language_model, CONFIG, 2, settings).to(DEVICE)
-    name = "pretrain" if kind == "language model" else "fit_classifier"
-    stage = None if run is None else StageRun(run, name, TOKENIZER)
+    options = {"seed": 3, "progress": False, "run": run, "tokenizer": TOKENIZER}
     torch.manual_seed(11)
     if kind == "language model":
-        return model, train_language_model(
-            model, documents(), settings, seed=3, progress=False, run=stage
-        )
+        return model, train_language_model(model, documents(), settings, **options)
     labels = torch.arange(TEXTS) % 2
-    return model, fit_classifier(
-        model, documents(), labels, settings, seed=3, progress=False, run=stage
-    )
+    return model, fit_classifier(model, documents(), labels, settings, **options)
 
 
 def settings_of(kind, **options):
@@ -142,7 +137,8 @@ def test_float16_gradients_that_overflow_leave_the_weights_and_lower_the_scale()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     # A loss of some 8.5 times 2**100 is a float32, its gradients are no float16.
     scaler = GradScaler(DEVICE, init_scale=2.0**100, backoff_factor=2.0**-30)
-    step = LanguageModelStep(model, optimizer, clip=0.25, autocast=torch.float16, scaler=scaler)
+    objective = Objective(clip=0.25, precision=Precision(torch.float16, scaler))
+    step = LanguageModelStep(model, optimizer, objective=objective)
     before = [p.detach().clone() for p in model.parameters()]
     batches = itertools.repeat(
         torch.randint(2, WORDS, (LANGUAGE_MODEL.bptt + 1, LANGUAGE_MODEL.batch_size)).to(DEVICE)
@@ -165,9 +161,8 @@ def test_a_step_with_scaled_gradients_never_waits_for_the_device():
     torch.manual_seed(0)
     model = LanguageModel(CONFIG).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    step = LanguageModelStep(
-        model, optimizer, clip=0.25, autocast=torch.float16, scaler=GradScaler(DEVICE)
-    )
+    objective = Objective(clip=0.25, precision=Precision(torch.float16, GradScaler(DEVICE)))
+    step = LanguageModelStep(model, optimizer, objective=objective)
     ids = torch.randint(2, WORDS, (LANGUAGE_MODEL.bptt + 1, LANGUAGE_MODEL.batch_size)).to(DEVICE)
     for _ in range(3):
         step(ids[:-1], ids[1:])

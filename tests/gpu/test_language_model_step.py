@@ -13,6 +13,8 @@ from ulmfit_fast.functional import dropout
 from ulmfit_fast.functional.cross_entropy import linear_cross_entropy
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
+from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.readings import LossReadings
 
 STEPS, BATCH_SIZE, WIDTH, WORDS = sized((70, 64, 400, 60_008), (3, 2, 5, 17))
@@ -75,12 +77,13 @@ def test_decoder_is_as_near_to_float64_as_that_with_all_logits(dtype, smoothing)
         assert our <= max(2 * their, bound), name
 
 
-def make_step(seed=1, **options):
+def make_step(seed=1, autocast=None, **options):
     torch.manual_seed(seed)
     sizes = sized({}, {"emb_size": 6, "hidden_size": 16, "num_layers": 2})
     model = LanguageModel(AWDLSTMConfig.language_model(sized(15_008, 17), **sizes)).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    return LanguageModelStep(model, optimizer, clip=0.25, **options)
+    objective = Objective(clip=0.25, precision=Precision(autocast))
+    return LanguageModelStep(model, optimizer, objective=objective, **options)
 
 
 def batch(steps, seed):

@@ -10,7 +10,6 @@ from small_models import documents, make
 from ulmfit_fast.data import Tokenizer
 from ulmfit_fast.runs import Run
 from ulmfit_fast.training.stages import (
-    StageRun,
     TrainingSettings,
     fit_classifier,
     train_language_model,
@@ -52,13 +51,13 @@ class MortalRun(Run):
 
     def report(self, reading):
         super().report(reading)
-        if len(self._training.history.losses) == self.at:
+        if self._state.steps == self.at:
             raise Died
 
-    def epoch_ended(self, loss, *, best):
-        if self._training.cursor.epoch == self.epoch:
+    def epoch_ended(self, loss, valid_loss, *, best):
+        if self._state.epoch == self.epoch:
             raise Died
-        super().epoch_ended(loss, best=best)
+        super().epoch_ended(loss, valid_loss, best=best)
 
 
 def settings_of(kind, name):
@@ -68,18 +67,13 @@ def settings_of(kind, name):
 def fit(kind, settings, run=None, **options):
     """Train from the start, or go on; return the model and its history."""
     model = make(kind)
-    stage = "pretrain" if kind == "language model" else "fit_classifier"
-    run = None if run is None else StageRun(run, stage, TOKENIZER)
     torch.manual_seed(11)
     docs = documents(40)
+    options |= {"seed": 3, "progress": False, "run": run, "tokenizer": TOKENIZER}
     if kind == "language model":
-        return model, train_language_model(
-            model, docs, settings, seed=3, progress=False, run=run, **options
-        )
+        return model, train_language_model(model, docs, settings, **options)
     labels = torch.arange(40) % 2
-    return model, fit_classifier(
-        model, docs, labels, settings, seed=3, progress=False, run=run, **options
-    )
+    return model, fit_classifier(model, docs, labels, settings, **options)
 
 
 def assert_equal_runs(a, b):

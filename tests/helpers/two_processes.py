@@ -21,11 +21,11 @@ import ulmfit_fast as uf
 from ulmfit_fast.data import ClassifierBatches, LMBatches, Tokenizer, concatenate_documents
 from ulmfit_fast.nn import LanguageModel, language_model_loss
 from ulmfit_fast.system.distributed import launched, world
-from ulmfit_fast.training.classifier_step import classifier_step, shared_classifier
+from ulmfit_fast.training.classifier_step import ClassifierStep
 from ulmfit_fast.training.evaluation import recalibrate_batch_norm
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.stages import (
-    StageRun,
     TrainingSettings,
     build_classifier,
     fit_classifier,
@@ -87,7 +87,7 @@ def steps(batch_size, part=(0, 1), config=PLAIN, count=3):
     torch.manual_seed(0)
     model = LanguageModel(config).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    step = LanguageModelStep(model, optimizer, clip=0.5)
+    step = LanguageModelStep(model, optimizer, objective=Objective(clip=0.5))
     found = {"losses": [], "grads": []}
     batches = LMBatches(concatenate_documents(documents(40)), batch_size, 7, part=part)
     for n, (inputs, targets) in zip(range(count), batches, strict=False):
@@ -105,8 +105,10 @@ def steps(batch_size, part=(0, 1), config=PLAIN, count=3):
 def train(directory, at=None, **options):
     torch.manual_seed(1)
     model = LanguageModel(CONFIG)
-    run = StageRun(MortalRun(directory, at, checkpoint_steps=4, **options), "pretrain", TOKENIZER)
-    history = train_language_model(model, documents(60), UNFREEZING, seed=3, run=run)
+    run = MortalRun(directory, at, checkpoint_steps=4, **options)
+    history = train_language_model(
+        model, documents(60), UNFREEZING, seed=3, run=run, tokenizer=TOKENIZER
+    )
     return {
         "losses": history.losses.tolist(),
         "valid_losses": history.valid_losses,
@@ -152,6 +154,7 @@ def classifier_steps(weights=None):
     model.max_len = 6
     without_dropout_in_the_head(model).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = ClassifierStep(model, optimizer, objective=Objective(clip=0.5), weights=weights)
     found = {"losses": [], "grads": []}
     texts = documents(12)
     # Of the last batch's texts one process has none but an empty one, which has no tokens to train.
@@ -161,11 +164,7 @@ def classifier_steps(weights=None):
                 parameter.requires_grad_(n != 1)
         labels = torch.arange(len(own)) % 3
         (batch,) = ClassifierBatches(own, labels, batch_size=8)
-        loss = classifier_step(
-            model, batch, optimizer, alpha=2.0, beta=1.0, clip=0.5, weights=weights,
-            shared=shared_classifier(model),
-        )  # fmt: skip
-        found["losses"].append(list(loss))
+        found["losses"].append(list(step(*batch)))
         found["grads"].append([None if p.grad is None else p.grad.clone()
                                for p in model.parameters()])  # fmt: skip
     recalibrate_batch_norm(model, ClassifierBatches(texts, torch.zeros(12).long(), batch_size=5))
@@ -178,13 +177,12 @@ def fit(directory, at=None, settings=FITTING, config=CONFIG, weights=None, **opt
     model = build_classifier(None, config, 2, settings)
     if config is PLAIN:
         without_dropout_in_the_head(model).double()
-    run = StageRun(
-        MortalRun(directory, at, checkpoint_steps=2, **options), "fit_classifier", TOKENIZER
-    )
+    run = MortalRun(directory, at, checkpoint_steps=2, **options)
     labels = torch.arange(30) % 2
     history = fit_classifier(
-        model, documents(30), labels, settings, weights=weights, seed=3, run=run
-    )
+        model, documents(30), labels, settings, weights=weights, seed=3, run=run,
+        tokenizer=TOKENIZER,
+    )  # fmt: skip
     return {
         "losses": history.losses.tolist(),
         "weights": list(model.state_dict().values()),

@@ -21,6 +21,7 @@ from ulmfit_fast.kernels.device import Device
 from ulmfit_fast.nn import AWDLSTM, LanguageModel, TextClassifier
 from ulmfit_fast.system import seeds
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
 
 BACKENDS = ["eager", "torch", "reference"]
 backends = pytest.mark.parametrize("name", BACKENDS)
@@ -32,7 +33,7 @@ def make_step(seed=0):
     model = LanguageModel(CONFIG)
     # The fused one calls nothing by which `out_of_memory` could stop it half way.
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-    return LanguageModelStep(model, optimizer, clip=0.25)
+    return LanguageModelStep(model, optimizer, objective=Objective(clip=0.25))
 
 
 def batch(number):

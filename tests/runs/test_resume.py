@@ -32,6 +32,7 @@ from ulmfit_fast.runs.state_file import read_state
 from ulmfit_fast.system import directories
 from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.stages import train_language_model
+from ulmfit_fast.training.state import TrainingState
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -72,20 +73,17 @@ def test_the_hidden_state_and_the_generator_are_part_of_it(tmp_path, monkeypatch
             fit("language model", settings, MortalRun(directory, 6, checkpoint_steps=4))
         run = Run(directory, resume=True)
         with monkeypatch.context() as patch:
-            from ulmfit_fast.runs import run as module
+            load = TrainingState.load_state_dict
 
-            restore = module.restore
-
-            def forget(training, values, lost=lost, restore=restore):
+            def forget(state, values, lost=lost, load=load):
                 other = {"states": None, "rng": [torch.get_rng_state()]}
                 if lost == "scheduler":
-                    other = {"scheduler": training.plan.scheduler}
                     values["optimizer"]["param_groups"][0]["lr"] = 9.0
-                    training.plan.begin_epoch(0)
-                    other = {"scheduler": training.plan.scheduler.state_dict()}
-                return restore(training, {**values, lost: other.get(lost)})
+                    state.plan.begin_epoch(0)
+                    other = {"scheduler": state.plan.scheduler.state_dict()}
+                load(state, {**values, lost: other.get(lost)})
 
-            patch.setattr(module, "restore", forget)
+            patch.setattr(TrainingState, "load_state_dict", forget)
             losses = fit("language model", settings, run)[1].losses
         assert losses[:4] == expected[:4] and losses != expected, lost
 

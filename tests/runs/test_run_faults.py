@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mortal_runs import BASE, TOKENIZER, assert_equal_runs, fit, reports, settings_of, stopped
+from mortal_runs import BASE, assert_equal_runs, fit, reports, settings_of, stopped
 from small_models import documents, make
 
 from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.state_file import read_state
-from ulmfit_fast.training.stages import StageRun, fit_classifier, train_language_model
+from ulmfit_fast.training.stages import fit_classifier, train_language_model
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_other_texts_are_another_run(tmp_path):
     stopped(tmp_path)
     docs = documents(40)
     docs[1] = docs[1][::-1].copy()
-    run = StageRun(Run(tmp_path, resume=True), "pretrain", TOKENIZER)
+    run = Run(tmp_path, resume=True)
     with pytest.raises(ValueError, match="first_documents is"):
         train_language_model(make("language model"), docs, BASE, seed=3, run=run)
 
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_keeps_its_batch(tmp_path, kind, name):
     last = model.decoder if kind == "language model" else model.head
     last.register_forward_hook(break_it)
     stage = "pretrain" if kind == "language model" else "fit_classifier"
-    run = StageRun(Run(tmp_path, checkpoint_steps=2), stage, TOKENIZER)
+    run = Run(tmp_path, checkpoint_steps=2)
     train = train_language_model
     arguments = (documents(40), settings_of(kind, name))
     if kind == "classifier":
@@ -123,7 +123,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path, number):
     class Signalled(Run):
         def report(self, reading):
             super().report(reading)
-            if len(self._training.history.losses) == 5:
+            if self._state.steps == 5:
                 os.kill(os.getpid(), number)
 
     wanted = KeyboardInterrupt if number == signal.SIGINT else SystemExit

@@ -13,7 +13,6 @@ from torch import nn
 from two_processes import (
     FITTING,
     PLAIN,
-    TOKENIZER,
     UNFREEZING,
     WEIGHTS,
     classifier_steps,
@@ -28,7 +27,7 @@ from ulmfit_fast.data import LMBatches
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.runs import Run
 from ulmfit_fast.system import distributed
-from ulmfit_fast.training.stages import StageRun, train_language_model
+from ulmfit_fast.training.stages import train_language_model
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +89,7 @@ def test_unfreezing_and_early_stopping_agree_and_only_the_first_writes(done, dir
     # Of both processes.
     assert json.loads(lines[0])["tokens"] == 2 * UNFREEZING.batch_size * UNFREEZING.bptt
     # One process would not go on with it: half of the state would have nowhere to go.
-    run = StageRun(Run(directory / "train" / "two", resume=True), "pretrain", TOKENIZER)
+    run = Run(directory / "train" / "two", resume=True)
     with pytest.raises(ValueError, match="processes is 1, and 2 in the run"):
         train_language_model(LanguageModel(CONFIG), documents(60), UNFREEZING, seed=3, run=run)
 
@@ -203,7 +202,7 @@ def test_one_process_needs_none_of_it(monkeypatch):
         1,
         1,
     ]
-    assert distributed.agree(True) and not distributed.agree(False)
+    assert distributed.any_rank(True) and not distributed.any_rank(False)
     assert distributed.shared_text(lambda: "é") == "é"
     make("language model")
 

@@ -23,8 +23,9 @@ from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import ClassifierBatches, read_weighted
 from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.runs import DryRun, Run
-from ulmfit_fast.training.classifier_step import classifier_step, relative_weights
+from ulmfit_fast.training.classifier_step import ClassifierStep, relative_weights
 from ulmfit_fast.training.lr_finder import find_lr
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.stages import build_classifier, fit_classifier
 from ulmfit_fast.ulmfit.ensemble import fit_ensemble
 from ulmfit_fast.ulmfit.labelled import text_weights
@@ -53,9 +54,11 @@ def step(positions, weights=None, batch_size=99, labels=LABELS, **options):
     batches = ClassifierBatches([texts[n] for n in positions], labels[positions], batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     own = relative_weights(weights, len(positions))
+    objective = Objective(**{"alpha": 0.0, "beta": 0.0, **options})
+    take = ClassifierStep(model, optimizer, objective=objective, weights=own)
     losses, grads = [], None
     for batch in batches:
-        losses.append(classifier_step(model, batch, optimizer, weights=own, **options))
+        losses.append(take(*batch))
         share = [p.grad * len(batch.lengths) / len(positions) for p in model.parameters()]
         grads = share if grads is None else [a + b for a, b in zip(grads, share, strict=True)]
     return losses, grads
@@ -113,7 +116,8 @@ def test_a_batch_without_weight_has_no_gradient() -> None:
     (batch,) = ClassifierBatches(texts[:4], LABELS[:4], 9)
     weights = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    loss = classifier_step(model, batch, optimizer, weights=weights, clip=0.1)
+    objective = Objective(alpha=0.0, beta=0.0, clip=0.1)
+    loss = ClassifierStep(model, optimizer, objective=objective, weights=weights)(*batch)
     assert loss == (0.0, 0.0)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 

@@ -15,6 +15,8 @@ from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel, LMLoss, language_model_
 from ulmfit_fast.optim import OneCycleLR
 from ulmfit_fast.training import lm_step
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
+from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.readings import LossReadings
 
 WORDS = 30
@@ -91,7 +93,7 @@ def test_a_step_is_the_plain_one(clip):
     twin = copy.deepcopy(model)
     optimizer = AdamW(model.parameters(), lr=0.01, fused=True)
     scheduler = SlantedTriangularLR(optimizer, 8)
-    step = LanguageModelStep(model, optimizer, scheduler, clip=clip)
+    step = LanguageModelStep(model, optimizer, scheduler, objective=Objective(clip=clip))
     losses, values = trained(model, step)
 
     other = AdamW(twin.parameters(), lr=0.01)
@@ -128,7 +130,9 @@ def test_reset_forgets_the_state():
 def test_autocast():
     model = make_model().float()
     step = LanguageModelStep(
-        model, Adam(model.parameters(), lr=0.01, fused=True), autocast=torch.bfloat16
+        model,
+        Adam(model.parameters(), lr=0.01, fused=True),
+        objective=Objective(precision=Precision(torch.bfloat16)),
     )
     losses, values = trained(model, step, steps=30, seed=4)
     assert losses[-1] < losses[0] and all(v.dtype == torch.float32 for v in values)
@@ -195,7 +199,8 @@ def test_a_captured_step_trains_as_one_that_is_not(replays, clip, dropouts):
         model = make_model(**dropouts)
         trained[:] = model.parameters()
         optimizer = Adam(model.parameters(), lr=0.01, fused=True)
-        step = LanguageModelStep(model, optimizer, SlantedTriangularLR(optimizer, 12), clip=clip)
+        scheduler = SlantedTriangularLR(optimizer, 12)
+        step = LanguageModelStep(model, optimizer, scheduler, objective=Objective(clip=clip))
         step.capture, step.waits = capture, False
         torch.manual_seed(4)
         losses = []
@@ -317,7 +322,7 @@ def test_capture_needs_cuda_and_autocast_a_dtype_it_has():
     with pytest.raises(ValueError, match="capture needs a model on a CUDA device"):
         LanguageModelStep(model, optimizer, capture=True)
     with pytest.raises(ValueError, match="autocast is torch"):
-        LanguageModelStep(model, optimizer, autocast=torch.float64)
+        Objective(precision=Precision(torch.float64))
 
 
 def test_readings_come_in_order():
@@ -326,7 +331,7 @@ def test_readings_come_in_order():
     seen = [r for n, loss in enumerate(parts) for r in readings.add(loss, [0.1 * n], n)]
     assert [r.cross_entropy for r in seen] == [0.0, 1.0, 2.0]
     assert [r.regularisers for r in seen] == [3.0, 5.0, 7.0]
-    assert [r.tokens for r in seen] == [0, 1, 2] and not list(readings.rest())
+    assert [r.items for r in seen] == [0, 1, 2] and not list(readings.rest())
     bad = LMLoss(*(torch.tensor(math.nan) for _ in range(4)))
     with pytest.raises(FloatingPointError, match="at step 8"):
         list(readings.add(bad, [0.1], 1))

@@ -12,8 +12,9 @@ from torch.optim import SGD, Adam, AdamW
 
 from ulmfit_fast.data import ClassifierBatches
 from ulmfit_fast.optim import NTASGD
-from ulmfit_fast.training.classifier_step import classifier_step
+from ulmfit_fast.training.classifier_step import ClassifierStep
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.plan import make_optimizer, ordered_groups
 
 
@@ -238,13 +239,12 @@ def test_label_smoothing_of_both_models():
     wanted = F.cross_entropy(logits, batch.labels, label_smoothing=0.3).item()
     torch.manual_seed(3)
     optimizer = SGD(model.parameters(), lr=0.0)
-    loss = classifier_step(model, batch, optimizer, label_smoothing=0.3)
+    objective = Objective(alpha=0.0, beta=0.0, label_smoothing=0.3)
+    loss = ClassifierStep(model, optimizer, objective=objective)(*batch)
     assert loss == (pytest.approx(wanted), 0.0)
     model = make("language model").eval()
     text = torch.randint(2, 14, (6, 3))
-    step = LanguageModelStep(
-        model, SGD(model.parameters(), lr=0.0), label_smoothing=0.3, alpha=0.0, beta=0.0
-    )
+    step = LanguageModelStep(model, SGD(model.parameters(), lr=0.0), objective=objective)
     logits = model(text[:-1]).logits.flatten(0, 1)
     wanted = F.cross_entropy(logits, text[1:].flatten(), label_smoothing=0.3)
     assert step(text[:-1], text[1:]).total.item() == pytest.approx(wanted.item(), rel=1e-6)
@@ -265,4 +265,4 @@ def test_batches_without_labels_are_refused():
     model = make("classifier")
     (batch,) = ClassifierBatches(documents(4), batch_size=4)
     with pytest.raises(ValueError, match="the batch has no labels"):
-        classifier_step(model, batch, SGD(model.parameters(), lr=0.1))
+        ClassifierStep(model, SGD(model.parameters(), lr=0.1))(*batch)

@@ -13,9 +13,10 @@ from torch.amp import GradScaler
 from torch.optim import Adam, AdamW
 
 from ulmfit_fast.data import ClassifierBatches
-from ulmfit_fast.training.classifier_step import classifier_step
+from ulmfit_fast.training.classifier_step import ClassifierStep
+from ulmfit_fast.training.evaluation import predict_logits
 from ulmfit_fast.training.lm_step import LanguageModelStep
-from ulmfit_fast.training.loop import predict_logits
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.stages import (
     perplexity,
@@ -65,7 +66,9 @@ def test_scaled_gradients_train_as_others(clip):
     def trained(scaler):
         model = make("language model").double()
         optimizer = Adam(model.parameters(), lr=0.01, fused=True)
-        step = LanguageModelStep(model, optimizer, clip=clip, scaler=scaler)
+        step = LanguageModelStep(
+            model, optimizer, objective=Objective(clip=clip, precision=Precision(None, scaler))
+        )
         torch.manual_seed(1)
         text = torch.randint(2, 14, (25, 3))
         losses = [step(text[n : n + 5], text[n + 1 : n + 6]).total.item() for n in range(0, 20, 5)]
@@ -81,7 +84,8 @@ def test_a_scaled_step_that_overflows_changes_no_parameter_and_lowers_the_scale(
     model = make("language model")
     scaler = GradScaler("cpu", init_scale=2.0**20)
     optimizer = Adam(model.parameters(), lr=0.01, fused=True)
-    step = LanguageModelStep(model, optimizer, scaler=scaler)
+    objective = Objective(precision=Precision(None, scaler))
+    step = LanguageModelStep(model, optimizer, objective=objective)
     text = torch.randint(2, 14, (6, 3))
     model.decoder.bias.register_hook(lambda grad: grad * math.inf)
     before = copy.deepcopy(model.state_dict())
@@ -93,7 +97,9 @@ def test_a_scaled_step_that_overflows_changes_no_parameter_and_lowers_the_scale(
 def test_a_scaled_loss_that_is_not_finite_changes_no_parameter_from_there_on():
     model = make("language model")
     scaler = GradScaler("cpu")
-    step = LanguageModelStep(model, Adam(model.parameters(), lr=0.01, fused=True), scaler=scaler)
+    objective = Objective(precision=Precision(None, scaler))
+    optimizer = Adam(model.parameters(), lr=0.01, fused=True)
+    step = LanguageModelStep(model, optimizer, objective=objective)
     step.waits = False
     text = torch.randint(2, 14, (6, 3))
     step(text[:-1], text[1:])
@@ -112,12 +118,9 @@ def test_a_scaled_classifier_step_is_the_plain_one():
         optimizer = AdamW(model.parameters(), lr=0.01, fused=True)
         (batch,) = _batches()
         torch.manual_seed(2)
-        losses = [
-            classifier_step(
-                model.train(), batch, optimizer, alpha=2.0, beta=1.0, clip=0.1, precision=precision
-            )
-            for _ in range(3)
-        ]
+        objective = Objective(clip=0.1, precision=precision)
+        step = ClassifierStep(model.train(), optimizer, objective=objective)
+        losses = [step(*batch) for _ in range(3)]
         results.append((np.array(losses), [p.detach() for p in model.parameters()]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     for a, b in zip(results[0][1], results[1][1], strict=True):

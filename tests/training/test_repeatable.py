@@ -54,13 +54,13 @@ tell(model.parameters())
 """,
     "classifier": """
 torch.manual_seed(0)
-from ulmfit_fast.training.classifier_step import classifier_step
+from ulmfit_fast.training.classifier_step import ClassifierStep
 from ulmfit_fast.data.batches import ClassifierBatch
 model = uf.nn.TextClassifier(uf.nn.AWDLSTM(uf.nn.AWDLSTMConfig(10_000, 8, 8, num_layers=1)), 2)
 tokens, lengths, labels = torch.randint(2, 10_000, (5, 2)), torch.tensor([5, 5]), torch.arange(2)
 # Its first step takes a root of each parameter.
 optimizer = torch.optim.AdamW(model.parameters(), 1.0, foreach=False)
-classifier_step(model, ClassifierBatch(tokens, lengths, labels, labels), optimizer)
+ClassifierStep(model, optimizer)(*ClassifierBatch(tokens, lengths, labels, labels))
 tell(model.parameters())
 """,
     "layer": """

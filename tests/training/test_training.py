@@ -13,14 +13,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ulmfit_fast.data import ClassifierBatches, LMBatches
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
-from ulmfit_fast.training.loop import (
-    History,
+from ulmfit_fast.training.classifier_step import ClassifierStep
+from ulmfit_fast.training.evaluation import (
     evaluate_language_model,
     predict_logits,
     recalibrate_batch_norm,
-    train_classifier_epoch,
-    train_language_model_epoch,
 )
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.loop import train_epoch
+from ulmfit_fast.training.objective import Objective
+from ulmfit_fast.training.state import EpochResult, History, TrainingState
 
 WORDS = 16
 NO_DROPOUT = dict.fromkeys(("input_p", "hidden_p", "embed_p", "weight_p", "output_p"), 0.0)
@@ -57,6 +59,15 @@ def labelled(batch_size: int = 8, **options: object) -> ClassifierBatches:
     return ClassifierBatches(*texts(), batch_size, **options)
 
 
+def train(model, batches, optimizer, scheduler=None, history=None, **objective) -> EpochResult:
+    """Train for an epoch; a classifier without AR and TAR, but where they are asked for."""
+    make = LanguageModelStep
+    if isinstance(model, TextClassifier):
+        make, objective = ClassifierStep, {"alpha": 0.0, "beta": 0.0, **objective}
+    step = make(model, optimizer, scheduler, objective=Objective(**objective))
+    return train_epoch(step, batches, TrainingState(model, history=history or History()))
+
+
 def values(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -68,7 +79,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 def test_state_is_carried_from_batch_to_batch_and_detached() -> None:
     model, calls = language_model(), []
     model.register_forward_hook(lambda module, args, output: calls.append((args[1], output.state)))
-    train_language_model_epoch(model, stream(), SGD(model.parameters(), lr=0.1))
+    train(model, stream(), SGD(model.parameters(), lr=0.1))
     assert len(calls) == 4 and calls[0][0] is None
     for (_, left), (taken, _) in pairwise(calls):
         for pair, before in zip(taken, left, strict=True):
@@ -82,7 +93,7 @@ def test_language_model_learns_a_stream() -> None:
     optimizer = Adam(model.parameters(), lr=0.03)
     before = evaluate_language_model(model, stream())
     for _ in range(50):
-        train_language_model_epoch(model, stream(), optimizer, alpha=0.1, beta=0.1)
+        train(model, stream(), optimizer, alpha=0.1, beta=0.1)
     assert abs(before - math.log(WORDS)) < 0.1
     assert evaluate_language_model(model, stream()) < 1.0
 
@@ -96,9 +107,7 @@ def test_loss_is_cross_entropy_and_the_regularisers_stand_apart() -> None:
 
     model.register_forward_hook(note)
     optimizer = SGD(model.parameters(), lr=0.0)
-    result = train_language_model_epoch(
-        model, stream(bptt=7), optimizer, alpha=20, beta=10, history=history
-    )
+    result = train(model, stream(bptt=7), optimizer, alpha=20, beta=10, history=history)
     assert result.items == 72 and result.seconds > 0
     assert history.epochs == [result]
     assert history.regularisers == pytest.approx(expected[:3], rel=1e-5)
@@ -115,9 +124,9 @@ def test_regularisers_are_trained_on(name: str) -> None:
     model = language_model(**NO_DROPOUT)
     twin = copy.deepcopy(model)
     off = {"alpha": 0.0, "beta": 0.0}
-    train_language_model_epoch(model, stream(), SGD(model.parameters(), lr=0.1), **off)
+    train(model, stream(), SGD(model.parameters(), lr=0.1), **off)
     on = {**off, name: 50.0}
-    train_language_model_epoch(twin, stream(), SGD(twin.parameters(), lr=0.1), **on)
+    train(twin, stream(), SGD(twin.parameters(), lr=0.1), **on)
     assert not same(values(model), values(twin))
 
 
@@ -128,9 +137,9 @@ def test_clip_bounds_the_gradient(kind: str) -> None:
         model = language_model() if kind == "language model" else classifier()
         before, optimizer = values(model), SGD(model.parameters(), lr=1.0)
         if kind == "language model":
-            train_language_model_epoch(model, stream(bptt=99), optimizer, clip=clip)
+            train(model, stream(bptt=99), optimizer, clip=clip)
         else:
-            train_classifier_epoch(model, labelled(batch_size=99), optimizer, clip=clip)
+            train(model, labelled(batch_size=99), optimizer, clip=clip)
         steps = [after - start for after, start in zip(values(model), before, strict=True)]
         return torch.cat([step.flatten() for step in steps]).norm().item()
 
@@ -147,10 +156,10 @@ def test_history_has_the_rates_of_every_step(kind: str) -> None:
     history = History()
     for _ in range(2):
         if kind == "language model":
-            train_language_model_epoch(model, stream(bptt=9), optimizer, scheduler, history=history)
+            train(model, stream(bptt=9), optimizer, scheduler, history=history)
         else:
             batches = labelled(batch_size=12)
-            train_classifier_epoch(model, batches, optimizer, scheduler, history=history)
+            train(model, batches, optimizer, scheduler, history=history)
     assert history.lrs == [[0.25 * 0.5**n, 0.5**n] for n in range(4)]
     assert len(history.losses) == len(history.regularisers) == 4 and len(history.epochs) == 2
     assert any(history.regularisers) == (kind == "language model")
@@ -164,9 +173,9 @@ def test_loss_that_is_not_finite_stops_before_the_step(kind: str, bad: float) ->
 
     def epoch() -> None:
         if kind == "language model":
-            train_language_model_epoch(model, stream(bptt=9), optimizer, history=history)
+            train(model, stream(bptt=9), optimizer, history=history)
         else:
-            train_classifier_epoch(model, labelled(batch_size=12), optimizer, history=history)
+            train(model, labelled(batch_size=12), optimizer, history=history)
 
     epoch()
     # The score of a target of the next batch: the loss breaks, the parameters are sound.
@@ -186,7 +195,7 @@ def test_classifier_learns() -> None:
     batches = labelled(shuffle=True)
     for epoch in range(20):
         batches.set_epoch(epoch)
-        train_classifier_epoch(model, batches, optimizer, history=history)
+        train(model, batches, optimizer, history=history)
     assert history.epochs[0].loss > 0.5 and history.epochs[-1].loss < 0.4
     assert history.epochs[0].items == 24
 
@@ -197,7 +206,7 @@ def test_classifiers_train_on_the_regularisers_and_report_the_cross_entropy() ->
         model, history = classifier(p=0.0, **NO_DROPOUT), History()
         optimizer = SGD(model.parameters(), lr=1.0)
         before = values(model)
-        train_classifier_epoch(model, labelled(24), optimizer, history=history, **weights)
+        train(model, labelled(24), optimizer, history=history, **weights)
         return history, [b - a for a, b in zip(values(model), before, strict=True)]
 
     plain, grads = gradients()
@@ -217,7 +226,7 @@ def test_classifiers_train_on_the_regularisers_and_report_the_cross_entropy() ->
 
 def test_classifier_loss_is_the_mean_over_the_texts() -> None:
     model = classifier(p=0.0, **NO_DROPOUT)
-    result = train_classifier_epoch(model, labelled(10), SGD(model.parameters(), lr=0.0))
+    result = train(model, labelled(10), SGD(model.parameters(), lr=0.0))
     model.train()
     losses = [F.cross_entropy(model(b.tokens, b.lengths), b.labels).item() for b in labelled(10)]
     assert result.loss == pytest.approx((10 * losses[0] + 10 * losses[1] + 4 * losses[2]) / 24)
@@ -238,7 +247,7 @@ def test_recalibration_changes_the_statistics_and_nothing_else() -> None:
     model = classifier()
     norms = [module for module in model.head if isinstance(module, nn.BatchNorm1d)]
     norms[0].momentum, norms[1].momentum = 0.3, None
-    train_classifier_epoch(model, labelled(), SGD(model.parameters(), lr=0.1))
+    train(model, labelled(), SGD(model.parameters(), lr=0.1))
     before = copy.deepcopy(model.state_dict())
     recalibrate_batch_norm(model, labelled())
     changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
@@ -250,7 +259,7 @@ def test_recalibration_changes_the_statistics_and_nothing_else() -> None:
 
 def test_recalibrated_statistics_are_those_of_the_texts_without_dropout() -> None:
     model, batch = classifier(), next(iter(labelled(batch_size=24)))
-    train_classifier_epoch(model, labelled(), SGD(model.parameters(), lr=1.0))
+    train(model, labelled(), SGD(model.parameters(), lr=1.0))
     recalibrate_batch_norm(model, labelled(batch_size=24))
     first, _, linear, relu, second, _, _ = model.head
     with torch.no_grad():

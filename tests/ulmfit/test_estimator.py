@@ -105,11 +105,11 @@ def test_another_seed_gives_another_model(fitted: ULMFiT) -> None:
 def test_the_seed_decides_the_order_of_the_labelled_texts(fitted: ULMFiT, monkeypatch) -> None:
     orders = []
 
-    def record(model, batches, *args, **kwargs):
+    def record(step, batches, *args, **kwargs):
         orders.append([batch.positions.tolist() for batch in batches])
         return EpochResult(0.0, 1, 1.0)
 
-    monkeypatch.setattr(stages, "train_classifier_epoch", record)
+    monkeypatch.setattr(stages, "train_epoch", record)
     for seed in (0, 0, 1):
         fitted.copy(seed=seed).fit_classifier(TEXTS, ["a", "b"] * 20, epochs=2, batch_size=8)
     first, second, *_, other, _ = orders
@@ -275,8 +275,7 @@ def test_interruption_leaves_the_last_finished_epoch(
     fitted: ULMFiT, tmp_path: Path, monkeypatch, stage: str
 ) -> None:
     part = "classifier" if stage == "fit_classifier" else "language_model"
-    name = f"train_{part}_epoch"
-    train, finished = getattr(stages, name), []
+    train, finished = stages.train_epoch, []
 
     def epoch(model, *args, **options):
         if finished:
@@ -287,7 +286,7 @@ def test_interruption_leaves_the_last_finished_epoch(
         finished.append([])
         return result
 
-    monkeypatch.setattr(stages, name, epoch)
+    monkeypatch.setattr(stages, "train_epoch", epoch)
     interrupted = fitted.copy(checkpoint_dir=tmp_path / "model")
     labels = [LABELS] if stage == "fit_classifier" else []
     with pytest.raises(KeyboardInterrupt):

@@ -28,11 +28,11 @@ from ulmfit_fast.cli.app import (
     say,
     typer,
 )
-from ulmfit_fast.system.distributed import only_first, world
+from ulmfit_fast.system.distributed import rank_zero_only, world
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.store.store import TokenStore
-    from ulmfit_fast.runs import Run
+    from ulmfit_fast.runs import DryRun, Run
     from ulmfit_fast.ulmfit.estimator import ULMFiT
 
 __all__ = ["fine_tune", "fit_classifier", "pretrain"]
@@ -131,7 +131,7 @@ def _corpus(text: list[Path]) -> list[Path] | TokenStore:
     return TokenStore(stores[0])
 
 
-def _run(stage: str, out: Path, read: Sequence[Path], options: RunOptions) -> Run:
+def _run(stage: str, out: Path, read: Sequence[Path], options: RunOptions) -> Run | DryRun:
     """Return the run in a directory, after a look at whether it may and can be there."""
     from ulmfit_fast.runs import DryRun, Run
 
@@ -149,12 +149,12 @@ def _run(stage: str, out: Path, read: Sequence[Path], options: RunOptions) -> Ru
         run.check(stage)
 
     # Of several processes the first one looks, before it begins to write.
-    only_first(look)
+    rank_zero_only(look)
     return DryRun() if dry_run else run
 
 
 @contextmanager
-def _reported(model: ULMFiT, stage: str, out: Path, run: Run) -> Iterator[None]:
+def _reported(model: ULMFiT, stage: str, out: Path, run: Run | DryRun) -> Iterator[None]:
     """Say what a stage came to, or what it would take."""
     from ulmfit_fast.runs import DryRun
 

@@ -1,4 +1,4 @@
-"""Runs that survive: what a run is in the midst of, its checkpoints, and what it reports."""
+"""Runs that can be resumed: their checkpoints, what they report, and what one would take."""
 
 from typing import TYPE_CHECKING
 

@@ -59,7 +59,7 @@ class Checkpoints:
 
         Args:
             step: steps taken.
-            state: see `state_file.write_state`.
+            state: plain values and tensors, in dicts, lists and tuples.
             best: keep this one until a better one comes.
 
         Raises:

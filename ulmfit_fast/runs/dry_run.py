@@ -5,20 +5,15 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from ulmfit_fast.nn.state import State
-from ulmfit_fast.runs.run import Run
-from ulmfit_fast.training.state import Training
-
-if TYPE_CHECKING:
-    from ulmfit_fast.data.tokens.tokenizer import Tokenizer
-    from ulmfit_fast.training.readings import Reading
+from ulmfit_fast.runs.metrics import Reading
 
 __all__ = ["DryRun", "Estimate"]
 
@@ -81,8 +76,10 @@ class _Measured(Exception):
     """Ends a training that was only begun to be measured."""
 
 
-class DryRun(Run):
+class DryRun:
     """Begin a stage, measure some steps and stop; nothing is written.
+
+    Pass one in the place of a `Run`.
 
     Example:
         >>> import ulmfit_fast as uf
@@ -108,7 +105,6 @@ class DryRun(Run):
     def __init__(self, steps: int = 8) -> None:
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
-        super().__init__(".")
         self._steps = steps
 
     @contextmanager
@@ -119,49 +115,41 @@ class DryRun(Run):
         except _Measured:
             return
 
-    def check(self, stage: str) -> None:
-        """Refuse nothing: nothing is written."""
+    def begin(
+        self, parameters: Sequence[Tensor], epoch_steps: Sequence[int], *, copies: int
+    ) -> None:
+        """Note what is to be trained.
 
-    @contextmanager
-    def training(
-        self, stage: str, training: Training, fingerprint: dict[str, Any], tokenizer: Tokenizer
-    ) -> Iterator[State | None]:
-        """Note what is to be trained."""
-        self._training = training
+        Args:
+            parameters: of the model.
+            epoch_steps: steps of each epoch.
+            copies: numbers in memory for each weight: itself, its gradient, the optimizer's.
+        """
+        self._parameters, self._epoch_steps, self._copies = parameters, epoch_steps, copies
         self._times = [time.perf_counter()]
         self._items: list[int] = []
-        yield None
 
     def report(self, reading: Reading) -> None:
-        """Take the time; the last one needed ends the training."""
+        """Take the time; the last one needed ends the training.
+
+        Args:
+            reading: the step's.
+        """
         self._times.append(time.perf_counter())
-        self._items.append(reading.tokens)
+        self._items.append(reading.items)
         # Before the end of the epoch, where the model would be shown and saved.
-        if len(self._items) >= min(_WARM_UP + self._steps, self._training.plan.epoch_steps[0]):
-            self._end()
-
-    def due(self, step: int) -> bool:
-        """Never."""
-        return False
-
-    def failed(self, error: FloatingPointError, batch: Any) -> FloatingPointError:
-        """Return the error as it is."""
-        return error
-
-    def _end(self) -> None:
-        times = [b - a for a, b in zip(self._times, self._times[1:], strict=False)]
-        warm = times[_WARM_UP:] or times
-        parameters = list(self._training.model.parameters())
-        weights = sum(p.numel() * p.element_size() for p in parameters)
-        copies = 4 if "adam" in self._training.plan.settings.optimizer else 2
+        if len(self._items) < min(_WARM_UP + self._steps, self._epoch_steps[0]):
+            return
+        times = [after - before for before, after in pairwise(self._times)]
+        weights = sum(p.numel() * p.element_size() for p in self._parameters)
         self.estimate = Estimate(
-            sum(p.numel() for p in parameters),
+            sum(p.numel() for p in self._parameters),
             weights,
-            copies * weights,
-            _peak_memory(parameters[0].device),
-            tuple(self._training.plan.epoch_steps),
+            self._copies * weights,
+            _peak_memory(self._parameters[0].device),
+            tuple(self._epoch_steps),
             statistics.mean(self._items),
-            statistics.median(warm),
+            statistics.median(times[_WARM_UP:] or times),
         )
         raise _Measured
 

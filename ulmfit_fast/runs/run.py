@@ -1,4 +1,4 @@
-"""A run that survives: its checkpoints, its reports, and what to do when it has to stop."""
+"""A run that can be resumed: its checkpoints, its metrics, and what to do when it has to stop."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ulmfit_fast.nn.state import State
 from ulmfit_fast.runs.checkpoints import Checkpoints
-from ulmfit_fast.runs.metrics import Reports
+from ulmfit_fast.runs.metrics import Metrics, Position, Reading
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.state_file import write_state
 from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, recover
-from ulmfit_fast.system.distributed import agree, only_first, world
+from ulmfit_fast.system.distributed import any_rank, rank_zero_only, world
 from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.locks import held
-from ulmfit_fast.training.state import Training, restore, snapshot
 
-if TYPE_CHECKING:
-    from ulmfit_fast.data.tokens.tokenizer import Tokenizer
-    from ulmfit_fast.training.readings import Reading
-
-__all__ = ["Run", "holding"]
+__all__ = ["Resumable", "Run", "holding"]
 
 _log = logging.getLogger("ulmfit_fast")
 
-_DESCRIPTION, _TOKENIZER = "run.json", "tokenizer.json"
+_DESCRIPTION = "run.json"
+Found = TypeVar("Found")
+
+
+class Resumable(Position, Protocol):
+    """What a run keeps: anything that can be put back to where it was."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides how it goes on, as plain values and tensors."""
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Put it back to where `state_dict` found it."""
 
 
 @contextmanager
 def holding(*directories: Path) -> Iterator[None]:
-    """Keep others from writing into directories while the block runs, see `locks.held`.
+    """Keep others from writing into directories while the block runs, with `locks.held`.
 
-    Of several processes of one training the first one holds them for all.
+    Of several processes of one training rank zero holds them for all.
 
     Args:
         directories: made when missing, and removed again if they are empty at the end.
@@ -54,7 +59,7 @@ def holding(*directories: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for directory in directories:
-            only_first(partial(stack.enter_context, held(directory)))
+            rank_zero_only(partial(stack.enter_context, held(directory)))
         yield
 
 
@@ -128,7 +133,7 @@ class Run:
         self.keep, self.report_steps = keep, report_steps
         self.resume, self.overwrite = resume, overwrite
         Checkpoints(self.directory, keep)  # refuses a wrong number now
-        self._reports = Reports(self.directory, report_steps, tensorboard=tensorboard)
+        self._metrics = Metrics(self.directory, report_steps, tensorboard=tensorboard)
         self._stop = StopRequest()
 
     def _of_stage(self, stage: str) -> Path:
@@ -151,7 +156,7 @@ class Run:
         return found
 
     def finished(self, stage: str) -> bool:
-        """Tell whether the directory has a run of this stage that came to its end.
+        """Return whether the directory has a run of this stage that came to its end.
 
         Args:
             stage: "pretrain", "fine_tune_lm" or "fit_classifier".
@@ -160,7 +165,7 @@ class Run:
         return found is not None and bool(found.get("finished"))
 
     def holds_other(self, stage: str) -> bool:
-        """Tell whether the directory has a model or the run of another stage, and none of this one.
+        """Return whether there is a model or the run of another stage, and none of this one.
 
         Args:
             stage: as for `finished`.
@@ -182,7 +187,7 @@ class Run:
             OSError: if the directory cannot be written.
         """
         if world().rank > 0:
-            # The first process looks for all, and may be writing already.
+            # Rank zero looks for all, and may be writing already.
             return
         if self.directory.is_dir():
             with held(self.directory):
@@ -194,36 +199,42 @@ class Run:
                 "(resume=True, --resume), or begin anew (overwrite=True, --overwrite)"
             )
 
-    def tokenizer(self, stage: str) -> Tokenizer | None:
-        """Return the tokenizer of the run that is resumed, or None.
+    def read_beside(self, stage: str, name: str, read: Callable[[str], Found]) -> Found | None:
+        """Read a file that lies beside the checkpoints of the run that is resumed, or return None.
 
         Args:
             stage: as for `finished`.
+            name: of the file.
+            read: what makes of its text what is wanted; a ValueError of it is one of the file.
         """
-        from ulmfit_fast.data.tokens.tokenizer import Tokenizer
-
-        path = self._of_stage(stage) / _TOKENIZER
+        path = self._of_stage(stage) / name
         if not self.resume or not path.exists():
             return None
         try:
-            return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+            return read(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}; remove {path.parent} to start anew") from error
 
     @contextmanager
     def training(
-        self, stage: str, training: Training, fingerprint: dict[str, Any], tokenizer: Tokenizer
-    ) -> Iterator[State | None]:
+        self,
+        stage: str,
+        state: Resumable,
+        fingerprint: dict[str, Any],
+        *,
+        size: int,
+        unit: str = "tokens",
+        beside: Mapping[str, Callable[[], str]] | None = None,
+    ) -> Iterator[None]:
         """Resume, if it is to be, and be there for the run while the block trains.
 
         Args:
             stage: as for `finished`.
-            training: with no step taken; in the block it is where the run is.
+            state: with no step taken; in the block it is where the run is.
             fingerprint: what has to be equal for a run to be gone on with, plain values.
-            tokenizer: of the texts; kept with the run.
-
-        Yields:
-            The hidden state that goes into the next batch, or None.
+            size: bytes of a checkpoint, at most.
+            unit: what is trained on, "tokens" or "texts".
+            beside: files to lie beside the checkpoints: the name of each, and what makes its text.
 
         Raises:
             FileExistsError: as `check` and `holding`.
@@ -231,44 +242,49 @@ class Run:
             OSError: if there is no room for the checkpoints.
         """
         with holding(self.directory):
-            yield from self._training_held(stage, training, fingerprint, tokenizer)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.check(stage)
+            self.stage, self._state = stage, state
+            self._checkpoints = Checkpoints(self._of_stage(stage), self.keep)
+            fingerprint = json.loads(json.dumps(fingerprint))
+            if self.resume:
+                self._go_on(fingerprint)
+            else:
+                # Of a run that came to its end, or is to be lost; any other one has been refused.
+                rank_zero_only(self._checkpoints.remove)
+            self._metrics.begin(stage, state, unit)
+            rank_zero_only(lambda: self._prepare(fingerprint, size, beside or {}))
+            self._saved_at = time.monotonic()
+            try:
+                with self._stop.listening():
+                    yield
+                # What keeps no checkpoints on its way need not leave one at its end.
+                if self.checkpoint_steps is not None or self._checkpoints.files():
+                    self._save(best=False)
+                self._metrics.flush()
+                rank_zero_only(lambda: self._describe(fingerprint, finished=True))
+            finally:
+                self._metrics.close()
 
-    def _training_held(
-        self, stage: str, training: Training, fingerprint: dict[str, Any], tokenizer: Tokenizer
-    ) -> Iterator[State | None]:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.check(stage)
-        self.stage, self._training = stage, training
-        self._checkpoints = Checkpoints(self._of_stage(stage), self.keep)
-        fingerprint = json.loads(json.dumps(fingerprint))
-        state = None
-        if self.resume:
-            state = self._resumed(fingerprint)
-        else:
-            # Of a run that came to its end, or is to be lost; any other one has been refused.
-            only_first(self._checkpoints.remove)
-        self._reports.begin(stage, training.history, training.cursor)
-        only_first(lambda: self._prepare(fingerprint, tokenizer))
-        self._saved_at = time.monotonic()
-        try:
-            with self._stop.listening():
-                yield state
-            # What keeps no checkpoints on its way need not leave one at its end.
-            if self.checkpoint_steps is not None or self._checkpoints.files():
-                self._save(None, best=False)
-            self._reports.flush()
-            only_first(lambda: self._describe(fingerprint, tokenizer, finished=True))
-        finally:
-            self._reports.close()
-
-    def _prepare(self, fingerprint: dict[str, Any], tokenizer: Tokenizer) -> None:
+    def _prepare(
+        self, fingerprint: dict[str, Any], size: int, beside: Mapping[str, Callable[[], str]]
+    ) -> None:
         self._checkpoints.clean()
         recover(self.directory)
-        self._reports.keep_past()
-        self._check_room()
-        self._describe(fingerprint, tokenizer, finished=False)
+        self._metrics.keep_past()
+        needed = size * (self.keep + 2)
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(
+                f"{self.directory} has {free / 1e6:,.0f} MB free, {self.keep} checkpoints need "
+                f"about {needed / 1e6:,.0f} MB; make room, or keep fewer"
+            )
+        # The description last: it stands for a run that can be gone on with.
+        for name, text in beside.items():
+            self._write_beside(name, text())
+        self._describe(fingerprint, finished=False)
 
-    def _resumed(self, fingerprint: dict[str, Any]) -> State | None:
+    def _go_on(self, fingerprint: dict[str, Any]) -> None:
         found = self._description(self.stage)
         if found is not None:
             _check_fingerprint(found["fingerprint"], fingerprint, self.directory)
@@ -277,41 +293,27 @@ class Run:
                     "the run began with torch %s and goes on with %s; its losses may differ",
                     *(found["torch"], torch.__version__),
                 )
-        # The first process sets damaged ones aside; after that all read the same one.
-        only_first(self._checkpoints.latest)
+        # Rank zero sets damaged ones aside; after that all read the same one.
+        rank_zero_only(self._checkpoints.latest)
         values = self._checkpoints.latest()
         if values is None:
             _log.info("%s has no checkpoint yet; beginning", self.directory)
-            return None
-        state = restore(self._training, values)
-        _log.info("going on after step %d", len(self._training.history.losses))
-        return state
+            return
+        self._state.load_state_dict(values)
+        _log.info("going on after step %d", self._state.steps)
 
-    def _describe(self, fingerprint: dict[str, Any], tokenizer: Tokenizer, finished: bool) -> None:
-        directory = self._of_stage(self.stage)
-        directory.mkdir(parents=True, exist_ok=True)
+    def _describe(self, fingerprint: dict[str, Any], *, finished: bool) -> None:
         description = {
             "finished": finished,
             "torch": torch.__version__,
             "fingerprint": fingerprint,
         }
-        texts = {_DESCRIPTION: json.dumps(description, indent=1)}
-        if not finished:
-            # The tokenizer first: a description stands for a run that can be gone on with.
-            texts = {_TOKENIZER: tokenizer.to_json(), **texts}
-        for name, text in texts.items():
-            write_text(directory / name, text)
+        self._write_beside(_DESCRIPTION, json.dumps(description, indent=1))
 
-    def _check_room(self) -> None:
-        # Before the first step an optimizer has no moments yet: up to two for each weight.
-        weights = sum(p.numel() * p.element_size() for p in self._training.model.parameters())
-        needed = 3 * weights * (self.keep + 2)
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
-            raise OSError(
-                f"{self.directory} has {free / 1e6:,.0f} MB free, {self.keep} checkpoints need "
-                f"about {needed / 1e6:,.0f} MB; make room, or keep fewer"
-            )
+    def _write_beside(self, name: str, text: str) -> None:
+        directory = self._of_stage(self.stage)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(directory / name, text)
 
     def report(self, reading: Reading) -> None:
         """Take a step's loss in, and write a line when it is time.
@@ -319,53 +321,49 @@ class Run:
         Args:
             reading: the step's.
         """
-        self._reports.add(reading)
+        self._metrics.add(reading)
 
     def due(self, step: int) -> bool:
-        """Tell whether a checkpoint is to be written after a step.
+        """Return whether a checkpoint is to be written after a step.
 
         Args:
             step: steps taken.
         """
         minutes = (time.monotonic() - self._saved_at) / 60
-        return agree(
+        return any_rank(
             self._stop.requested
             or (self.checkpoint_steps is not None and step % self.checkpoint_steps == 0)
             or (self.checkpoint_minutes is not None and minutes >= self.checkpoint_minutes)
         )
 
-    def checkpoint(self, state: State | None) -> None:
+    def checkpoint(self) -> None:
         """Write a checkpoint; then end the run, if that was asked for.
-
-        Args:
-            state: the hidden state that goes into the next batch.
 
         Raises:
             KeyboardInterrupt: after SIGINT.
             SystemExit: after SIGTERM, with the code 143.
             OSError: if it cannot be written; the ones before stay.
         """
-        path = self._save(state, best=False)
-        self._stop.obey(f"the run is in {path}; resume=True (--resume) goes on with it")
+        self._save(best=False, stop=True)
 
-    def epoch_ended(self, loss: float | None, *, best: bool) -> None:
+    def epoch_ended(self, loss: float, valid_loss: float | None, *, best: bool) -> None:
         """Report an epoch; keep it as the best one if it is.
 
         Args:
-            loss: on the held-out documents, in nats, or None.
+            loss: mean of its steps, in nats.
+            valid_loss: on the held-out documents, in nats, or None.
             best: whether this is the lowest so far.
         """
-        self._reports.epoch_ended(loss)
-        if agree(best or self._stop.requested):
-            path = self._save(None, best=best)
-            self._stop.obey(f"the run is in {path}; resume=True (--resume) goes on with it")
+        self._metrics.epoch_ended(loss, valid_loss)
+        if any_rank(best or self._stop.requested):
+            self._save(best=best, stop=True)
 
-    def _save(self, state: State | None, *, best: bool) -> Path:
-        self._reports.sync()
-        step = len(self._training.history.losses)
+    def _save(self, *, best: bool, stop: bool = False) -> None:
+        self._metrics.sync()
+        step = self._state.steps
         try:
-            values = snapshot(self._training, state)
-            only_first(lambda: self._checkpoints.save(step, values, best=best))
+            values = self._state.state_dict()
+            rank_zero_only(lambda: self._checkpoints.save(step, values, best=best))
         except OSError as error:
             files = self._checkpoints.files()
             last = f"the last good one is {files[-1]}" if files else "there is none before it"
@@ -373,7 +371,11 @@ class Run:
                 error
             )
         self._saved_at = time.monotonic()
-        return self._checkpoints.path(step)
+        if stop:
+            path = self._checkpoints.path(step)
+            self._stop.raise_if_requested(
+                f"the run is in {path}; resume=True (--resume) goes on with it"
+            )
 
     def failed(
         self, error: FloatingPointError, batch: Sequence[Tensor | None]
@@ -387,7 +389,7 @@ class Run:
         Returns:
             The error to raise.
         """
-        step, (rank, size) = len(self._training.history.losses), world()
+        step, (rank, size) = self._state.steps, world()
         of = f"-rank-{rank}" if size > 1 else ""
         path = self.directory / f"{FAILED_STEP}{step:09d}{of}.safetensors"
         tensors = {f"tensor_{i}": t for i, t in enumerate(batch) if t is not None}

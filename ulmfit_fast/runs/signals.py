@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ulmfit_fast.system.distributed import agree
+from ulmfit_fast.system.distributed import any_rank
 
 __all__ = ["StopRequest"]
 
@@ -18,7 +18,7 @@ _log = logging.getLogger("ulmfit_fast")
 
 
 class StopRequest:
-    """Remember that SIGTERM or SIGINT came in, until it is time to obey.
+    """Remember that SIGTERM or SIGINT came in, until a step is over.
 
     Attributes:
         requested: whether one came in.
@@ -57,7 +57,7 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def obey(self, message: str) -> None:
+    def raise_if_requested(self, message: str) -> None:
         """End the run if it was asked for.
 
         Args:
@@ -67,7 +67,7 @@ class StopRequest:
             KeyboardInterrupt: after SIGINT.
             SystemExit: after SIGTERM, with the code that shells give it.
         """
-        if not agree(self._signal is not None):
+        if not any_rank(self._signal is not None):
             return
         if self._signal is None:
             raise SystemExit(0)

@@ -134,7 +134,7 @@ def check_target(target: Path, description: str = CONFIG) -> None:
 
 
 def is_run_file(name: str) -> bool:
-    """Tell whether a name in a model's directory is of the run that makes the model.
+    """Return whether a name in a model's directory is of the run that makes the model.
 
     >>> is_run_file("metrics.jsonl"), is_run_file("config.json")
     (True, False)
@@ -153,7 +153,7 @@ def is_run_file(name: str) -> bool:
 
 
 def is_leftover(name: str) -> bool:
-    """Tell whether a name in a directory is of a writer that is at work, or was when it crashed.
+    """Return whether a name in a directory is of a writer that is at work, or was when it crashed.
 
     >>> is_leftover(".lock"), is_leftover("config.json")
     (True, False)
@@ -235,7 +235,7 @@ def put_in_place(written: Path, target: Path) -> None:
 
 
 def recover(directory: Path) -> None:
-    """Give the files of what came in last their places, and remove what a crash left half done.
+    """Move the files that came in last to their places, and remove what a crash left half done.
 
     Args:
         directory: which this thread holds.
@@ -371,7 +371,7 @@ class _Version:
         self._files = self._identities(self.path, self._opened)
 
     def is_current(self) -> bool:
-        """Tell whether all files are still those that have the names."""
+        """Return whether all files are still those that have the names."""
         # Between the two a writer is at work on the files beside what came in.
         came_in = _is_directory(self._incoming)
         return came_in == self._came_in and self._identities(self.path, os.stat) == self._files

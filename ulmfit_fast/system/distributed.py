@@ -22,13 +22,13 @@ from ulmfit_fast.system.seeds import own_generators
 
 __all__ = [
     "World",
-    "agree",
+    "any_rank",
     "gathered",
     "launched",
     "mean_",
-    "only_first",
     "own_masks",
     "parallel",
+    "rank_zero_only",
     "shared_text",
     "sum_",
     "world",
@@ -117,7 +117,7 @@ def sum_(values: Tensor) -> Tensor:
     return values
 
 
-def agree(wanted: bool) -> bool:
+def any_rank(wanted: bool) -> bool:
     """Return whether any of the processes wants something; all get the same answer.
 
     Args:
@@ -146,10 +146,10 @@ def gathered(values: Tensor) -> list[Tensor]:
 
 
 def shared_text(make: Callable[[], str]) -> str:
-    """Have the first process make a text, and return it in all of them.
+    """Have rank zero make a text, and return it in all of them.
 
     Args:
-        make: called in the first process alone.
+        make: called in rank zero alone.
     """
     rank, size = world()
     if size == 1:
@@ -164,14 +164,14 @@ def shared_text(make: Callable[[], str]) -> str:
     return content.numpy().tobytes().decode()
 
 
-def only_first(work: Callable[[], object]) -> None:
-    """Have the first process do something while the others wait; all fail if it fails.
+def rank_zero_only(work: Callable[[], object]) -> None:
+    """Have rank zero do something while the others wait; all fail if it fails.
 
     Args:
         work: what to do.
 
     Raises:
-        OSError: in the other processes, if the first one failed; it raises its own error.
+        OSError: in the other processes, if rank zero failed; it raises its own error.
     """
     rank, size = world()
     error: BaseException | None = None

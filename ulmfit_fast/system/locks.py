@@ -1,7 +1,7 @@
 """A directory that one process holds while it writes: a lock that dies with the process.
 
 The lock is the system's own on a file: `flock`, which Linux passes on to the server of an NFS
-mount, or the lock of a byte on Windows. A file system that has none is told of in a warning, and
+mount, or the lock of a byte on Windows. A file system that has none is named in a warning, and
 nothing keeps a second process out there.
 """
 
@@ -133,7 +133,7 @@ def _locked(path: Path, descriptor: int, directory: Path, alone: bool) -> _Lock 
 
 
 def _in_place(path: Path, status: os.stat_result) -> bool:
-    """Tell whether a file that is open is the one that has the name."""
+    """Return whether a file that is open is the one that has the name."""
     try:
         return os.path.samestat(status, os.stat(path, follow_symlinks=False))
     except FileNotFoundError:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ulmfit_fast.data.batches import ClassifierBatch
 from ulmfit_fast.nn import TextClassifier
-from ulmfit_fast.optim.groups import layer_rates, trainable
+from ulmfit_fast.runs.metrics import Reading
 from ulmfit_fast.system import distributed
 from ulmfit_fast.system.seeds import initialize_vector_functions
-from ulmfit_fast.training.precision import Precision
-from ulmfit_fast.training.precision import autocast as autocasting
+from ulmfit_fast.training.objective import Objective
+from ulmfit_fast.training.precision import autocast
 from ulmfit_fast.training.readings import not_finite
 from ulmfit_fast.training.shared_batch import SharedBatch
+from ulmfit_fast.training.step import TrainingStep
 
-__all__ = ["ClassifierLoss", "classifier_step", "relative_weights", "shared_classifier"]
+__all__ = ["ClassifierLoss", "ClassifierStep", "relative_weights"]
 
-_FULL = Precision()
+_DEFAULT = Objective(alpha=0.0, beta=0.0)
 
 
 class ClassifierLoss(NamedTuple):
@@ -38,49 +40,38 @@ class ClassifierLoss(NamedTuple):
     regularisers: float
 
 
-class _Loss(nn.Module):
-    """A classifier's loss as a forward, which is what DistributedDataParallel runs."""
+def _terms(
+    model: TextClassifier,
+    tokens: Tensor,
+    lengths: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    objective: Objective,
+) -> list[Tensor]:
+    """Return the cross entropy of a batch and, where there are weights for them, AR and TAR.
 
-    def __init__(self, model: TextClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        tokens: Tensor,
-        lengths: Tensor,
-        labels: Tensor,
-        weights: Tensor | None,
-        *,
-        alpha: float,
-        beta: float,
-        label_smoothing: float,
-    ) -> list[Tensor]:
-        """Return the cross entropy of the batch and, where there are weights for them, AR and TAR.
-
-        Args:
-            tokens: `(T, B)`, of the whole batch in every process.
-            lengths: `(B,)`.
-            labels: `(B,)`.
-            weights: `(B,)`, of the texts, or None.
-            alpha: weight of AR.
-            beta: weight of TAR.
-            label_smoothing: share of the target spread over all classes.
-        """
-        model, device = self.model, labels.device
-        batch = SharedBatch(tokens, lengths)
-        texts = (batch.tokens.to(device), batch.lengths.to(device))
-        if alpha or beta:
-            logits, *terms = model.regularised(*texts, alpha=alpha, beta=beta, join=batch.join)
-            factors = batch.weights_of_means(model.max_len)
-            terms = [term * factor for term, factor in zip(terms, factors, strict=True)]
-        else:
-            logits, terms = model(*texts, join=batch.join), []
-        scores, smoothing = logits.float(), label_smoothing
-        if weights is None:
-            return [F.cross_entropy(scores, labels, label_smoothing=smoothing), *terms]
-        each = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="none")
-        return [(each * weights).mean(), *terms]
+    Args:
+        model: the classifier.
+        tokens: `(T, B)`, of the whole batch in every process.
+        lengths: `(B,)`.
+        labels: `(B,)`.
+        weights: `(B,)`, of the texts, or None.
+        objective: weights of AR and TAR, and label smoothing.
+    """
+    alpha, beta, smoothing = objective.alpha, objective.beta, objective.label_smoothing
+    batch = SharedBatch(tokens, lengths)
+    texts = (batch.tokens.to(labels.device), batch.lengths.to(labels.device))
+    if alpha or beta:
+        logits, *terms = model.regularised(*texts, alpha=alpha, beta=beta, join=batch.join)
+        factors = batch.weights_of_means(model.max_len)
+        terms = [term * factor for term, factor in zip(terms, factors, strict=True)]
+    else:
+        logits, terms = model(*texts, join=batch.join), []
+    scores = logits.float()  # (B, C)
+    if weights is None:
+        return [F.cross_entropy(scores, labels, label_smoothing=smoothing), *terms]
+    each = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="none")  # (B,)
+    return [(each * weights).mean(), *terms]
 
 
 def relative_weights(weights: Tensor | None, count: int) -> Tensor | None:
@@ -115,37 +106,10 @@ def relative_weights(weights: Tensor | None, count: int) -> Tensor | None:
     return own / (math.fsum(own.tolist()) / count)
 
 
-def shared_classifier(model: TextClassifier) -> DistributedDataParallel | None:
-    """Return what `classifier_step` needs where there are several processes, and None in one.
+class ClassifierStep(TrainingStep[TextClassifier]):
+    """Train a classifier on one batch after another.
 
-    To be made anew when other parameters are to be trained.
-
-    Args:
-        model: the classifier.
-    """
-    if distributed.world().size == 1:
-        return None
-    # The statistics of BatchNorm are formed of the whole batch in every process.
-    return distributed.parallel(_Loss(model))
-
-
-def classifier_step(
-    model: TextClassifier,
-    batch: ClassifierBatch,
-    optimizer: Optimizer,
-    *,
-    alpha: float = 0.0,
-    beta: float = 0.0,
-    clip: float | None = None,
-    label_smoothing: float = 0.0,
-    weights: Tensor | None = None,
-    precision: Precision = _FULL,
-    step: int = 0,
-    shared: DistributedDataParallel | None = None,
-) -> ClassifierLoss:
-    """Train a classifier on one batch.
-
-    Several processes (see `distributed`) pass the same batch: each encodes its part of the texts,
+    Several processes pass the same batch: each encodes its part of the texts,
     and every head sees the features of all.
 
     With weights the cross entropy of a batch of B texts is sum(w_i * l_i) / B, where the weights of
@@ -158,53 +122,102 @@ def classifier_step(
     weight is a factor of its text's whole cross entropy, the smoothed share of other classes in it.
     AR and TAR, which know no classes, and the statistics of BatchNorm are of all texts alike.
 
+    Example:
+        >>> from ulmfit_fast.data import ClassifierBatches
+        >>> from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig
+        >>> model = TextClassifier(AWDLSTM(AWDLSTMConfig(10, emb_size=4, hidden_size=6)), 2)
+        >>> step = ClassifierStep(model, torch.optim.Adam(model.parameters()))
+        >>> (batch,) = ClassifierBatches([[3, 4], [5]], torch.tensor([0, 1]), batch_size=2)
+        >>> step(*batch).regularisers
+        0.0
+
     Args:
         model: the classifier; its training mode is the caller's.
-        batch: labelled texts.
-        optimizer: takes the step.
-        alpha: weight of the activation regulariser AR.
-        beta: weight of the temporal regulariser TAR.
-        clip: largest gradient norm, or None.
-        label_smoothing: share of the target spread over all classes.
-        weights: `(N,)`, of all texts, in the order of the batch's positions and with the mean 1; or
-            None, which weighs all alike. See `relative_weights`.
-        precision: autocast and the scaling of gradients.
-        step: steps taken before, for the error's message.
-        shared: what `shared_classifier` returned.
+        optimizer: of the model's parameters.
+        scheduler: steps after every batch, or None.
+        objective: what is minimised; by itself without AR and TAR.
+        weights: `(N,)`, of all texts, in the order of the batches' positions and with the mean 1,
+            as `relative_weights` returns them; or None, which weighs all alike.
 
-    Returns:
-        The parts of the loss.
-
-    Raises:
-        FloatingPointError: if the loss is not finite; the parameters are those before the step.
+    Attributes:
+        unit: "texts".
+        state: None.
+        steps: updates so far.
     """
-    initialize_vector_functions()
-    tokens, lengths, labels, positions = batch
-    device, scaler = next(model.parameters()).device, precision.scaler
-    if labels is None:
-        raise ValueError("the batch has no labels, expected one for each text; pass labels")
-    options: dict[str, Any] = {"alpha": alpha, "beta": beta, "label_smoothing": label_smoothing}
-    own = None if weights is None else weights[positions].to(device, torch.float32)
-    with autocasting(device, precision.dtype):
-        terms = (shared or _Loss(model))(tokens, lengths, labels.to(device), own, **options)
-    # In the order of their sum: a float's sum depends on it.
-    loss = terms[0]
-    for term in terms[1:]:
-        loss = loss + term
-    both = distributed.mean_(torch.stack([terms[0].detach(), loss.detach()]))
-    cross_entropy, value = both.tolist()
-    if not math.isfinite(value):
-        raise not_finite(value, step, layer_rates(optimizer))
-    optimizer.zero_grad()
-    scaled = loss if scaler is None else scaler.scale(loss)
-    scaled.backward()
-    if scaler is not None:
-        scaler.unscale_(optimizer)
-    if clip is not None:
-        nn.utils.clip_grad_norm_(trainable(optimizer), clip)
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    return ClassifierLoss(cross_entropy, value - cross_entropy)
+
+    unit = "texts"
+
+    def __init__(
+        self,
+        model: TextClassifier,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        *,
+        objective: Objective = _DEFAULT,
+        weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, scheduler, objective)
+        self.weights = weights
+
+    def train_on(self, batch: ClassifierBatch) -> Iterator[Reading]:
+        """Take a step, and yield its reading.
+
+        Args:
+            batch: labelled texts.
+
+        Raises:
+            FloatingPointError: if the loss is not finite; the parameters are those before the step.
+        """
+        lrs = self.rates()
+        yield Reading(*self(*batch), lrs, len(batch.lengths))
+
+    def __call__(
+        self, tokens: Tensor, lengths: Tensor, labels: Tensor | None, positions: Tensor
+    ) -> ClassifierLoss:
+        """Train on one batch.
+
+        Args:
+            tokens: token ids, `(T, B)`, int64.
+            lengths: `(B,)`.
+            labels: `(B,)`.
+            positions: `(B,)`, of the texts among all.
+
+        Returns:
+            The parts of the loss.
+
+        Raises:
+            FloatingPointError: if the loss is not finite; the parameters are those before the step.
+            ValueError: if there are no labels.
+        """
+        initialize_vector_functions()
+        if labels is None:
+            raise ValueError("the batch has no labels, expected one for each text; pass labels")
+        optimizer, precision = self.optimizer, self.objective.precision
+        weights = self.weights
+        own = None if weights is None else weights[positions].to(self.device, torch.float32)
+        with autocast(self.device, precision.dtype):
+            terms = self._of_model(_terms)(
+                tokens, lengths, labels.to(self.device), own, self.objective
+            )
+        # In the order of their sum: a float's sum depends on it.
+        loss = terms[0]
+        for term in terms[1:]:
+            loss = loss + term
+        both = distributed.mean_(torch.stack([terms[0].detach(), loss.detach()]))
+        cross_entropy, value = both.tolist()
+        if not math.isfinite(value):
+            raise not_finite(value, self.steps, self.rates())
+        optimizer.zero_grad()
+        scaler = precision.scaler
+        scaled = loss if scaler is None else scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        self._clip()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        self._stepped()
+        return ClassifierLoss(cross_entropy, value - cross_entropy)

@@ -10,42 +10,36 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ulmfit_fast.nn import LanguageModel, LMLoss, detach_state, resize_state
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.optim import NTASGD
-from ulmfit_fast.optim.groups import layer_rates, trainable
+from ulmfit_fast.runs.metrics import Reading
 from ulmfit_fast.system import distributed
 from ulmfit_fast.system.seeds import draw_seed, seeds_from
-from ulmfit_fast.training.precision import autocast as autocasting
-from ulmfit_fast.training.readings import not_finite
+from ulmfit_fast.training.objective import Objective
+from ulmfit_fast.training.precision import autocast
+from ulmfit_fast.training.readings import LossReadings, not_finite
+from ulmfit_fast.training.step import TrainingStep
 
 __all__ = ["LanguageModelStep"]
 
 # Steps before those of a graph: the first ones compile kernels and make the optimizer's buffers.
 _WARM_UP = 2
+_DEFAULT = Objective()
 
 
-class _Loss(nn.Module):
-    """A model's loss as a forward, which is what DistributedDataParallel runs."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[LMLoss, State]:
-        return self.model.loss(*args, **kwargs)
+def _loss(model: LanguageModel, *args: Any, **kwargs: Any) -> tuple[LMLoss, State]:
+    return model.loss(*args, **kwargs)
 
 
-class LanguageModelStep:
+class LanguageModelStep(TrainingStep[LanguageModel]):
     """Train a language model on one batch after another; the state goes from each to the next.
 
-    With several processes (see `distributed`) each passes batches of its own; gradients and losses
+    With several processes each passes batches of its own; gradients and losses
     are the means over all of them.
 
     On a GPU nothing here waits for the device, given a fused optimizer: the loss stays there, and
@@ -64,15 +58,7 @@ class LanguageModelStep:
         model: the language model; its training mode is the caller's.
         optimizer: of the model's parameters.
         scheduler: steps after every batch, or None.
-        alpha: weight of the activation regulariser AR.
-        beta: weight of the temporal regulariser TAR.
-        clip: largest gradient norm, or None.
-        label_smoothing: share of the target spread evenly over all words.
-        rescale_to: s, take a step of T tokens with T / s of the learning rate, for that step alone;
-            None leaves the rate alone.
-        autocast: dtype of autocast, bfloat16 or float16, or None for none.
-        scaler: scales the loss so that gradients in float16 do not vanish; a step whose gradients
-            overflow changes no parameter. None for none.
+        objective: what is minimised.
         capture: on CUDA, capture the step in a CUDA graph after the first few, the update with it,
             and replay it for every batch of that shape; anew where other parameters are trained, or
             the optimizer was given another state. The masks are those of a run without it; the
@@ -80,14 +66,16 @@ class LanguageModelStep:
             and nothing else.
 
     Attributes:
+        unit: "tokens".
         state: what goes into the next batch; None at the start of texts.
         steps: updates so far.
 
     Raises:
-        ValueError: if autocast is another dtype, or capture is asked for without CUDA, with an
-            optimizer that is not fused or is an NTASGD, with rescaled rates or with scaled
-            gradients.
+        ValueError: if capture is asked for without CUDA, with an optimizer that is not fused or is
+            an NTASGD, with rescaled rates or with scaled gradients.
     """
+
+    unit = "tokens"
 
     def __init__(
         self,
@@ -95,31 +83,16 @@ class LanguageModelStep:
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
         *,
-        alpha: float = 2.0,
-        beta: float = 1.0,
-        clip: float | None = None,
-        label_smoothing: float = 0.0,
-        rescale_to: int | None = None,
-        autocast: torch.dtype | None = None,
-        scaler: GradScaler | None = None,
+        objective: Objective = _DEFAULT,
         capture: bool = False,
     ) -> None:
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"autocast is {autocast}, expected torch.bfloat16, torch.float16, or None for none"
-            )
-        self.device = next(model.parameters()).device
+        super().__init__(model, optimizer, scheduler, objective)
         if capture and self.device.type != "cuda":
             raise ValueError(
                 f"capture needs a model on a CUDA device, this one is on {self.device}: leave it "
                 "out"
             )
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.alpha, self.beta, self.clip = alpha, beta, clip
-        self.label_smoothing, self.rescale_to = label_smoothing, rescale_to
-        self.autocast, self.scaler, self.capture = autocast, scaler, capture
-        self.state: State | None = None
-        self.steps = 0
+        self.capture = capture
         fused = all(group.get("fused") for group in optimizer.param_groups)
         if capture and not fused:
             raise ValueError(
@@ -131,27 +104,45 @@ class LanguageModelStep:
                 "capture and NTASGD are both given, and a graph cannot count the steps of its "
                 "average: leave capture out, or take Adam, AdamW or SGD"
             )
-        self._many = distributed.world().size > 1
-        if capture and self._many:
+        if capture and self._processes > 1:
             raise ValueError(
-                "capture is for one process, here there are "
-                f"{distributed.world().size}: leave it out"
+                f"capture is for one process, here there are {self._processes}: leave it out"
             )
-        if capture and (rescale_to is not None or scaler is not None):
-            name = "rescale_to" if rescale_to is not None else "scaler"
+        rescaled = objective.rescale_to is not None
+        if capture and (rescaled or objective.precision.scaler is not None):
+            name = "rescale_to" if rescaled else "scaler"
             raise ValueError(
                 f"capture and {name} are both given, and a graph has neither: leave one of them out"
             )
         self.waits = self.device.type != "cuda" or not fused
         self._failed = torch.zeros((), dtype=torch.float32, device=self.device)
         self._graph: CapturedStep | None = None
-        self._parallel: DistributedDataParallel | None = None
-        self._trained: list[bool] = []
         self._warm = 0
+        self._readings: LossReadings | None = None
 
-    def reset(self) -> None:
-        """Forget the state: the next batch is the start of its texts."""
-        self.state = None
+    def train_on(self, batch: tuple[Tensor, Tensor]) -> Iterator[Reading]:
+        """Take a step, and yield the readings that have arrived: on CUDA those of earlier steps.
+
+        Args:
+            batch: inputs and targets, each `(T, B)`, on any device.
+
+        Raises:
+            FloatingPointError: if a loss is not finite; the parameters are those before its step.
+        """
+        if self._readings is None:
+            self._readings = LossReadings(self.steps)
+        inputs, targets = (ids.to(self.device, non_blocking=True) for ids in batch)  # (T, B)
+        lrs = self.rates(len(inputs))
+        loss = self(inputs, targets)
+        yield from self._readings.add(loss, lrs, targets.numel() * self._processes)
+
+    def rest(self) -> Iterator[Reading]:
+        """Wait for all steps and yield the readings that are left.
+
+        Raises:
+            FloatingPointError: as `train_on`.
+        """
+        return iter(()) if self._readings is None else self._readings.rest()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> LMLoss:
         """Train on one batch.
@@ -177,9 +168,7 @@ class LanguageModelStep:
                 self.update(loss)
             # Only now: a step that failed is taken again from where it began.
             self.state = state
-        if self.scheduler is not None:
-            self.scheduler.step()
-        self.steps += 1
+        self._stepped()
         return loss
 
     def forward_backward(
@@ -192,53 +181,30 @@ class LanguageModelStep:
             targets: token ids, `(T, B)`.
             state: the state before.
         """
+        own, scaler = self.objective, self.objective.precision.scaler
         # A captured graph must convert the weights anew at each replay.
-        with autocasting(self.device, self.autocast, cache_enabled=not self.capture):
-            loss, state = self._loss()(
+        with autocast(self.device, own.precision.dtype, cache_enabled=not self.capture):
+            loss, state = self._of_model(_loss)(
                 inputs,
                 targets,
                 state,
-                alpha=self.alpha,
-                beta=self.beta,
-                label_smoothing=self.label_smoothing,
+                alpha=own.alpha,
+                beta=own.beta,
+                label_smoothing=own.label_smoothing,
             )
-        if self.scaler is None:
+        if scaler is None:
             loss.total.backward()  # type: ignore[no-untyped-call]
         else:
             # The scaler skips a step by its gradients: a loss that is not finite has to show there.
             self._note_failure(loss)
             guard = torch.where(self._failed > 0, torch.nan, torch.ones_like(self._failed))
-            self.scaler.scale(loss.total * guard).backward()  # type: ignore[no-untyped-call]
-            self.scaler.unscale_(self.optimizer)
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(trainable(self.optimizer), self.clip)
+            scaler.scale(loss.total * guard).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(self.optimizer)
+        self._clip()
         parts = [part.detach() for part in loss]
-        if self._many:
+        if self._processes > 1:
             parts = list(distributed.mean_(torch.stack(parts)).unbind())
         return LMLoss(*parts), detach_state(state)
-
-    def _loss(self) -> Callable[..., tuple[LMLoss, State]]:
-        """Return the model's loss, through DistributedDataParallel where there are processes."""
-        if not self._many:
-            return self.model.loss
-        trained = [p.requires_grad for p in self.model.parameters()]
-        if self._parallel is None or self._trained != trained:
-            # The old one is gone before there is another on the same parameters.
-            self._parallel, self._trained = None, trained
-            self._parallel = distributed.parallel(_Loss(self.model))
-        return self._parallel
-
-    def rates(self, length: int | None) -> list[float]:
-        """Return the learning rate of each layer group for a step.
-
-        Args:
-            length: T of its batch; None leaves the rates of the schedule as they are.
-        """
-        scale = self._scale(length)
-        return [rate * scale for rate in layer_rates(self.optimizer)]
-
-    def _scale(self, length: int | None) -> float:
-        return 1.0 if self.rescale_to is None or length is None else length / self.rescale_to
 
     @contextmanager
     def _rescaled(self, length: int) -> Iterator[None]:
@@ -256,7 +222,7 @@ class LanguageModelStep:
     def _look_at(self, loss: LMLoss) -> None:
         value = float(loss.total) if self.waits else 0.0
         if not math.isfinite(value):
-            raise not_finite(value, self.steps, self.rates(None))
+            raise not_finite(value, self.steps, self.rates())
 
     def _note_failure(self, loss: LMLoss) -> None:
         # Once set it stays set: the state of the model is not finite either from here on.
@@ -269,9 +235,10 @@ class LanguageModelStep:
         Args:
             loss: of this step, whose gradients are there.
         """
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        scaler = self.objective.precision.scaler
+        if scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
             return
         if self.waits:
             self.optimizer.step()

@@ -6,28 +6,25 @@ import copy
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.system.files import file_in_place, user_path
 from ulmfit_fast.system.progress import progress_bar
 from ulmfit_fast.system.seeds import own_generators
-from ulmfit_fast.training.classifier_step import (
-    classifier_step,
-    relative_weights,
-    shared_classifier,
-)
+from ulmfit_fast.training.classifier_step import ClassifierStep, relative_weights
 from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.plan import TrainingPlan
-from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.settings import TrainingSettings
-from ulmfit_fast.training.stages import Documents, training_stream
+from ulmfit_fast.training.stages import Documents, classifier_batches, training_stream
+from ulmfit_fast.training.step import TrainingStep
 
 __all__ = ["LRFinderResult", "Suggestions", "find_lr", "suggest"]
 
@@ -178,7 +175,7 @@ class _Curve:
         self._mean = 0.0
 
     def add(self, lr: float, loss: float) -> bool:
-        """Take a point in, and tell whether to go on.
+        """Take a point in, and return whether to go on.
 
         Args:
             lr: learning rate of the step.
@@ -283,112 +280,53 @@ def find_lr(
     if weights is not None and not is_classifier:
         raise ValueError("the model is a LanguageModel, expected weights=None")
     weights = relative_weights(weights, len(documents))
-    device = next(model.parameters()).device
-    with own_generators(seed, device):
-        rates = [start_lr * (end_lr / start_lr) ** (i / (steps - 1)) for i in range(steps)]
-        with progress_bar("learning rate", steps, enabled=progress) as advance:
-            curve = _Curve(stop_factor)
-            copied = copy.deepcopy(model)
-            for lr, loss in _search(copied, documents, labels, weights, settings, rates, seed):
-                advance(f"lr {lr:.1e}, loss {loss:.3f}")
-                if not curve.add(lr, loss):
+    curve = _Curve(stop_factor)
+    own = replace(settings, schedule="constant", capture=False)
+    with (
+        own_generators(seed, next(model.parameters()).device),
+        progress_bar("learning rate", steps, enabled=progress) as advance,
+    ):
+        copied = copy.deepcopy(model).train()
+        plan = TrainingPlan(copied, own, [steps] * settings.epochs)
+        with plan.unfreezing_groups():
+            plan.begin_epoch(0)
+            shares = [group["lr"] / settings.lr for group in plan.optimizer.param_groups]
+            losses = _losses(*_step_and_batches(copied, documents, labels, weights, plan, seed))
+            for i in range(steps):
+                rate = start_lr * (end_lr / start_lr) ** (i / (steps - 1))
+                for group, share in zip(plan.optimizer.param_groups, shares, strict=True):
+                    group["lr"] = rate * share
+                try:
+                    loss = next(losses)
+                except FloatingPointError:
+                    loss = math.nan
+                advance(f"lr {rate:.1e}, loss {loss:.3f}")
+                if not curve.add(rate, loss):
                     break
     return curve.result(skip_start=steps // 10)
 
 
-def _search(
+def _step_and_batches(
     model: LanguageModel | TextClassifier,
     documents: Documents,
     labels: Tensor | None,
     weights: Tensor | None,
-    settings: TrainingSettings,
-    rates: Sequence[float],
+    plan: TrainingPlan,
     seed: int,
-) -> Iterator[tuple[float, float]]:
-    """Train, and yield each rate with the loss that its step began with."""
-    own = replace(settings, schedule="constant", capture=False)
-    plan = TrainingPlan(model, own, [len(rates)] * settings.epochs)
-    with plan.unfreezing_groups():
-        plan.begin_epoch(0)
-        shares = [group["lr"] / settings.lr for group in plan.optimizer.param_groups]
-        if isinstance(model, LanguageModel):
-            losses = _language_model_losses(model, documents, own, plan.optimizer, seed)
-        else:
-            losses = _classifier_losses(
-                model, documents, labels, weights, own, plan.optimizer, seed
-            )
-        model.train()
-        for rate in rates:
-            for group, share in zip(plan.optimizer.param_groups, shares, strict=True):
-                group["lr"] = rate * share
-            try:
-                loss = next(losses)
-            except FloatingPointError:
-                loss = math.nan
-            yield rate, loss
+) -> tuple[TrainingStep[Any], Callable[[int], Iterable[Any]]]:
+    settings, device = plan.settings, next(model.parameters()).device
+    objective = Objective.of(settings, device)
+    if isinstance(model, LanguageModel):
+        stream = partial(training_stream, documents, settings, seed, device=device)
+        return LanguageModelStep(model, plan.optimizer, objective=objective), stream
+    batches_of = classifier_batches(model, documents, labels, settings.batch_size, seed)
+    return ClassifierStep(model, plan.optimizer, objective=objective, weights=weights), batches_of
 
 
-def _language_model_losses(
-    model: LanguageModel,
-    documents: Documents,
-    settings: TrainingSettings,
-    optimizer: Optimizer,
-    seed: int,
-) -> Iterator[float]:
-    """Take a step each time the next loss is asked for, over and over the text."""
-    device = next(model.parameters()).device
-    precision = Precision.of(settings.precision, device)
-    step = LanguageModelStep(
-        model,
-        optimizer,
-        alpha=settings.alpha,
-        beta=settings.beta,
-        clip=settings.clip,
-        label_smoothing=settings.label_smoothing,
-        rescale_to=settings.bptt if settings.random_bptt and settings.rescale_lr else None,
-        autocast=precision.dtype,
-        scaler=precision.scaler,
-    )
+def _losses(step: TrainingStep[Any], batches_of: Callable[[int], Iterable[Any]]) -> Iterator[float]:
+    """Take a step each time the next loss is asked for, over and over the texts."""
     for epoch in itertools.count():
         step.reset()
-        for inputs, targets in training_stream(documents, settings, seed, epoch, device):
-            loss = step(inputs.to(device), targets.to(device))
-            yield float(loss.cross_entropy) if math.isfinite(float(loss.total)) else math.nan
-
-
-def _classifier_losses(
-    model: TextClassifier,
-    documents: Documents,
-    labels: Tensor | None,
-    weights: Tensor | None,
-    settings: TrainingSettings,
-    optimizer: Optimizer,
-    seed: int,
-) -> Iterator[float]:
-    """Take a step each time the next loss is asked for, over and over the texts."""
-    precision = Precision.of(settings.precision, next(model.parameters()).device)
-    batches = ClassifierBatches(
-        documents,
-        labels,
-        settings.batch_size,
-        pad_id=model.encoder.config.pad_id,
-        shuffle=True,
-        seed=seed,
-    )
-    shared = shared_classifier(model)
-    for epoch in itertools.count():
-        batches.set_epoch(epoch)
-        for batch in batches:
-            loss = classifier_step(
-                model,
-                batch,
-                optimizer,
-                alpha=settings.alpha,
-                beta=settings.beta,
-                clip=settings.clip,
-                label_smoothing=settings.label_smoothing,
-                weights=weights,
-                precision=precision,
-                shared=shared,
-            )
-            yield loss.cross_entropy
+        for batch in batches_of(epoch):
+            for reading in (*step.train_on(batch), *step.rest()):
+                yield reading.cross_entropy

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.amp import GradScaler
 
-__all__ = ["Precision", "autocast"]
+__all__ = ["FULL", "Precision", "autocast"]
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,6 +49,10 @@ class Precision(NamedTuple):
                 "'bfloat16', or 'float32'"
             )
         return cls(_DTYPES[name], GradScaler(kind) if name == "float16" else None)
+
+
+# That of the weights.
+FULL = Precision()
 
 
 def autocast(

@@ -5,33 +5,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ulmfit_fast.nn import LMLoss
+from ulmfit_fast.runs.metrics import Reading
 
-__all__ = ["LossReadings", "Reading", "not_finite"]
+__all__ = ["LossReadings", "not_finite"]
 
 # Readings that may be under way; a host further ahead than this only fills the device's queue.
 _AHEAD = 8
-
-
-class Reading(NamedTuple):
-    """What a step came to, on the host.
-
-    Attributes:
-        cross_entropy: in nats.
-        regularisers: AR + TAR.
-        lrs: learning rate of each parameter group.
-        tokens: tokens trained on, in all processes together.
-    """
-
-    cross_entropy: float
-    regularisers: float
-    lrs: list[float]
-    tokens: int
 
 
 class LossReadings:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, TypeVar
+
+from ulmfit_fast.checks import number
 
 __all__ = ["TrainingSettings", "at_stage", "check_fields"]
 
@@ -26,6 +29,14 @@ _FLAGS = (
     "capture",
 )
 _WHOLE = ("epochs", "batch_size", "bptt", "max_len", "nonmono")
+_NUMBERS: tuple[tuple[tuple[str, ...], dict[str, float | None], str], ...] = (
+    (("lr", "factor", "eps"), {"above": 0.0}, "a positive number"),
+    (("clip",), {"above": 0.0}, "a positive number, None for none"),
+    (("weight_decay", "alpha", "beta"), {"at_least": 0.0}, "a number, at least 0"),
+    (("div", "div_final"), {"at_least": 1.0}, "a number, at least 1"),
+    (("ratio",), {"at_least": 1.0, "below": None}, "a number, at least 1 (math.inf allowed)"),
+    (("valid_share", "label_smoothing"), {"at_least": 0.0, "below": 1.0}, "a share in [0, 1)"),
+)
 # One value, or one for each stage of unfreezing.
 _PER_STAGE = ("cut_frac", "pct_start", "lr_decay")
 
@@ -64,7 +75,7 @@ class TrainingSettings:
         eps: Adam's guard against a division by zero.
         weight_decay: 0 for none.
         no_decay_on_bias_and_norm: keep weight decay from BatchNorm and from biases but those
-            inside an LSTM, see `optim.groups.without_decay`.
+            inside an LSTM.
         nonmono: of "nt_asgd", the evaluations without a new low that it waits for.
         clip: largest gradient norm, or None.
 
@@ -102,7 +113,7 @@ class TrainingSettings:
         rescale_lr: with random_bptt, take a step of T tokens with T / bptt of the rate.
         precision: "float32" computes in the weights' own dtype; "bfloat16" and "float16" are those
             of autocast, "float16" with scaled gradients and on CUDA alone.
-        capture: replay a language model's steps from a CUDA graph, see `LanguageModelStep`.
+        capture: replay a language model's steps from a CUDA graph, in one process.
 
     Raises:
         ValueError: if a value does not fit, by itself or beside another.
@@ -179,24 +190,13 @@ class TrainingSettings:
         for name in _WHOLE:
             if not _is_whole(getattr(self, name), 1):
                 raise _wrong(self, name, "a whole number, at least 1 and below 2**63")
-        for name in ("lr", "factor", "eps"):
-            if not _is_number(getattr(self, name), above=0.0):
-                raise _wrong(self, name, "a positive number")
         if not _is_whole(self.patience, 0):
             raise _wrong(self, "patience", "a whole number of epochs, 0 for none")
-        if self.clip is not None and not _is_number(self.clip, above=0.0):
-            raise _wrong(self, "clip", "a positive number, None for none")
-        for name in ("weight_decay", "alpha", "beta"):
-            if not _is_number(getattr(self, name), at_least=0.0):
-                raise _wrong(self, name, "a number, at least 0")
-        for name in ("div", "div_final"):
-            if not _is_number(getattr(self, name), at_least=1.0):
-                raise _wrong(self, name, "a number, at least 1")
-        if not (_is_number(self.ratio, at_least=1.0) or self.ratio == math.inf):
-            raise _wrong(self, "ratio", "a number, at least 1 (math.inf allowed)")
-        for name in ("valid_share", "label_smoothing"):
-            if not _is_number(getattr(self, name), at_least=0.0, below=1.0):
-                raise _wrong(self, name, "a share in [0, 1)")
+        for names, bounds, expected in _NUMBERS:
+            for name in names:
+                value = getattr(self, name)
+                if not (_is_number(value, **bounds) or (name == "clip" and value is None)):
+                    raise _wrong(self, name, expected)
         for name, count in (("betas", 2), ("moms", 3)):
             value = getattr(self, name)
             fits = isinstance(value, tuple) and len(value) == count
@@ -304,18 +304,9 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
-def _is_number(
-    value: Any,
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    below: float = math.inf,
-) -> bool:
-    """Tell whether a value is a finite number within bounds."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    try:
-        number = float(value)
-    except OverflowError:
-        return False
-    return math.isfinite(number) and number > above and at_least <= number < below
+def _is_number(value: Any, **bounds: Any) -> bool:
+    # A tensor is none here: it would not go into the description of a run.
+    with contextlib.suppress(ValueError):
+        number("value", value, "a number", **bounds)
+        return isinstance(value, Real)
+    return False

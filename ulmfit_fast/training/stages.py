@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,25 +23,32 @@ from ulmfit_fast.data.batches import (
 from ulmfit_fast.data.store.store import StoredDocuments, TokenStream
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
-from ulmfit_fast.nn.state import State
 from ulmfit_fast.nn.vocabulary import with_vocabulary
 from ulmfit_fast.optim import NTASGD
-from ulmfit_fast.runs.run import Run
+from ulmfit_fast.runs import DryRun, Run
 from ulmfit_fast.system import distributed
-from ulmfit_fast.training.classifier_step import relative_weights
-from ulmfit_fast.training.evaluation import evaluate_language_model, recalibrate_batch_norm
-from ulmfit_fast.training.loop import train_classifier_epoch, train_language_model_epoch
+from ulmfit_fast.training.classifier_step import ClassifierStep, relative_weights
+from ulmfit_fast.training.evaluation import (
+    SizedIterable,
+    evaluate_language_model,
+    recalibrate_batch_norm,
+)
+from ulmfit_fast.training.lm_step import LanguageModelStep
+from ulmfit_fast.training.loop import train_epoch
+from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.plan import TrainingPlan
 from ulmfit_fast.training.precision import Precision
 from ulmfit_fast.training.settings import TrainingSettings
-from ulmfit_fast.training.state import Cursor, History, Training
+from ulmfit_fast.training.state import History, TrainingState
+from ulmfit_fast.training.step import TrainingStep
 
 __all__ = [
-    "StageRun",
     "TrainingSettings",
     "build_classifier",
+    "classifier_batches",
     "fit_classifier",
     "perplexity",
+    "resumed_tokenizer",
     "train_language_model",
     "training_stream",
     "with_vocabulary",
@@ -50,20 +57,8 @@ __all__ = [
 Documents = Sequence[np.ndarray[Any, np.dtype[np.integer[Any]]]]
 EpochHook = Callable[[int, History], None]
 
-
-@dataclass(frozen=True)
-class StageRun:
-    """A run, with what it keeps of the stage beside the model.
-
-    Attributes:
-        run: the run.
-        stage: "pretrain", "fine_tune_lm" or "fit_classifier".
-        tokenizer: of the texts.
-    """
-
-    run: Run
-    stage: str
-    tokenizer: Tokenizer
+# Beside the checkpoints of a run, whose ids mean nothing without it.
+_TOKENIZER = "tokenizer.json"
 
 
 def train_language_model(
@@ -76,7 +71,9 @@ def train_language_model(
     description: str = "language model",
     progress: bool = True,
     after_epoch: EpochHook | None = None,
-    run: StageRun | None = None,
+    run: Run | DryRun | None = None,
+    stage: str = "pretrain",
+    tokenizer: Tokenizer | None = None,
 ) -> History:
     """Train a language model on documents in an order drawn anew each epoch.
 
@@ -92,6 +89,8 @@ def train_language_model(
         after_epoch: called with the number of finished epochs and the history so far. Once
             NT-ASGD averages, the model then has the averaged weights.
         run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
+        stage: what the run calls it, "pretrain" or "fine_tune_lm".
+        tokenizer: of the texts, which the run keeps; or None.
 
     Returns:
         The losses and learning rates of every step, and the validation loss of every epoch.
@@ -101,66 +100,107 @@ def train_language_model(
             the settings need it, or the run to go on with is another one.
     """
     device = next(model.parameters()).device
-    precision = Precision.of(settings.precision, device)
+    objective = Objective.of(settings, device)
     documents, valid = _held_out(documents, valid_documents, settings, seed)
-    history, cursor = History(), Cursor()
-    batches = training_stream(documents, settings, seed, 0, device)
-    plan = TrainingPlan(model, settings, _epoch_steps(batches, settings, seed))
-    training = Training(model, plan, history, cursor, precision.scaler)
-    shown = False
-    surviving_run = surviving(run, training, settings, documents, seed)
-    with distributed.own_masks(device), plan.unfreezing_groups(), surviving_run as state:
-        for epoch in range(cursor.epoch, settings.epochs):
-            if cursor.epochs_since_best >= settings.patience > 0:
+    # Gone once it is asked for: a stream may hold the whole corpus.
+    first = [training_stream(documents, settings, seed, 0, device)]
+    plan = TrainingPlan(model, settings, _epoch_steps(first[0], settings, seed))
+
+    def batches_of(epoch: int) -> LMBatches:
+        stream = first.pop() if first else None
+        if stream is None or epoch > 0:
+            stream = training_stream(documents, settings, seed, epoch, device)
+        return stream
+
+    def validate(epoch: int) -> float | None:
+        if valid is None:
+            return None
+        return evaluate_language_model(
+            model, valid, autocast=objective.precision.dtype, shared=True
+        )
+
+    state = TrainingState(model, plan, objective.precision.scaler)
+    return _train(
+        state,
+        plan,
+        lambda: LanguageModelStep(
+            model, plan.optimizer, plan.scheduler, objective=objective, capture=settings.capture
+        ),
+        batches_of,
+        validate,
+        _resumed(run, stage, state, plan, tokenizer, documents, seed),
+        run=run,
+        after_epoch=after_epoch,
+        description=description,
+        progress=progress,
+    )
+
+
+def _train(
+    state: TrainingState,
+    plan: TrainingPlan,
+    make_step: Callable[[], TrainingStep[Any]],
+    batches_of: Callable[[int], SizedIterable],
+    validate: Callable[[int], float | None],
+    resumed: contextlib.AbstractContextManager[None],
+    *,
+    run: Run | DryRun | None,
+    after_epoch: EpochHook | None,
+    description: str,
+    progress: bool,
+) -> History:
+    """Train epoch after epoch, from where the state is.
+
+    Args:
+        state: of the training.
+        plan: of the same one.
+        make_step: makes a step for an epoch.
+        batches_of: returns the batches of an epoch, numbered from 0.
+        validate: makes the model ready after an epoch, and returns its validation loss or None.
+        resumed: in whose block the state is where the run goes on.
+        run: is given every reading and epoch; or None.
+        after_epoch: called with the number of finished epochs and the history so far.
+        description: shown beside the progress bar.
+        progress: show the bar.
+    """
+    model, settings, history = state.model, plan.settings, state.history
+    optimizer, shown = plan.optimizer, False
+    averaging = optimizer if isinstance(optimizer, NTASGD) else None
+    device = next(model.parameters()).device
+    with distributed.own_masks(device), plan.unfreezing_groups(), resumed:
+        for epoch in range(state.epoch, settings.epochs):
+            if state.epochs_since_best >= settings.patience > 0:
                 break
-            if cursor.batch == 0 and plan.begin_epoch(epoch):
-                history.unfreeze_steps.append(len(history.losses))
-            if epoch > 0:
-                batches = training_stream(documents, settings, seed, epoch, device)
-            train_language_model_epoch(
-                model,
-                batches,
-                plan.optimizer,
-                plan.scheduler,
-                alpha=settings.alpha,
-                beta=settings.beta,
-                clip=settings.clip,
-                label_smoothing=settings.label_smoothing,
-                rescale_to=settings.bptt if settings.random_bptt and settings.rescale_lr else None,
-                precision=precision,
-                capture=settings.capture,
-                history=history,
-                cursor=cursor,
-                state=state,
-                run=None if run is None else run.run,
+            if state.batch == 0 and plan.begin_epoch(epoch):
+                history.unfreeze_steps.append(state.steps)
+            result = train_epoch(
+                # Of this epoch alone: a captured step holds the memory of its graph.
+                make_step(),
+                batches_of(epoch),
+                state,
+                run=run,
                 description=f"{description}, epoch {epoch + 1}/{settings.epochs}",
                 progress=progress,
             )
-            state, loss, best = None, None, False
-            with _averaged(plan):
-                if valid is not None:
-                    loss = evaluate_language_model(
-                        model, valid, autocast=precision.dtype, shared=True
-                    )
-                    history.valid_losses.append(loss)
-                    best = cursor.validated(loss)
+            with contextlib.nullcontext() if averaging is None else averaging.averaged():
+                valid_loss = validate(epoch)
+                best = valid_loss is not None and state.validated(valid_loss)
                 if best and settings.patience:
-                    training.best_weights = copy.deepcopy(model.state_dict())
+                    state.best_weights = copy.deepcopy(model.state_dict())
                 if after_epoch is not None:
                     after_epoch(epoch + 1, history)
-            if loss is not None and isinstance(plan.optimizer, NTASGD):
-                if plan.optimizer.evaluated(loss):
-                    history.average_step = len(history.losses)
-            cursor.next_epoch()
-            if run is not None:
-                run.run.epoch_ended(loss, best=best)
-            shown = training.best_weights is None
+            if averaging is not None and valid_loss is not None and averaging.evaluated(valid_loss):
+                history.average_step = state.steps
+            state.next_epoch()
+            if isinstance(run, Run):
+                run.epoch_ended(result.loss, valid_loss, best=best)
+            shown = state.best_weights is None
         plan.reached_end()
-        if training.best_weights is not None:
-            model.load_state_dict(training.best_weights)
+        if state.best_weights is not None:
+            model.load_state_dict(state.best_weights)
         # Where the best epoch was not the last one, or all epochs were over before this call.
         if after_epoch is not None and not shown:
-            after_epoch(cursor.epoch, history)
+            after_epoch(state.epoch, history)
     return history
 
 
@@ -247,11 +287,6 @@ def _stream(documents: Documents, seed: int | None = None) -> torch.Tensor | Tok
     return concatenate_documents(documents, seed=seed)
 
 
-def _averaged(plan: TrainingPlan) -> contextlib.AbstractContextManager[None]:
-    optimizer = plan.optimizer
-    return optimizer.averaged() if isinstance(optimizer, NTASGD) else contextlib.nullcontext()
-
-
 def _in_order(
     documents: Documents, batch_size: int, bptt: int, *, part: tuple[int, int] = (0, 1)
 ) -> LMBatches:
@@ -325,7 +360,8 @@ def fit_classifier(
     seed: int = 0,
     progress: bool = True,
     after_epoch: EpochHook | None = None,
-    run: StageRun | None = None,
+    run: Run | DryRun | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> History:
     """Fit a classifier, then estimate the head's BatchNorm statistics anew with dropout off.
 
@@ -336,13 +372,14 @@ def fit_classifier(
         documents: token ids of each text, int32.
         labels: `(N,)` int64.
         settings: how to train.
-        weights: `(N,)`, how much the loss of each text counts, see `classifier_step`; only their
-            proportions matter. None weighs all alike.
+        weights: `(N,)`, how much the loss of each text counts, of which only the proportions
+            matter; `ClassifierStep` has the formula. None weighs all alike.
         seed: of the order of the texts.
         progress: show the bar.
         after_epoch: called with the number of finished epochs and the history so far, when the
             model is ready to predict.
         run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
+        tokenizer: of the texts, which the run keeps; or None.
 
     Returns:
         The losses and learning rates of every step, and where each layer group was opened.
@@ -354,56 +391,59 @@ def fit_classifier(
     """
     _check_classifier_settings(settings)
     weights = relative_weights(weights, len(documents))
-    device = next(model.parameters()).device
-    precision = Precision.of(settings.precision, device)
-    history, cursor = History(), Cursor()
-    pad_id = model.encoder.config.pad_id
+    objective = Objective.of(settings, next(model.parameters()).device)
+    batches_of = classifier_batches(
+        model, documents, labels, settings.batch_size * distributed.world().size, seed
+    )
+    plan = TrainingPlan(model, settings, [len(batches_of(0))] * settings.epochs)
+
+    def recalibrate(epoch: int) -> None:
+        if after_epoch is not None or epoch + 1 == settings.epochs:
+            recalibrate_batch_norm(model, batches_of(epoch), autocast=objective.precision.dtype)
+
+    state = TrainingState(model, plan, objective.precision.scaler)
+    return _train(
+        state,
+        plan,
+        lambda: ClassifierStep(
+            model, plan.optimizer, plan.scheduler, objective=objective, weights=weights
+        ),
+        batches_of,
+        recalibrate,
+        _resumed(run, "fit_classifier", state, plan, tokenizer, documents, seed, weights),
+        run=run,
+        after_epoch=after_epoch,
+        description="classifier",
+        progress=progress,
+    )
+
+
+def classifier_batches(
+    model: TextClassifier, documents: Documents, labels: Tensor | None, batch_size: int, seed: int
+) -> Callable[[int], ClassifierBatches]:
+    """Return what gives the batches of an epoch, the texts in an order of its own.
+
+    Args:
+        model: the classifier.
+        documents: token ids of each text.
+        labels: `(N,)` int64.
+        batch_size: texts of a batch.
+        seed: of the order.
+    """
     batches = ClassifierBatches(
         documents,
         labels,
-        settings.batch_size * distributed.world().size,
-        pad_id=pad_id,
+        batch_size,
+        pad_id=model.encoder.config.pad_id,
         shuffle=True,
         seed=seed,
     )
-    plan = TrainingPlan(model, settings, [len(batches)] * settings.epochs)
-    training = Training(model, plan, history, cursor, precision.scaler)
-    shown = False
-    surviving_run = surviving(run, training, settings, documents, seed, weights)
-    with distributed.own_masks(device), plan.unfreezing_groups(), surviving_run:
-        for epoch in range(cursor.epoch, settings.epochs):
-            batches.set_epoch(epoch)
-            if cursor.batch == 0 and plan.begin_epoch(epoch):
-                history.unfreeze_steps.append(len(history.losses))
-            train_classifier_epoch(
-                model,
-                batches,
-                plan.optimizer,
-                plan.scheduler,
-                alpha=settings.alpha,
-                beta=settings.beta,
-                clip=settings.clip,
-                label_smoothing=settings.label_smoothing,
-                weights=weights,
-                precision=precision,
-                history=history,
-                cursor=cursor,
-                run=None if run is None else run.run,
-                description=f"classifier, epoch {epoch + 1}/{settings.epochs}",
-                progress=progress,
-            )
-            if after_epoch is not None or epoch + 1 == settings.epochs:
-                recalibrate_batch_norm(model, batches, autocast=precision.dtype)
-            if after_epoch is not None:
-                after_epoch(epoch + 1, history)
-            shown = True
-            cursor.next_epoch()
-            if run is not None:
-                run.run.epoch_ended(None, best=False)
-        # Where all epochs were over before this call.
-        if after_epoch is not None and not shown:
-            after_epoch(cursor.epoch, history)
-    return history
+
+    def of_epoch(epoch: int) -> ClassifierBatches:
+        batches.set_epoch(epoch)
+        return batches
+
+    return of_epoch
 
 
 def _check_classifier_settings(settings: TrainingSettings) -> None:
@@ -422,43 +462,59 @@ def _check_classifier_settings(settings: TrainingSettings) -> None:
             )
 
 
-def surviving(
-    run: StageRun | None,
-    training: Training,
-    settings: TrainingSettings,
+def resumed_tokenizer(run: Run, stage: str) -> Tokenizer | None:
+    """Return the tokenizer of the run that is resumed, or None.
+
+    Args:
+        run: the run.
+        stage: "pretrain", "fine_tune_lm" or "fit_classifier".
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
+    return run.read_beside(stage, _TOKENIZER, Tokenizer.from_json)
+
+
+def _resumed(
+    run: Run | DryRun | None,
+    stage: str,
+    state: TrainingState,
+    plan: TrainingPlan,
+    tokenizer: Tokenizer | None,
     documents: Sequence[Any],
     seed: int,
     weights: Tensor | None = None,
-) -> contextlib.AbstractContextManager[State | None]:
-    """Return the context of `Run.training`, or one that does nothing where there is no run.
-
-    Args:
-        run: the run, or None.
-        training: with no step taken.
-        settings: how it trains.
-        documents: token ids of each document.
-        seed: of their order.
-        weights: `(N,)` in float64, of a classifier's texts; or None.
-    """
-    if run is None:
+) -> contextlib.AbstractContextManager[None]:
+    """Return the context of `Run.training`, or one that does nothing where no run is kept."""
+    model, settings = plan.model, plan.settings
+    parameters = list(model.parameters())
+    if isinstance(run, DryRun):
+        run.begin(parameters, plan.epoch_steps, copies=4 if "adam" in settings.optimizer else 2)
+    if not isinstance(run, Run):
         return contextlib.nullcontext()
-    model = training.model
-    encoder = model.encoder
     fingerprint = {
         "settings": asdict(settings),
-        "model": {**encoder.config.to_dict(), "kind": type(model).__name__},
-        "dtype": str(next(model.parameters()).dtype),
-        "device": next(model.parameters()).device.type,
+        "model": {**model.encoder.config.to_dict(), "kind": type(model).__name__},
+        "dtype": str(parameters[0].dtype),
+        "device": parameters[0].device.type,
         "seed": seed,
         "processes": distributed.world().size,
-        "steps_of_epochs": training.plan.epoch_steps,
+        "steps_of_epochs": plan.epoch_steps,
         "documents": len(documents),
         "first_documents": [_digest(documents[i]) for i in range(min(3, len(documents)))],
     }
-    if not isinstance(model, LanguageModel):
+    if isinstance(model, TextClassifier):
         fingerprint["classes"] = model.num_classes
         fingerprint["weights"] = None if weights is None else _summary(weights)
-    return run.run.training(run.stage, training, fingerprint, run.tokenizer)
+    return run.training(
+        stage,
+        state,
+        fingerprint,
+        # Before the first step an optimizer has no moments yet: up to two for each weight.
+        size=3 * sum(p.numel() * p.element_size() for p in parameters),
+        unit="tokens" if isinstance(model, LanguageModel) else "texts",
+        beside={} if tokenizer is None else {_TOKENIZER: tokenizer.to_json},
+    )
 
 
 def _summary(weights: Tensor) -> str:

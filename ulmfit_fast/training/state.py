@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple, overload
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from ulmfit_fast.nn.state import State
+from ulmfit_fast.runs.metrics import Reading
 from ulmfit_fast.system.distributed import gathered, world
-from ulmfit_fast.training.plan import Model, TrainingPlan
+from ulmfit_fast.training.plan import TrainingPlan
 
-__all__ = [
-    "Cursor",
-    "EpochResult",
-    "History",
-    "NumberRows",
-    "Numbers",
-    "Training",
-    "restore",
-    "snapshot",
-]
+__all__ = ["EpochResult", "History", "NumberRows", "Numbers", "TrainingState"]
+
+# What of a state says where it is; each is kept under its name.
+_POSITION = ("epoch", "batch", "loss_sum", "items", "seconds", "best_loss", "epochs_since_best")
 
 
-class Numbers(Sequence[float]):
+class Numbers(Sequence[Any]):
     """Numbers that can be appended to, in eight bytes each; a list takes thirty-two.
 
     Example:
@@ -42,16 +37,19 @@ class Numbers(Sequence[float]):
         values: the first ones.
     """
 
-    def __init__(self, values: Iterable[float] = ()) -> None:
-        self._values = array("d", values)
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self._values = array("d")
+        for value in values:
+            self.append(value)
 
-    def append(self, value: float) -> None:
+    def append(self, value: Any) -> None:
         """Add a number at the end."""
         self._values.append(value)
 
-    def tolist(self) -> list[float]:
+    def tolist(self) -> list[Any]:
         """Return them as a list."""
-        return self._values.tolist()
+        found: list[Any] = self[:]
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         # Always a copy: a view would keep more numbers from being appended.
@@ -60,20 +58,12 @@ class Numbers(Sequence[float]):
     def __len__(self) -> int:
         return len(self._values)
 
-    @overload
-    def __getitem__(self, index: int) -> float: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[float]: ...
-
-    def __getitem__(self, index: int | slice) -> float | list[float]:
+    def __getitem__(self, index: Any) -> Any:
         found = self._values[index]
         return found.tolist() if isinstance(found, array) else found
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Numbers):
-            return self._values == other._values
-        return self.tolist() == other
+        return self.tolist() == (other.tolist() if isinstance(other, Numbers) else other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -81,7 +71,7 @@ class Numbers(Sequence[float]):
         return repr(self.tolist())
 
 
-class NumberRows(Sequence[list[float]]):
+class NumberRows(Numbers):
     """Rows of equally many numbers that can be appended to, in eight bytes a number.
 
     Example:
@@ -91,56 +81,33 @@ class NumberRows(Sequence[list[float]]):
         ([[0.1, 0.2], [0.3, 0.4]], [0.3, 0.4], 2)
 
     Args:
-        rows: the first ones.
+        values: the first rows.
     """
 
-    def __init__(self, rows: Iterable[Sequence[float]] = ()) -> None:
-        self._values, self._width = array("d"), 0
-        for row in rows:
-            self.append(row)
+    _width = 0
 
-    def append(self, row: Sequence[float]) -> None:
+    def append(self, value: Sequence[float]) -> None:
         """Add a row at the end.
 
         Raises:
             ValueError: if it is of another length than those before it.
         """
-        if self._values and len(row) != self._width:
-            raise ValueError(f"a row of {len(row)} numbers, expected {self._width} as before")
-        self._width = len(row)
-        self._values.extend(row)
-
-    def tolist(self) -> list[list[float]]:
-        """Return them as a list of lists."""
-        return list(self)
+        if self._values and len(value) != self._width:
+            raise ValueError(f"a row of {len(value)} numbers, expected {self._width} as before")
+        self._width = len(value)
+        self._values.extend(value)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.array(self._values, dtype).reshape(len(self), self._width)
+        return super().__array__(dtype).reshape(len(self), self._width)
 
     def __len__(self) -> int:
         return len(self._values) // self._width if self._width else 0
 
-    @overload
-    def __getitem__(self, index: int) -> list[float]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[list[float]]: ...
-
-    def __getitem__(self, index: int | slice) -> list[float] | list[list[float]]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
         start = range(len(self))[index] * self._width
         return self._values[start : start + self._width].tolist()
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, NumberRows):
-            return (self._width, self._values) == (other._width, other._values)
-        return self.tolist() == other
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return repr(self.tolist())
 
 
 class EpochResult(NamedTuple):
@@ -185,10 +152,17 @@ class History:
 
 
 @dataclass
-class Cursor:
-    """The position of a run, and what its present epoch has come to so far.
+class TrainingState:
+    """Where a training is, and all that decides how it goes on.
 
     Attributes:
+        model: the language model or classifier.
+        plan: its optimizer, schedule and stages of unfreezing; None for an epoch by itself, which
+            cannot be kept.
+        scaler: of gradients in float16, or None.
+        history: of the steps so far.
+        hidden: the hidden state that goes into the next batch; None at the start of an epoch.
+        best_weights: the model's at its lowest validation loss, where they are kept.
         epoch: finished epochs.
         batch: finished batches of the epoch after those.
         loss_sum: of these batches, cross entropy times items.
@@ -198,6 +172,12 @@ class Cursor:
         epochs_since_best: epochs finished since then.
     """
 
+    model: nn.Module
+    plan: TrainingPlan | None = None
+    scaler: GradScaler | None = None
+    history: History = field(default_factory=History)
+    hidden: State | None = None
+    best_weights: dict[str, Tensor] | None = None
     epoch: int = 0
     batch: int = 0
     loss_sum: float = 0.0
@@ -206,9 +186,27 @@ class Cursor:
     best_loss: float | None = None
     epochs_since_best: int = 0
 
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.history.losses)
+
+    def add(self, reading: Reading) -> None:
+        """Take a step's loss in.
+
+        Args:
+            reading: the step's.
+        """
+        self.history.losses.append(reading.cross_entropy)
+        self.history.regularisers.append(reading.regularisers)
+        self.history.lrs.append(reading.lrs)
+        self.loss_sum += reading.cross_entropy * reading.items
+        self.items += reading.items
+
     def next_epoch(self) -> None:
         """Count the present epoch as finished."""
         self.epoch += 1
+        self.hidden = None
         self.batch, self.loss_sum, self.items, self.seconds = 0, 0.0, 0, 0.0
 
     def validated(self, loss: float) -> bool:
@@ -217,110 +215,90 @@ class Cursor:
         Args:
             loss: in nats.
         """
+        self.history.valid_losses.append(loss)
         best = self.best_loss is None or loss < self.best_loss
         self.best_loss = loss if best else self.best_loss
         self.epochs_since_best = 0 if best else self.epochs_since_best + 1
         return best
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values and tensors."""
+        plan, history, hidden = self.plan, self.history, self.hidden
+        assert plan is not None
+        device = next(self.model.parameters()).device
+        return {
+            "model": _weights(self.model),
+            "optimizer": plan.optimizer.state_dict(),
+            "scheduler": None if plan.scheduler is None else plan.scheduler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "history": {
+                "losses": torch.from_numpy(np.array(history.losses)),
+                "regularisers": torch.from_numpy(np.array(history.regularisers)),
+                "lrs": torch.from_numpy(np.array(history.lrs)),
+                "epochs": [list(result) for result in history.epochs],
+                "unfreeze_steps": history.unfreeze_steps,
+                "valid_losses": history.valid_losses,
+                "average_step": history.average_step,
+            },
+            "cursor": {name: getattr(self, name) for name in _POSITION},
+            # Of every process its own; all else is the same in all of them.
+            "states": None if hidden is None else [list(map(gathered, pair)) for pair in hidden],
+            "rng": gathered(torch.get_rng_state()),
+            "cuda_rng": (
+                gathered(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
+            ),
+            "best_weights": self.best_weights,
+        }
 
-@dataclass
-class Training:
-    """What changes while a run trains.
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Go to where `state_dict` was called, from a start with no step taken.
 
-    Attributes:
-        model: the language model or classifier.
-        plan: its optimizer, schedule and stages of unfreezing.
-        history: of the steps so far.
-        cursor: where the run is.
-        scaler: of gradients in float16, or None.
-        best_weights: the model's at its lowest validation loss, where they are kept.
-    """
+        Args:
+            values: what it returned.
 
-    model: Model
-    plan: TrainingPlan
-    history: History
-    cursor: Cursor
-    scaler: GradScaler | None = None
-    best_weights: dict[str, Tensor] | None = None
-
-
-def snapshot(training: Training, state: State | None) -> dict[str, Any]:
-    """Return a training as plain values and tensors.
-
-    Args:
-        training: what to keep.
-        state: the hidden state that goes into the next batch; None at the start of an epoch.
-    """
-    plan, history = training.plan, training.history
-    device = next(training.model.parameters()).device
-    return {
-        "model": _weights(training.model),
-        "optimizer": plan.optimizer.state_dict(),
-        "scheduler": None if plan.scheduler is None else plan.scheduler.state_dict(),
-        "scaler": None if training.scaler is None else training.scaler.state_dict(),
-        "history": {
-            "losses": torch.from_numpy(np.array(history.losses)),
-            "regularisers": torch.from_numpy(np.array(history.regularisers)),
-            "lrs": torch.from_numpy(np.array(history.lrs)),
-            "epochs": [list(result) for result in history.epochs],
-            "unfreeze_steps": history.unfreeze_steps,
-            "valid_losses": history.valid_losses,
-            "average_step": history.average_step,
-        },
-        "cursor": asdict(training.cursor),
-        # Of every process its own; all else is the same in all of them.
-        "states": None if state is None else [list(map(gathered, pair)) for pair in state],
-        "rng": gathered(torch.get_rng_state()),
-        "cuda_rng": gathered(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
-        "best_weights": training.best_weights,
-    }
+        Raises:
+            ValueError: if it is of another model or optimizer.
+        """
+        plan = self.plan
+        assert plan is not None
+        device = next(self.model.parameters()).device
+        for name in _POSITION:
+            setattr(self, name, values["cursor"][name])
+        _load_weights(self.model, values["model"])
+        # As the first run came here: stage after stage, for what each leaves behind.
+        for epoch in range(self.epoch + (self.batch > 0)):
+            plan.begin_epoch(epoch)
+        plan.optimizer.load_state_dict(values["optimizer"])
+        if plan.scheduler is not None:
+            plan.scheduler.load_state_dict(values["scheduler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(values["scaler"])
+        found, history = values["history"], self.history
+        history.losses = Numbers(found["losses"].tolist())
+        history.regularisers = Numbers(found["regularisers"].tolist())
+        history.lrs = NumberRows(found["lrs"].tolist())
+        history.epochs[:] = [EpochResult(*result) for result in found["epochs"]]
+        history.unfreeze_steps[:] = found["unfreeze_steps"]
+        history.valid_losses[:] = found["valid_losses"]
+        history.average_step = found["average_step"]
+        self.best_weights = values["best_weights"]
+        rank, hidden = world().rank, values["states"]
+        if hidden is not None:
+            self.hidden = [(h[rank].to(device), c[rank].to(device)) for h, c in hidden]
+        # Last: making and loading what is above may itself have drawn numbers.
+        torch.set_rng_state(values["rng"][rank])
+        if device.type == "cuda" and values["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(values["cuda_rng"][rank], device)
 
 
-def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Return what the state_dict holds, a shared tensor under the first of its names alone."""
     kept = model.state_dict()
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: kept[name] for name, _ in named if name in kept}
 
 
-def restore(training: Training, values: dict[str, Any]) -> State | None:
-    """Put a training back to where `snapshot` found it.
-
-    Args:
-        training: made as the one that was kept, with no step taken.
-        values: what `snapshot` returned.
-
-    Returns:
-        The hidden state that goes into the next batch, or None.
-
-    Raises:
-        ValueError: if it is of another model or optimizer.
-    """
-    model, plan = training.model, training.plan
-    device = next(model.parameters()).device
-    for own in fields(Cursor):
-        setattr(training.cursor, own.name, values["cursor"][own.name])
-    _load_weights(model, values["model"])
-    # As the first run came here: stage after stage, for what each leaves behind.
-    for epoch in range(training.cursor.epoch + (training.cursor.batch > 0)):
-        plan.begin_epoch(epoch)
-    plan.optimizer.load_state_dict(values["optimizer"])
-    if plan.scheduler is not None:
-        plan.scheduler.load_state_dict(values["scheduler"])
-    if training.scaler is not None:
-        training.scaler.load_state_dict(values["scaler"])
-    _restore_history(training.history, values["history"])
-    training.best_weights = values["best_weights"]
-    # Last: making and loading what is above may itself have drawn numbers.
-    rank = world().rank
-    torch.set_rng_state(values["rng"][rank])
-    if device.type == "cuda" and values["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(values["cuda_rng"][rank], device)
-    states = values["states"]
-    return None if states is None else [(h[rank].to(device), c[rank].to(device)) for h, c in states]
-
-
-def _load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, own in _weights(model).items():
         # Copied into another dtype, it would be rounded without a word.
         if name in weights and weights[name].dtype != own.dtype:
@@ -336,13 +314,3 @@ def _load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
     wrong = [*unexpected, *(set(missing) - tied)]
     if wrong:
         raise ValueError(f"the checkpoint is of another model: {wrong[0]} does not fit")
-
-
-def _restore_history(history: History, values: dict[str, Any]) -> None:
-    history.losses = Numbers(values["losses"].tolist())
-    history.regularisers = Numbers(values["regularisers"].tolist())
-    history.lrs = NumberRows(values["lrs"].tolist())
-    history.epochs[:] = [EpochResult(*result) for result in values["epochs"]]
-    history.unfreeze_steps[:] = values["unfreeze_steps"]
-    history.valid_losses[:] = values["valid_losses"]
-    history.average_step = values["average_step"]

@@ -25,7 +25,7 @@ from ulmfit_fast.system.distributed import shared_text, world
 from ulmfit_fast.system.files import user_path
 from ulmfit_fast.system.seeds import own_generators
 from ulmfit_fast.training import stages as pipeline
-from ulmfit_fast.training.stages import StageRun, TrainingSettings
+from ulmfit_fast.training.stages import TrainingSettings, resumed_tokenizer
 from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, weighed
 from ulmfit_fast.ulmfit.model_files import load_model
@@ -224,7 +224,7 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
-        run: Run | None = None,
+        run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Train a language model from scratch on general text (stage 1).
@@ -249,7 +249,7 @@ class ULMFiT(TextModel):
             "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         self.settings.language_model_config(drop_mult)  # refused before the texts are read
-        if run is not None:
+        if isinstance(run, Run):
             run.check("pretrain")
         corpus = corpus_of(texts, text_column, on_error)
         with own_generators(self.seed, self.device):
@@ -269,7 +269,7 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
-        run: Run | None = None,
+        run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Adapt the language model to the text of the task, labels not needed (stage 2).
@@ -300,7 +300,7 @@ class ULMFiT(TextModel):
         )
         dropout = self.settings.language_model_config(drop_mult)
         self._require_language_model()
-        if run is not None:
+        if isinstance(run, Run):
             run.check("fine_tune_lm")
         corpus = corpus_of(texts, text_column, on_error)
         with own_generators(self.seed + 1, self.device):
@@ -340,10 +340,10 @@ class ULMFiT(TextModel):
         return with_vocabulary(model, old.vocab, tokenizer.vocab)
 
     def _tokenizer_of(
-        self, stage: str, run: Run | None, corpus: Sequence[str] | TokenStore
+        self, stage: str, run: Run | DryRun | None, corpus: Sequence[str] | TokenStore
     ) -> Tokenizer:
         """Return the tokenizer of the run that is resumed, or one that the corpus teaches."""
-        kept = None if run is None else run.tokenizer(stage)
+        kept = resumed_tokenizer(run, stage) if isinstance(run, Run) else None
         if kept is not None:
             return kept
         if world().size == 1:
@@ -374,7 +374,7 @@ class ULMFiT(TextModel):
         model: LanguageModel,
         corpus: Sequence[str] | TokenStore,
         training: TrainingSettings,
-        run: Run | None,
+        run: Run | DryRun | None,
     ) -> None:
         trained = Trained(tokenizer, model)
         pipeline.train_language_model(
@@ -385,7 +385,9 @@ class ULMFiT(TextModel):
             description=description,
             progress=self.progress,
             after_epoch=lambda _, history: self._finish_epoch(stage, history, trained),
-            run=None if run is None else StageRun(run, stage, tokenizer),
+            run=run,
+            stage=stage,
+            tokenizer=tokenizer,
         )
         model.eval()
 
@@ -412,7 +414,7 @@ class ULMFiT(TextModel):
         label_column: str = "label",
         weight_column: str | None = None,
         on_error: OnError = "raise",
-        run: Run | None = None,
+        run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
         """Fit a classifier on the encoder of the language model (stage 3).
@@ -423,7 +425,7 @@ class ULMFiT(TextModel):
         the weights of text i and its class: only proportions matter, a weight of 2 is as good as
         the text twice, and a text of weight 0 is left out. A batch has its share of that sum, so
         that one without the rare class counts less than one with it, see
-        `classifier_step.classifier_step`; the losses of the history are the weighted ones. Neither
+        `classifier_step.ClassifierStep`; the losses of the history are the weighted ones. Neither
         the vocabulary and the language model, nor AR, TAR and BatchNorm know of weights.
 
         Args:
@@ -468,7 +470,7 @@ class ULMFiT(TextModel):
             "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         self.settings.classifier_config(drop_mult)  # refused before the texts are read
-        if run is not None:
+        if isinstance(run, Run):
             run.check("fit_classifier")
         corpus, own, sample_weight = labelled_texts(
             texts,
@@ -494,7 +496,7 @@ class ULMFiT(TextModel):
         classes: list[Label],
         training: TrainingSettings,
         drop_mult: float,
-        run: Run | None,
+        run: Run | DryRun | None,
     ) -> None:
         tokenizer = self.tokenizer or self._given_tokenizer
         if tokenizer is None:
@@ -517,7 +519,8 @@ class ULMFiT(TextModel):
             progress=self.progress,
             # Making the model ready to predict after every epoch costs a pass over the texts.
             after_epoch=None if self.checkpoint_dir is None else finish_epoch,
-            run=None if run is None else StageRun(run, "fit_classifier", tokenizer),
+            run=run,
+            tokenizer=tokenizer,
         )
         if self.checkpoint_dir is None:
             finish_epoch(training.epochs, history)
