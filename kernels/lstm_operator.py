@@ -1,6 +1,7 @@
 """The LSTM layer as operators of PyTorch: products by torch, the recurrence by the kernels."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,32 +31,83 @@ __all__ = ["KEEP_CELLS", "KEEP_GATES", "KEEP_NOTHING", "lstm_triton", "with_gate
 KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = range(3)
 
 
-def _plan(x, hidden_size, form):
+class _Recurrence(NamedTuple):
+    """The recurrence of one call, as the kernels of both its directions take it.
+
+    Attributes:
+        plan: which form runs, with which tiles.
+        form: the form that was asked for; "auto" may fall back from what the plan says.
+        weight: `(4H, H)` contiguous, undropped.
+        lengths: `(B,)` int32, or None.
+        seed: 0-d int64 on the device.
+        call: dropouts, direction and what is kept.
+    """
+
+    plan: tiles.Plan
+    form: str
+    weight: Tensor
+    lengths: Tensor | None
+    seed: Tensor
+    call: LayerCall
+
+    def dropped(self):
+        """Return the weight with its mask applied, `(4H, H)`."""
+        call = self.call
+        return weight_drop.drop_weight(self.weight, call.weight_drop, self.seed, call.mask_stream)
+
+    def forward(self, gates, states, cells):
+        """Fill the states and cells `(T + 1, B, H)`, and activate the gates `(T, B, 4H)`."""
+        after = (self.lengths, self.seed, self.call)
+        if self.plan.form == "persistent":
+            buffers = (gates, self.weight, states, cells)
+            try:
+                forward_persistent.run(*buffers, *after, self.plan.forward)
+                return
+            except LaunchRefused:
+                if self.form == "persistent":
+                    raise
+        buffers = (gates, self.dropped(), states, cells)
+        forward_stepwise.run(*buffers, *after, self.plan.forward_step)
+
+    def backward(self, grad_output, gates, cells, grad_h, grad_c):
+        """Return the gradients of the pre-activations `(T, B, 4H)` and of the first h `(B, H)`."""
+        after = (self.lengths, self.seed, self.call)
+        if self.plan.form == "persistent":
+            buffers = (grad_output, gates, cells, self.weight, grad_h, grad_c)
+            try:
+                return backward_persistent.run(*buffers, *after, self.plan.backward)
+            except LaunchRefused:
+                if self.form == "persistent":
+                    raise
+        buffers = (grad_output, gates, cells, self.dropped(), grad_h, grad_c)
+        return backward_stepwise.run(*buffers, *after, self.plan.backward_step)
+
+
+def _recurrence(x, w_hh, lengths, seed, weight_p, gate_p, sequence, stream, form, keep):
+    precision = matmul_precision(x.device)
     plan = tiles.choose(
         describe_device(x.device),
         batch_size=x.shape[1],
-        hidden_size=hidden_size,
+        hidden_size=w_hh.shape[1],
         dtype=x.dtype,
-        precision=matmul_precision(x.device),
+        precision=precision,
         form=None if form == "auto" else form,
     )
     if plan.form is None:
         raise RuntimeError(f"the Triton LSTM cannot run this call: {plan.reason}")
-    return plan
-
-
-def _call(x, weight_p, gate_p, sequence, stream, keep):
     gate_drop = DropArguments.of(gate_p)
-    return LayerCall(
+    call = LayerCall(
         DropArguments.of(weight_p),
         gate_drop,
         (2 if sequence else 1) if gate_drop.active else 0,
         bool(stream & 1),
         stream,
-        matmul_precision(x.device),
+        precision,
         keep == KEEP_GATES,
         keep != KEEP_NOTHING,
     )
+    rows = None if lengths is None else lengths.to(torch.int32)
+    return _Recurrence(plan, form, w_hh.contiguous(), rows, seed, call)
 
 
 def with_gates_together(w_ih, b_ih, b_hh, dtype):
@@ -142,17 +194,16 @@ def lstm_triton(
         kept = x.new_empty(steps, batch_size, 4 * hidden) if keep == KEEP_GATES else nothing
         kept_cells = cells if keep else x.new_empty(0, dtype=torch.float32)
         return output, first.clone(), _copy(c0, c0.dtype), kept, kept_cells
-    plan = _plan(x, hidden, form)
-    call = _call(x, weight_p, gate_p, sequence, stream, keep)
+    recurrence = _recurrence(x, w_hh, lengths, seed, weight_p, gate_p, sequence, stream, form, keep)
     # The products are torch's; autocast has had its say before this operator.
     with torch.autocast(x.device.type, enabled=False):
-        gates = _input_gates(x, w_ih, bias)
-    rows = None if lengths is None else lengths.to(torch.int32)
-    _recurrence_forward(plan, form, w_hh, gates, states, cells, rows, seed, call)
+        gates = _input_gates(x, w_ih, bias)  # (T, B, 4H)
+    recurrence.forward(gates, states, cells)
     if lengths is None:
         h_n = output[0 if reverse else -1].clone()
     else:
-        slot = torch.where(rows > 0, 0, steps) if reverse else rows
+        rows = recurrence.lengths
+        slot = torch.where(rows > 0, 0, steps) if reverse else rows  # (B,)
         column = torch.arange(batch_size, dtype=torch.int64, device=x.device)
         h_n = states[slot.long(), column]
     c_n = _copy(cells[0 if reverse or not keep else -1], c0.dtype)
@@ -167,24 +218,6 @@ def lstm_triton(
 
 def _copy(tensor, dtype):
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _recurrence_forward(plan, form, w_hh, gates, states, cells, lengths, seed, call):
-    weight = w_hh.contiguous()
-    if plan.form == "persistent":
-        buffers = (gates, weight, states, cells)
-        try:
-            forward_persistent.run(*buffers, lengths, seed, call, plan.forward)
-            return
-        except LaunchRefused:
-            if form == "persistent":
-                raise
-    dropped = _dropped(weight, seed, call)
-    forward_stepwise.run(gates, dropped, states, cells, lengths, seed, call, plan.forward_step)
-
-
-def _dropped(weight, seed, call):
-    return weight_drop.drop_weight(weight, call.weight_drop, seed, call.mask_stream)
 
 
 @lstm_triton.register_fake
@@ -242,61 +275,36 @@ def _lstm_triton_backward(
             grad.contiguous() if need else x.new_empty(0)
             for grad, need in zip(zeros, needs, strict=True)
         )
-    plan = _plan(x, w_hh.shape[1], form)
-    call = _call(x, weight_p, gate_p, sequence, stream, keep)
-    rows = None if lengths is None else lengths.to(torch.int32)
+    recurrence = _recurrence(x, w_hh, lengths, seed, weight_p, gate_p, sequence, stream, form, keep)
+    call = recurrence.call
+    # A custom op may not return one tensor twice.
+    grads = [x.new_empty(0) for _ in needs]
     with torch.autocast(x.device.type, enabled=False):
         before = None
         if needs[4] or keep != KEEP_GATES:
-            before = recompute.previous_states(output, h0, lengths, call.reverse)
+            before = recompute.previous_states(output, h0, lengths, call.reverse)  # (T, B, H)
+            before = before.view(-1, before.shape[2])  # (TB, H)
         if keep != KEEP_GATES:
-            gates = _input_gates(x, w_ih, bias)
-            flat = gates.view(-1, gates.shape[2])
-            dropped = _dropped(w_hh.contiguous(), seed, call)
-            flat.addmm_(before.view(-1, before.shape[2]), dropped.t())
+            gates = _input_gates(x, w_ih, bias)  # (T, B, 4H)
+            gates.view(-1, gates.shape[2]).addmm_(before, recurrence.dropped().t())
             recompute.activate_gates(gates)
-        grad_gates, grad_first = _recurrence_backward(
-            plan, form, w_hh, grad_output, gates, cells, grad_h, grad_c, rows, seed, call
+        grad_gates, grad_first = recurrence.backward(
+            grad_output.contiguous(), gates, cells, grad_h, grad_c
         )
-        return _gradients(
-            x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, seed, call, needs
-        )
-
-
-def _recurrence_backward(
-    plan, form, w_hh, grad_output, gates, cells, grad_h, grad_c, lengths, seed, call
-):
-    weight, grad_output = w_hh.contiguous(), grad_output.contiguous()
-    if plan.form == "persistent":
-        buffers = (grad_output, gates, cells, weight, grad_h, grad_c)
-        try:
-            return backward_persistent.run(*buffers, lengths, seed, call, plan.backward)
-        except LaunchRefused:
-            if form == "persistent":
-                raise
-    dropped = _dropped(weight, seed, call)
-    buffers = (grad_output, gates, cells, dropped, grad_h, grad_c)
-    return backward_stepwise.run(*buffers, lengths, seed, call, plan.backward_step)
-
-
-def _gradients(x, h0, c0, w_ih, w_hh, grad_gates, grad_first, grad_c, before, seed, call, needs):
-    """Return the six gradients that `needs` asks for: each weight's is one product."""
-    flat = grad_gates.view(-1, grad_gates.shape[2])
-    # A custom op may not return one tensor twice.
-    grads = [x.new_empty(0) for _ in needs]
-    if needs[0]:
-        grads[0] = torch.mm(flat, w_ih).view(x.shape)
-    if needs[1]:
-        grads[1] = grad_first.to(h0.dtype)
-    if needs[2]:
-        grads[2] = grad_c.to(c0.dtype)
-    if needs[3]:
-        grads[3] = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
-    if needs[4]:
-        mixed = torch.mm(flat.t(), before.view(-1, before.shape[2]))
-        grads[4] = weight_drop.unmix_gradient(mixed, call.weight_drop, seed, call.mask_stream)
-    if needs[5]:
-        grads[5] = flat.sum(0)
+        flat = grad_gates.view(-1, grad_gates.shape[2])  # (TB, 4H)
+        if needs[0]:
+            grads[0] = torch.mm(flat, w_ih).view(x.shape)
+        if needs[1]:
+            grads[1] = grad_first.to(h0.dtype)
+        if needs[2]:
+            grads[2] = grad_c.to(c0.dtype)
+        if needs[3]:
+            grads[3] = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
+        if needs[4]:
+            mixed = torch.mm(flat.t(), before)  # (4H, H)
+            grads[4] = weight_drop.unmix_gradient(mixed, call.weight_drop, seed, call.mask_stream)
+        if needs[5]:
+            grads[5] = flat.sum(0)
     return tuple(grads)
 
 

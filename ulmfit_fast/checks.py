@@ -85,7 +85,10 @@ def probability(name: str, value: object) -> float:
     if not _is_number(value):
         kind = NumberError if isinstance(value, (str, bool)) else TypeError
         raise kind(f"{name} is {value!r}, expected a probability between 0 and 1")
-    p = float(value)  # type: ignore[arg-type]
+    try:
+        p = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        p = math.inf
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{name} is {p}, expected a probability between 0 and 1")
     return p

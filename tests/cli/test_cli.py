@@ -209,7 +209,7 @@ PREDICT = "predict --model {0}/classifier --text {0}/texts.txt"
         (f"{PRETRAIN} --max-vocab 5", "max_vocab is 5, expected at least 9"),
         (f"{PRETRAIN} --min-freq 99", "lower min_freq"),
         (f"{PRETRAIN} --emb-size 0", "emb_size must be at least 1, got 0"),
-        (f"{PRETRAIN} --drop-mult 9", "input_p must be in [0, 1], got 2.25"),
+        (f"{PRETRAIN} --drop-mult 9", "input_p is 2.25, expected a probability"),
         (f"{PRETRAIN} --device gpu", "device is 'gpu', expected cpu, or cuda"),
         (f"{PRETRAIN} --batch-size 999", "expected at least 1000 for batch_size=999"),
         (f"{PRETRAIN} --text {{0}}/none.txt", "none.txt does not exist"),

@@ -243,7 +243,11 @@ def test_the_generator_moves_only_where_something_is_dropped(kwargs, draws):
     assert torch.equal(torch.get_rng_state(), before) != draws
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.5, float("nan"), (0.1, 0.2), (0.1, 0.1, 0.1, 2.0)], ids=str)
+@pytest.mark.parametrize(
+    "p",
+    [-0.1, 1.5, float("nan"), (0.1, 0.2), (0.1, 0.1, 0.1, 2.0), pytest.param(10**400, id="huge")],
+    ids=str,
+)
 def test_bad_probabilities_are_named(p):
     with pytest.raises(ValueError, match="weight_p"):
         uf.dropout_masks(1, hidden_size=4, weight_p=p)

@@ -408,7 +408,7 @@ def test_settings_name_no_other_argument(tmp_path: Path, directory: Path) -> Non
 
 def test_settings_that_fit_each_by_itself_alone(directory: Path) -> None:
     rewrite(directory, lambda c: c["settings"].update(drop_mult=100.0))
-    refused(directory, "is damaged: ", "must be in [0, 1]", read=ULMFiT.load)
+    refused(directory, "is damaged: ", "expected a probability between 0 and 1", read=ULMFiT.load)
     with pytest.raises(ValueError, match=r"^device is 'abacus'"):
         ULMFiT.load(directory, device="abacus")
 

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from ulmfit_fast import rng
-from ulmfit_fast.nn.dropout import check_probability
+from ulmfit_fast.checks import gate_probabilities, probability
 
 GateP: TypeAlias = float | tuple[float, float, float, float]
 
@@ -86,7 +85,7 @@ class AWDLSTMConfig:
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         # A frozen dataclass is assigned through object while it is being made.
         for name in _ROW_P:
-            object.__setattr__(self, name, check_probability(name, getattr(self, name)))
+            object.__setattr__(self, name, probability(name, getattr(self, name)))
         for name in _GATE_P:
             object.__setattr__(self, name, _gate_probabilities(name, getattr(self, name)))
 
@@ -206,6 +205,6 @@ def _integer(name: str, value: object) -> int:
 
 def _gate_probabilities(name: str, p: object) -> GateP:
     if not isinstance(p, (list, tuple)):
-        return check_probability(name, p)
-    i, f, g, o = rng.gate_probabilities(name, p)
+        return probability(name, p)
+    i, f, g, o = gate_probabilities(name, p)
     return i, f, g, o

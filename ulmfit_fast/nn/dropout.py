@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit_fast import rng
-from ulmfit_fast.checks import behind_vmap
+from ulmfit_fast.checks import behind_vmap, probability
 from ulmfit_fast.functional import dropout as fused
 from ulmfit_fast.system.seeds import draw_seed
 
@@ -41,7 +38,7 @@ class LockedDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.p = check_probability("p", p)
+        self.p = probability("p", p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop features of x.
@@ -94,7 +91,7 @@ class EmbeddingDropout(nn.Module):
     def __init__(self, embedding: nn.Embedding, p: float) -> None:
         super().__init__()
         self.embedding = embedding
-        self.p = check_probability("p", p)
+        self.p = probability("p", p)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed tokens.
@@ -162,35 +159,6 @@ def embed(embedding: nn.Embedding, tokens: Tensor, p: float, *, locked_p: float 
         keep = rng.embedding_keep(word_seed, tokens, p)
         vectors = fused.scale_kept(vectors, keep.unsqueeze(-1), p)
     return vectors if locked_seed is None else fused.locked_dropout(vectors, locked_seed, locked_p)
-
-
-def check_probability(name: str, p: object) -> float:
-    """Return p as a float.
-
-    Example:
-        >>> check_probability("input_p", 1)
-        1.0
-
-    Args:
-        name: what to call p in the error.
-        p: a number in [0, 1].
-
-    Returns:
-        p.
-
-    Raises:
-        TypeError: if p is not a number.
-        ValueError: if p is outside [0, 1].
-    """
-    if isinstance(p, bool) or not isinstance(p, numbers.Real):
-        raise TypeError(f"{name} must be a number in [0, 1], got {p!r}")
-    try:
-        value = float(p)
-    except OverflowError:
-        value = math.inf
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {p}: it is the probability of dropping")
-    return value
 
 
 def _check_tokens(tokens: Tensor, vocab_size: int) -> None:

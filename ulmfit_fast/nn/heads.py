@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit_fast.backend import in_jit_trace
+from ulmfit_fast.checks import probability
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
-from ulmfit_fast.nn.dropout import check_probability
 from ulmfit_fast.nn.pooling import ConcatPool, SpanRegularisers
 from ulmfit_fast.nn.state import State, detach_state
 from ulmfit_fast.nn.walked import OnlyTraced
@@ -100,8 +100,8 @@ class TextClassifier(OnlyTraced):
         self.bptt = bptt
         self.max_len = max_len
         self.hidden = hidden
-        self.output_p = check_probability("output_p", output_p)
-        self.head_p = check_probability("head_p", head_p)
+        self.output_p = probability("output_p", output_p)
+        self.head_p = probability("head_p", head_p)
         width = 3 * encoder.config.emb_size
         self.head = nn.Sequential(
             _BatchNorm(width, **made),
