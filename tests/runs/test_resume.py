@@ -20,6 +20,7 @@ from mortal_runs import (
     fit,
     reports,
     settings_of,
+    stopped,
     untimed,
 )
 from small_models import documents, make
@@ -61,6 +62,21 @@ def test_a_run_killed_over_and_over_equals_one_that_was_not(tmp_path, kind, name
     assert untimed(tmp_path) == untimed(tmp_path / "whole")
     losses = [report["loss"] for report in reports(tmp_path) if "epoch_ended" not in report]
     assert losses == pytest.approx(expected[1].losses, rel=1e-12)
+
+
+def test_a_checkpoint_has_the_names_that_runs_of_before_have(tmp_path):
+    stopped(tmp_path)
+    found = read_state(max((tmp_path / "checkpoints" / "pretrain").glob("step-*")))
+    assert sorted(found) == [
+        "best_step", "best_weights", "cuda_rng", "cursor", "history", "model", "optimizer", "rng",
+        "scaler", "scheduler", "states",
+    ]  # fmt: skip
+    assert sorted(found["cursor"]) == [
+        "batch", "best_loss", "epoch", "epochs_since_best", "items", "loss_sum", "seconds",
+    ]  # fmt: skip
+    assert sorted(found["history"]) == [
+        "average_step", "epochs", "losses", "lrs", "regularisers", "unfreeze_steps", "valid_losses",
+    ]  # fmt: skip
 
 
 def test_the_hidden_state_and_the_generator_are_part_of_it(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The books of a run take eight bytes a number, and read like lists."""
+"""The numbers of a history take eight bytes each, and read like lists."""
 
 import json
 import tracemalloc

@@ -89,7 +89,7 @@ def predict_logits(
     logits = torch.empty(count, model.num_classes, dtype=torch.float32, device="cpu")
     for tokens, lengths, _, index in batches:
         with autocasting(device, autocast):
-            scores = model(tokens.to(device), lengths.to(device))
+            scores = model(tokens.to(device), lengths.to(device))  # (B, C)
         logits[index] = scores.float().cpu()
     return logits
 

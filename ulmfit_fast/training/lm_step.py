@@ -137,11 +137,7 @@ class LanguageModelStep(TrainingStep[LanguageModel]):
         yield from self._readings.add(loss, lrs, targets.numel() * self._processes)
 
     def rest(self) -> Iterator[Reading]:
-        """Wait for all steps and yield the readings that are left.
-
-        Raises:
-            FloatingPointError: as `train_on`.
-        """
+        """Wait for all steps and yield the readings that are left."""
         return iter(()) if self._readings is None else self._readings.rest()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> LMLoss:

@@ -45,15 +45,15 @@ class SharedBatch:
         self.tokens, self.lengths = tokens, lengths
         if self._size == 1:
             return
-        self.tokens = tokens[:, self._rank :: self._size]
-        self.lengths = lengths[self._rank :: self._size]
+        self.tokens = tokens[:, self._rank :: self._size]  # (T, B')
+        self.lengths = lengths[self._rank :: self._size]  # (B',)
         if not self.lengths.any():
             # DistributedDataParallel waits for a gradient of every process: read some text, and
             # leave its features out.
             longest = int(lengths.argmax())
             self.tokens = torch.cat([self.tokens, tokens[:, longest : longest + 1]], 1)
             self.lengths = torch.cat([self.lengths, lengths[longest : longest + 1].clamp(min=1)])
-        self.tokens = self.tokens[: int(self.lengths.max())]
+        self.tokens = self.tokens[: int(self.lengths.max())]  # (T', B')
 
     def join(self, features: Tensor) -> Tensor:
         """Return the features of the whole batch, in its order.
@@ -70,9 +70,9 @@ class SharedBatch:
             return features
         count = len(self._all)
         most = -(-count // self._size)
-        own = F.pad(features[: self._own], (0, 0, 0, most - self._own))
+        own = F.pad(features[: self._own], (0, 0, 0, most - self._own))  # (most, F)
         found: Tensor = _Gather.apply(own)  # type: ignore[no-untyped-call]
-        return found.flatten(0, 1)[:count]
+        return found.flatten(0, 1)[:count]  # (most, size, F) to (B, F)
 
     def weights_of_means(self, max_len: int) -> tuple[float, float]:
         """Return by what the means over this process's outputs are to be multiplied.
@@ -87,7 +87,7 @@ class SharedBatch:
         """
         if self._size == 1:
             return 1.0, 1.0
-        outputs = self._all.clamp(max=max_len)
+        outputs = self._all.clamp(max=max_len)  # (B,)
         steps = (outputs - 1).clamp(min=0)
         own = slice(self._rank, None, self._size)
         outputs_share = float(outputs[own].sum()) / max(1, int(outputs.sum()))

@@ -71,7 +71,7 @@ class TrainingStep(ABC, Generic[Model]):
 
     @abstractmethod
     def train_on(self, batch: Any) -> Iterator[Reading]:
-        """Take a step, and yield the readings of steps that have arrived.
+        """Take a step, and yield the readings that have arrived, of this step or earlier ones.
 
         Args:
             batch: as the data has it, on any device.
