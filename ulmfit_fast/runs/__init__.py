@@ -1,4 +1,8 @@
-"""Runs that can be resumed: their checkpoints, what they report, and what one would take."""
+"""Runs that can be resumed: their checkpoints, what they report, and what one would take.
+
+A checkpoint is of a run in the midst of a stage; a model directory is something else, and is written
+by `ulmfit/model_files.py`.
+"""
 
 from typing import TYPE_CHECKING
 
