@@ -1,7 +1,7 @@
 """Runs that can be resumed: their checkpoints, what they report, and what one would take.
 
-A checkpoint is of a run in the midst of a stage; a model directory is something else, and is written
-by `ulmfit/model_files.py`.
+A checkpoint is of a run in the midst of a stage; a model directory is something else, which
+`ulmfit/model_files.py` writes.
 """
 
 from typing import TYPE_CHECKING
