@@ -93,7 +93,7 @@ def _folded(name: Any) -> str:
 
 
 def is_iterable(values: object) -> bool:
-    """Tell whether there are values in it; an array or tensor of one alone says so, and has none.
+    """Return whether there are values in it; an array or tensor of one alone says so, and has none.
 
     >>> is_iterable(np.array("a")), is_iterable(np.array(["a"]))
     (False, True)
@@ -162,7 +162,7 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
 
 
 def is_whole_float(value: object) -> bool:
-    """Tell whether a label is a float that may stand for an integer.
+    """Return whether a label is a float that may stand for an integer.
 
     >>> is_whole_float(1.0), is_whole_float(1.5), is_whole_float(1)
     (True, False, False)
@@ -185,7 +185,7 @@ def weight_of(value: Any) -> float | None:
 
 
 def is_missing(value: Any) -> bool:
-    """Tell whether a label is not there: None, NaN, NaT, pandas.NA or an empty string.
+    """Return whether a label is not there: None, NaN, NaT, pandas.NA or an empty string.
 
     >>> is_missing(float("nan")), is_missing(""), is_missing(0), is_missing(False)
     (True, True, False, False)

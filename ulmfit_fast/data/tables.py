@@ -28,7 +28,7 @@ _BYTES = 2**24
 
 
 def is_table(source: object) -> bool:
-    """Tell whether something has named columns: a dataset, an Arrow table, a frame, a mapping.
+    """Return whether something has named columns: a dataset, an Arrow table, a frame, a mapping.
 
     >>> is_table(["a text"]), is_table({"text": ["a text"]})
     (False, True)

@@ -19,7 +19,7 @@ def padded(packed: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> tuple[Te
 
     Args:
         packed: data `(N, E)`.
-        hx: the state that it comes with, whose shape tells B.
+        hx: the state that it comes with, whose shape gives B.
 
     Returns:
         `(T, B, E)`, and `(B,)` int64.

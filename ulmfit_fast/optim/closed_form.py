@@ -1,4 +1,4 @@
-"""Schedules that are a share of each group's largest rate, told by the step alone."""
+"""Schedules that are a share of each group's largest rate, a function of the step alone."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __all__ = ["NTASGD"]
 class NTASGD(SGD):
     """SGD whose weights are averaged from the moment the validation loss stalls.
 
-    After each evaluation tell the loss to `evaluated`. Once it is higher than the lowest loss but
+    After each evaluation pass the loss to `evaluated`. Once it is higher than the lowest loss but
     the last `nonmono` ones, the weights after every further step enter a running mean. `averaged`
     lends the mean to the model, for an evaluation or a checkpoint; `use_average` leaves it there.
 
@@ -50,7 +50,7 @@ class NTASGD(SGD):
         fused: one kernel for all parameters, see `torch.optim.SGD`.
 
     Attributes:
-        losses: what `evaluated` was told.
+        losses: what `evaluated` was given.
         averaging: whether the weights are being averaged.
 
     Raises:

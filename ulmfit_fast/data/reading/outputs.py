@@ -40,7 +40,7 @@ def _exists(path: Path) -> bool:
 def check_apart(out: Path, read: list[Path], *, is_text: bool) -> None:
     """Refuse an output that is read itself, or that would be read with the folder that it is in.
 
-    Files are told apart by what they are, not by their names: links, names of one file and the
+    Files are compared by what they are, not by their names: links, names of one file and the
     case of letters make no difference.
 
     Example:
@@ -73,7 +73,7 @@ def check_apart(out: Path, read: list[Path], *, is_text: bool) -> None:
 
 
 def _is_part(below: Path, folder: Path, is_text: bool) -> bool:
-    """Tell whether a reader of a directory would come upon what is written in it."""
+    """Return whether a reader of a directory would come upon what is written in it."""
     if owned_names(folder):
         return _is_own(below.parts[0], folder)
     return is_text and not any(part.startswith(".") for part in below.parts)

@@ -153,11 +153,11 @@ class Vocab:
         return len(self._words)
 
     def __contains__(self, word: object) -> bool:
-        """Tell whether a word has an id of its own."""
+        """Return whether a word has an id of its own."""
         return word in self._ids
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether all words have the same ids."""
+        """Return whether all words have the same ids."""
         return isinstance(other, Vocab) and self._words == other._words
 
     def __hash__(self) -> int:
