@@ -179,7 +179,7 @@ def lstm_eager(
         bias = _sum_of_biases(b_ih, b_hh, compute)
         masked = gate_mask is not None or any(gate_p)
         mask = GateMask(gates, seed, gate_p, sequence, stream, gate_mask) if masked else None
-        cells = gates.new_empty(hidden_size, steps, batch_size)
+        cells = gates.new_empty(hidden_size, steps, batch_size)  # (H, T, B)
         output = x.new_empty(steps, batch_size, hidden_size)
 
         h, c = h0.to(compute).t(), c0.to(compute).t()  # (H, B)
@@ -188,14 +188,14 @@ def lstm_eager(
             recurrence.add_product(gates[:, t], h)
             if bias is not None:
                 gates[:, t].add_(bias[:, None])
-            step = gates[:, t].view(4, hidden_size, batch_size)
+            step = gates[:, t].view(4, hidden_size, batch_size)  # (4, H, B)
             step[:2].sigmoid_()
             step[2].tanh_()
             step[3].sigmoid_()
             gate_i, gate_f, gate_g, gate_o = step if mask is None else step * mask.at(t)  # (H, B)
             c_new = torch.mul(gate_f, c, out=cells[:, t]).addcmul_(gate_i, gate_g)
-            h_new = c_new.tanh().mul_(gate_o)
-            output[t] = h_new.t()
+            h_new = c_new.tanh().mul_(gate_o)  # (H, B)
+            output[t] = h_new.t()  # (B, H)
             if compute != x.dtype:
                 h_new = h_new.to(x.dtype).to(compute)
             if lengths is not None and t >= shortest:

@@ -126,7 +126,7 @@ def lstm_eager_backward(
                 grad_w_hh = rng.mask_gradient(
                     grad_w_hh, w_hh, dropped, seed, weight_p, stream=stream
                 )
-        grad_h0 = copy_as(grad_h.t(), h0.dtype) if needs[1] else x.new_empty(0)
+        grad_h0 = copy_as(grad_h.t(), h0.dtype) if needs[1] else x.new_empty(0)  # (B, H)
         grad_c0 = copy_as(grad_c.t(), c0.dtype) if needs[2] else x.new_empty(0)
         weights = (grad_w_ih.to(w_ih.dtype), grad_w_hh.to(w_hh.dtype), grad_bias.to(w_ih.dtype))
         return grad_x, grad_h0, grad_c0, *weights
@@ -182,13 +182,13 @@ def _factors(
     """
     rows, _, batch_size = gates.shape
     act = gates[:, chunk.start : chunk.stop].view(4, rows // 4, len(chunk), batch_size)
-    masked = act
+    masked = act  # (4, H, n, B)
     if mask is not None:
-        scales = torch.stack([mask.at(t) for t in chunk], 2)
+        scales = torch.stack([mask.at(t) for t in chunk], 2)  # (4, H, n, B)
         masked = act * scales
-    tanh_c = cells[:, chunk.start : chunk.stop].tanh()
-    grads = gates.new_empty(rows, len(chunk), batch_size)
-    grad_i, grad_f, grad_g, grad_o = grads.view_as(act)
+    tanh_c = cells[:, chunk.start : chunk.stop].tanh()  # (H, n, B)
+    grads = gates.new_empty(rows, len(chunk), batch_size)  # (4H, n, B)
+    grad_i, grad_f, grad_g, grad_o = grads.view_as(act)  # (H, n, B)
     _sigmoid_backward(masked[2], act[0], grad_i)
     _sigmoid_backward(before, act[1], grad_f)
     torch.ops.aten.tanh_backward.grad_input(masked[0], act[2], grad_input=grad_g)

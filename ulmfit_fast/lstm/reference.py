@@ -65,16 +65,16 @@ def lstm_layer(
     h, c = h0, c0.to(torch.promote_types(compute, c0.dtype))
 
     if torch.compiler.is_exporting():
-        inputs = F.linear(x, w_ih, b_ih)
+        inputs = F.linear(x, w_ih, b_ih)  # (T, B, 4H)
         output, h, c = _scanned(inputs, (h, c), weights, masks.gate, lengths, reverse=reverse)
         return output, h, c.to(c0.dtype)
     outputs: list[Tensor] = [h] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         z = None if masks.gate is None else masks.gate[t if masks.gate.shape[0] > 1 else 0]
         active = None if lengths is None else (t < lengths)[:, None]
-        h, c = _step(F.linear(x[t], w_ih, b_ih), (h, c), weights, z, active)
+        h, c = _step(F.linear(x[t], w_ih, b_ih), (h, c), weights, z, active)  # (B, H)
         outputs[t] = h if active is None else h.masked_fill(~active, 0.0)
-    output = torch.stack(outputs) if steps else h0.new_zeros(0, *h0.shape)
+    output = torch.stack(outputs) if steps else h0.new_zeros(0, *h0.shape)  # (T, B, H)
     return output, h, c.to(c0.dtype)
 
 
@@ -86,8 +86,8 @@ def _step(
     active: Tensor | None,
 ) -> State:
     h, c = state
-    activations = inputs + F.linear(h.to(inputs.dtype), *weights)
-    a_i, a_f, a_g, a_o = activations.chunk(4, dim=1)
+    activations = inputs + F.linear(h.to(inputs.dtype), *weights)  # (B, 4H)
+    a_i, a_f, a_g, a_o = activations.chunk(4, dim=1)  # (B, H)
     gates = torch.cat([a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()], dim=1)
     if z is not None:
         gates = gates * z
@@ -113,10 +113,10 @@ def _scanned(
 
     given = {"inputs": inputs}
     if gate_mask is not None:
-        given["z"] = gate_mask.expand(inputs.shape[0], -1, -1)
+        given["z"] = gate_mask.expand(inputs.shape[0], -1, -1)  # (T, B, 4H)
     if lengths is not None:
         steps = torch.arange(inputs.shape[0], dtype=torch.int64, device=inputs.device)
-        given["active"] = (steps[:, None] < lengths)[:, :, None]
+        given["active"] = (steps[:, None] < lengths)[:, :, None]  # (T, B, 1)
     names = tuple(given)
 
     def step(h: Tensor, c: Tensor, *values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,12 +103,12 @@ class AWDLSTM(OnlyTraced):
                 state, self.sizes, batch=batch, dtype=dtype, device=weight.device
             )
         word_p, input_p = (self.config.embed_p, self.input_dropout.p) if self.training else (0, 0)
-        x = embed(self.encoder, tokens, word_p, locked_p=input_p)
+        x = embed(self.encoder, tokens, word_p, locked_p=input_p)  # (T, B, E)
         new_state: State = []
         for layer, (rnn, hx) in enumerate(zip(self.rnns, incoming, strict=True)):
             if layer > 0:
                 x = self.hidden_dropout(x)
-            x, layer_state = rnn(x, hx, lengths=lengths)
+            x, layer_state = rnn(x, hx, lengths=lengths)  # (T, B, H), (1, B, H)
             new_state.append(layer_state)
         return x, new_state
 

@@ -140,7 +140,7 @@ class TextClassifier(OnlyTraced):
             ValueError: if shapes differ, a length is outside [0, T] or a token on the CPU is
                 outside [0, V).
         """
-        features = self._pooled(tokens, lengths, regularisers)
+        features = self._pooled(tokens, lengths, regularisers)  # (B, 3E)
         logits: Tensor = self.head(features if join is None else join(features))
         return logits
 
@@ -220,7 +220,7 @@ class TextClassifier(OnlyTraced):
             # The encoder needs no lengths: what it makes of the padding behind a text is not
             # pooled and reaches no other text.
             with torch.set_grad_enabled(pooled and torch.is_grad_enabled()):
-                output, state = self.encoder(tokens[start:stop], state)
+                output, state = self.encoder(tokens[start:stop], state)  # (T, B, E)
             state = detach_state(state)
             if pooled:
                 pool.add(output, start)
@@ -241,7 +241,7 @@ class TextClassifier(OnlyTraced):
         if not in_jit_trace():  # the older exporter to ONNX has no such operator
             inside = (lengths >= 0) & (lengths <= tokens.shape[0])
             torch._assert_async(inside.all(), "a length is outside [0, T], the rows of tokens")
-        output, _ = self.encoder(tokens)
+        output, _ = self.encoder(tokens)  # (T, B, E)
         ends = lengths.to(torch.int64)
         pool = ConcatPool((ends - self.max_len).clamp(min=0), ends, output)
         pool.add(output, 0)

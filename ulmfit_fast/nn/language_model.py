@@ -119,7 +119,7 @@ class LanguageModel(OnlyTraced):
         """
         self._refuse_fx(tokens, state)
         raw, state = self.encoder(tokens, state)
-        dropped = self.output_dropout(raw)
+        dropped = self.output_dropout(raw)  # (T, B, E)
         return LMOutput(self.decoder(dropped), raw, dropped, state)
 
     def loss(
@@ -196,7 +196,7 @@ class LanguageModel(OnlyTraced):
         else:
             dropped = raw if seed is None else fused.locked_dropout(raw, seed, p)
         cross_entropy = linear_cross_entropy(
-            dropped.flatten(0, 1),
+            dropped.flatten(0, 1),  # (TB, E)
             self.decoder.weight,
             self.decoder.bias,
             targets.flatten(),

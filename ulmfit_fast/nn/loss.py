@@ -96,8 +96,8 @@ def language_model_loss(
     )
     # The mean that F.cross_entropy takes itself is 0 / 0 where every target is ignored.
     summed = F.cross_entropy(
-        logits.flatten(0, 1),
-        targets.flatten(),
+        logits.flatten(0, 1),  # (TB, V)
+        targets.flatten(),  # (TB,)
         reduction="sum",
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,

@@ -421,7 +421,7 @@ class LSTM(PlainForward):
                 )
                 outputs.append(output)
                 finals.append(final)
-            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)  # (T, B, D * H)
             if seed is not None and layer_p > 0 and layer < self.num_layers - 1:
                 x = layers.drop_between_layers(x, seed, layer_p, layer)
         h_n, c_n = zip(*finals, strict=True)

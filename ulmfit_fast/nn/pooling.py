@@ -64,7 +64,7 @@ class ConcatPool:
             [last, max, mean], (B, 3E); zeros for rows with an empty span.
         """
         count = (self.stop - self.first).unsqueeze(1)
-        maximum = torch.where(count > 0, self.maximum, 0.0)
+        maximum = torch.where(count > 0, self.maximum, 0.0)  # (B, E)
         mean = self.total / count.clamp(min=1)
         return torch.cat([self.last, maximum, mean], dim=1)
 
@@ -126,13 +126,13 @@ class SpanRegularisers:
         outside = _outside(output, start, self.first, self.stop)
         self._squares = self._squares + output.masked_fill(outside, 0.0).square().sum()
         if self._before is not None:
-            output = torch.cat([self._before, output])
+            output = torch.cat([self._before, output])  # (T + 1, B, E)
             start -= 1
         # Of two steps the later one is past the span's first, or the earlier is outside.
         apart = _outside(output[1:], start + 1, self.first + 1, self.stop)
         steps = (output[1:] - output[:-1]).masked_fill(apart, 0.0)
         self._steps = self._steps + steps.square().sum()
-        self._before = output[-1:]
+        self._before = output[-1:]  # (1, B, E)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return AR and TAR of all windows so far, each a scalar in at least float32."""
@@ -144,5 +144,5 @@ class SpanRegularisers:
 def _outside(output: Tensor, start: int, first: Tensor, stop: Tensor) -> Tensor:
     """Say of each step of a window whether it is outside a row's span, (T, B, 1)."""
     steps = torch.arange(start, start + output.shape[0], dtype=torch.int64, device=output.device)
-    step = steps.unsqueeze(1)
+    step = steps.unsqueeze(1)  # (T, 1)
     return ((step < first) | (step >= stop)).unsqueeze(-1)
