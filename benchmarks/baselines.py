@@ -90,6 +90,8 @@ class WeightDropped(nn.Module):
             # On CUDA it warns of weights that are not one buffer.
             warnings.simplefilter("ignore")
             output, state = self.lstm(x, state)
+        # It would hold this call's graph, and what later calls capture would add to its streams.
+        self._put(self.raw.detach())
         return output, state
 
 

@@ -43,7 +43,6 @@ def compiled(settings: Settings, write: Write) -> None:
 
     if settings.cuda:
         warm.compile_all(settings, ["layer"])
-    write({"notes": settings.notes})
 
 
 def forms(settings: Settings, **drops: float) -> dict[str, Make]:
@@ -108,7 +107,6 @@ def steps(settings: Settings, write: Write) -> None:
             steps=length,
             baseline=PLAIN,
         )
-    write({"notes": settings.notes})
 
 
 def capture(settings: Settings, write: Write) -> None:
@@ -139,7 +137,9 @@ def capture(settings: Settings, write: Write) -> None:
                 loss.item()
                 row[f"{kind}_ms"] = 1e3 * (time.perf_counter() - begun) / (turn + 1)
             pairs = zip(row["eager"], row["captured"], strict=True)
-            row["largest_difference"] = max(abs(a / b - 1.0) for a, b in pairs)
+            differences = [abs(a - b) / max(abs(a), 1e-30) for a, b in pairs]
+            # NaN, which a failed replay shows as, is below nothing and above nothing.
+            row["largest_difference"] = max(differences, key=lambda d: (d != d, d))
             row["right"] = row["largest_difference"] <= 1e-2
         except UNABLE as problem:
             row |= {"right": False, "failed": f"{type(problem).__name__}: {problem}"[:500]}
@@ -151,7 +151,6 @@ def lm_step(settings: Settings, write: Write) -> None:
     from benchmarks import bench_lm_step
 
     bench_lm_step.run(settings)
-    write({"notes": settings.notes})
 
 
 class Stage(NamedTuple):
@@ -260,6 +259,8 @@ def told(out: Path, summary: dict[str, Any]) -> Iterator[str]:
             elif name == "lm_step" and row.get("passes") == "step" and row.get("median_us"):
                 which = f"{row['implementation']}, {row['launched']}, {row['dtype']}"
                 yield f"{which:42} {row['median_us'] / 1e3:8.2f} ms, {row['times_as_fast']} times"
+            elif "note" in row:
+                yield f"{name:10} {row['note']}"
     for name, stage in summary.items():
         yield f"{name:10} {stage['ended']}" + (
             f", {stage['seconds']:.0f} s" if "seconds" in stage else ""
@@ -340,6 +341,13 @@ def _work(options: argparse.Namespace) -> None:
         def keep(row: Row) -> None:
             write(asdict(row))
 
+        class Notes(list[str]):
+            """Remarks, each written as it is made: a stage that is stopped has said them."""
+
+            def append(self, text: str) -> None:
+                super().append(text)
+                write({"note": text})
+
         counts = {"compiled": 0, "from_cache": 0}
 
         def listen(**event: Any) -> None:
@@ -349,13 +357,13 @@ def _work(options: argparse.Namespace) -> None:
         if options.dry_run:
             import torch
 
-            settings = Settings.of("cpu", gpu=True, tiny=True, repeats=1, keep=keep)
+            settings = Settings.of("cpu", gpu=True, tiny=True, repeats=1, keep=keep, notes=Notes())
             # oneDNN has no LSTM in float16 under autocast; PyTorch's own operations have.
             torch.backends.mkldnn.enabled = False
             with uf.backend.use("triton"):
                 stage(settings, write)
         else:
-            stage(Settings.of("cuda", keep=keep), write)
+            stage(Settings.of("cuda", keep=keep, notes=Notes()), write)
         write({"kernels": counts})
 
 
