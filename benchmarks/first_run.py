@@ -49,8 +49,8 @@ def forms(settings: Settings, **drops: float) -> dict[str, Make]:
     """Return the makers of our layer in each form, by the form's name."""
     from benchmarks import baselines, layers
 
-    made = {form: layers.ours(settings, form, **drops) for form in (*baselines.KERNELS, "eager")}
-    return {**made, "resident": layers.resident(settings, **drops)}
+    names = (*baselines.KERNELS, baselines.RESIDENT, "eager")
+    return {form: layers.ours(settings, form, **drops) for form in names}
 
 
 def values(settings: Settings, write: Write) -> None:
@@ -86,8 +86,8 @@ def values(settings: Settings, write: Write) -> None:
 
 def steps(settings: Settings, write: Write) -> None:
     """Time one step of a layer: cuDNN and each form, launched one by one and in a graph."""
-    from benchmarks.baselines import KERNELS, PLAIN
-    from benchmarks.layers import compare_layers, ours, plain, resident, today
+    from benchmarks.baselines import KERNELS, PLAIN, RESIDENT
+    from benchmarks.layers import compare_layers, ours, plain, today
 
     shapes: list[tuple[tuple[int, int], int]] = settings.sized(
         [],
@@ -96,8 +96,8 @@ def steps(settings: Settings, write: Write) -> None:
     )
     length = settings.sized(0, 70, 2)
     for widths, batch_size in shapes:
-        makers = [plain(settings), today(settings), *(ours(settings, form) for form in KERNELS)]
-        makers.append(resident(settings))
+        makers = [plain(settings), today(settings)]
+        makers += [ours(settings, form) for form in (*KERNELS, RESIDENT)]
         compare_layers(
             settings,
             makers,

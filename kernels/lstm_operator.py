@@ -116,7 +116,7 @@ def lstm_triton(
         gate_p: four probabilities of gate dropout.
         sequence: one gate mask for all steps instead of one a step.
         stream: 2 * layer + reverse.
-        form: "persistent", "stepwise" or "auto".
+        form: as `tiles.choose` takes it, or "auto".
         keep: what is left for the backward, one of the `KEEP_` constants.
 
     Returns:
@@ -177,7 +177,7 @@ def _recurrence_forward(plan, form, w_hh, gates, states, cells, lengths, seed, c
             forward_persistent.run(*buffers, lengths, seed, call, plan.forward)
             return
         except LaunchRefused:
-            if form == "persistent":
+            if form != "auto":
                 raise
     dropped = _dropped(weight, seed, call)
     forward_stepwise.run(gates, dropped, states, cells, lengths, seed, call, plan.forward_step)
@@ -272,7 +272,7 @@ def _recurrence_backward(
         try:
             return backward_persistent.run(*buffers, lengths, seed, call, plan.backward)
         except LaunchRefused:
-            if form == "persistent":
+            if form != "auto":
                 raise
     dropped = _dropped(weight, seed, call)
     buffers = (grad_output, gates, cells, dropped, grad_h, grad_c)
