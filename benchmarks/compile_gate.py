@@ -137,8 +137,9 @@ the small kernels.
 OTHERS = f"""
 ## What is not chosen
 
-The alternatives of `benchmarks/compared/alternatives.py`: hypotheses for a GPU to judge, and
-nothing that runs unasked. What is wrong with one is said in the last column.
+The weight on chip, which `form="resident"` asks for, and the alternatives of
+`benchmarks/compared/alternatives.py`: hypotheses for a GPU to judge, and nothing that runs unasked.
+What is wrong with one is said in the last column.
 
 {TABLE}"""
 

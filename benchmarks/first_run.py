@@ -43,7 +43,6 @@ def compiled(settings: Settings, write: Write) -> None:
 
     if settings.cuda:
         warm.compile_all(settings, ["layer"])
-    write({"notes": settings.notes})
 
 
 def forms(settings: Settings, **drops: float) -> dict[str, Make]:
@@ -51,8 +50,8 @@ def forms(settings: Settings, **drops: float) -> dict[str, Make]:
     from benchmarks.compared import baselines
     from benchmarks.questions import layers
 
-    made = {form: layers.ours(settings, form, **drops) for form in (*baselines.KERNELS, "eager")}
-    return {**made, "resident": layers.resident(settings, **drops)}
+    names = (*baselines.KERNELS, baselines.RESIDENT, "eager")
+    return {form: layers.ours(settings, form, **drops) for form in names}
 
 
 def values(settings: Settings, write: Write) -> None:
@@ -89,8 +88,8 @@ def values(settings: Settings, write: Write) -> None:
 
 def steps(settings: Settings, write: Write) -> None:
     """Time one step of a layer: cuDNN and each form, launched one by one and in a graph."""
-    from benchmarks.compared.baselines import KERNELS, PLAIN
-    from benchmarks.questions.layers import compare_layers, ours, plain, resident, today
+    from benchmarks.compared.baselines import KERNELS, PLAIN, RESIDENT
+    from benchmarks.questions.layers import compare_layers, ours, plain, today
 
     shapes: list[tuple[tuple[int, int], int]] = settings.sized(
         [],
@@ -99,8 +98,8 @@ def steps(settings: Settings, write: Write) -> None:
     )
     length = settings.sized(0, 70, 2)
     for widths, batch_size in shapes:
-        makers = [plain(settings), today(settings), *(ours(settings, form) for form in KERNELS)]
-        makers.append(resident(settings))
+        makers = [plain(settings), today(settings)]
+        makers += [ours(settings, form) for form in (*KERNELS, RESIDENT)]
         compare_layers(
             settings,
             makers,
@@ -110,7 +109,6 @@ def steps(settings: Settings, write: Write) -> None:
             steps=length,
             baseline=PLAIN,
         )
-    write({"notes": settings.notes})
 
 
 def capture(settings: Settings, write: Write) -> None:
@@ -141,7 +139,9 @@ def capture(settings: Settings, write: Write) -> None:
                 loss.item()
                 row[f"{kind}_ms"] = 1e3 * (time.perf_counter() - begun) / (turn + 1)
             pairs = zip(row["eager"], row["captured"], strict=True)
-            row["largest_difference"] = max(abs(a / b - 1.0) for a, b in pairs)
+            differences = [abs(a - b) / max(abs(a), 1e-30) for a, b in pairs]
+            # NaN, which a failed replay shows as, is below nothing and above nothing.
+            row["largest_difference"] = max(differences, key=lambda d: (d != d, d))
             row["right"] = row["largest_difference"] <= 1e-2
         except UNABLE as problem:
             row |= {"right": False, "failed": f"{type(problem).__name__}: {problem}"[:500]}
@@ -153,7 +153,6 @@ def lm_step(settings: Settings, write: Write) -> None:
     from benchmarks.questions import lm_step as bench_lm_step
 
     bench_lm_step.run(settings)
-    write({"notes": settings.notes})
 
 
 class Stage(NamedTuple):
@@ -262,6 +261,8 @@ def told(out: Path, summary: dict[str, Any]) -> Iterator[str]:
             elif name == "lm_step" and row.get("passes") == "step" and row.get("median_us"):
                 which = f"{row['implementation']}, {row['launched']}, {row['dtype']}"
                 yield f"{which:42} {row['median_us'] / 1e3:8.2f} ms, {row['times_as_fast']} times"
+            elif "note" in row:
+                yield f"{name:10} {row['note']}"
     for name, stage in summary.items():
         yield f"{name:10} {stage['ended']}" + (
             f", {stage['seconds']:.0f} s" if "seconds" in stage else ""
@@ -342,6 +343,13 @@ def _work(options: argparse.Namespace) -> None:
         def keep(row: Row) -> None:
             write(asdict(row))
 
+        class Notes(list[str]):
+            """Remarks, each written as it is made: a stage that is stopped has said them."""
+
+            def append(self, text: str) -> None:
+                super().append(text)
+                write({"note": text})
+
         counts = {"compiled": 0, "from_cache": 0}
 
         def listen(**event: Any) -> None:
@@ -351,13 +359,13 @@ def _work(options: argparse.Namespace) -> None:
         if options.dry_run:
             import torch
 
-            settings = Settings.of("cpu", gpu=True, tiny=True, repeats=1, keep=keep)
+            settings = Settings.of("cpu", gpu=True, tiny=True, repeats=1, keep=keep, notes=Notes())
             # oneDNN has no LSTM in float16 under autocast; PyTorch's own operations have.
             torch.backends.mkldnn.enabled = False
             with uf.backend.use("triton"):
                 stage(settings, write)
         else:
-            stage(Settings.of("cuda", keep=keep), write)
+            stage(Settings.of("cuda", keep=keep, notes=Notes()), write)
         write({"kernels": counts})
 
 

@@ -64,7 +64,7 @@ class _Recurrence(NamedTuple):
                 forward_persistent.run(*buffers, *after, self.plan.forward)
                 return
             except LaunchRefused:
-                if self.form == "persistent":
+                if self.form != "auto":
                     raise
         buffers = (gates, self.dropped(), states, cells)
         forward_stepwise.run(*buffers, *after, self.plan.forward_step)
@@ -77,7 +77,7 @@ class _Recurrence(NamedTuple):
             try:
                 return backward_persistent.run(*buffers, *after, self.plan.backward)
             except LaunchRefused:
-                if self.form == "persistent":
+                if self.form != "auto":
                     raise
         buffers = (grad_output, gates, cells, self.dropped(), grad_h, grad_c)
         return backward_stepwise.run(*buffers, *after, self.plan.backward_step)
@@ -168,7 +168,7 @@ def lstm_triton(
         gate_p: four probabilities of gate dropout.
         sequence: one gate mask for all steps instead of one a step.
         stream: 2 * layer + reverse.
-        form: "persistent", "stepwise" or "auto".
+        form: as `tiles.choose` takes it, or "auto".
         keep: what is left for the backward, one of the `KEEP_` constants.
 
     Returns:

@@ -26,6 +26,12 @@ _UNITS, _COLUMNS = (16, 32), 128
 _STAGES = 4
 # Rows of a block have no more than these, and a launch no more groups of them.
 _MOST_ROWS, _MOST_GROUPS = 128, 65_535
+# Beside a weight on chip: bytes of a row of K-tiles, how many at once, and warps. More would spill.
+_ON_CHIP = {"depth": 128, "stages": 2, "warps": 4}
+# Bytes that L2 brings into a multiprocessor in a cycle. With the weight on chip a product waits for
+# the tensor cores instead, and is predicted to win where these are fewer than `_ENOUGH`: see "What
+# compiled code predicts" in README.md, which tells of no other device.
+_L2_BYTES, _ENOUGH = {(9, 0): 64}, 30
 # Bytes that the threads of so many warps copy at once.
 _COPY = {warps: warps * 32 * 16 for warps in (4, 8)}
 
@@ -52,6 +58,7 @@ class PersistentTile(NamedTuple):
         groups: groups of rows in one launch.
         k_parts: ranges into which the H columns fall, as many blocks sharing their units; 1 unless
             asked for.
+        resident: whether all of the weight is on chip, and stages K-tiles of h are loaded at once.
     """
 
     rows: int
@@ -80,6 +87,7 @@ class BackwardTile(NamedTuple):
         grouped: whether a block waits for those alone that it depends on.
         warps: warps of a block.
         groups: groups of rows in one launch.
+        resident: as in `PersistentTile`.
     """
 
     rows: int
@@ -120,11 +128,12 @@ class Plan(NamedTuple):
         """Say the product's tiles in words, rows by columns by depth."""
         if self.form == "persistent":
             forward, backward, columns = self.forward, self.backward, self.backward.columns
+            which = "resident tiles" if forward.resident else "pipelined tiles"
         else:
             forward, backward = self.forward_step, self.backward_step
-            columns = backward.units
+            columns, which = backward.units, "tiles"
         return (
-            f"tiles of {forward.rows} x {4 * forward.units} x {forward.block_k} forwards and "
+            f"{which} of {forward.rows} x {4 * forward.units} x {forward.block_k} forwards and "
             f"{backward.rows} x {columns} x {backward.block_k} backwards"
         )
 
@@ -138,7 +147,8 @@ def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=Non
         hidden_size: H.
         dtype: compute dtype of the layer.
         precision: of float32 products, "tf32" or "ieee".
-        form: "persistent", "stepwise", or None for the better one that can run.
+        form: "persistent", "stepwise", or None for the better one that can run; "resident" and
+            "pipelined" are persistent with the weight on chip, or copied from L2 at each step.
 
     Returns:
         A `Plan`; its form is None when none, or not the one asked for, can run.
@@ -151,25 +161,33 @@ def choose(device, *, batch_size, hidden_size, dtype, precision="ieee", form=Non
     if form == "stepwise":
         return Plan("stepwise", "asked for by name", None, None, *steps)
     why = _why_not_persistent(device, batch_size, hidden_size, dtype, precision)
-    if why is not None and form == "persistent":
+    if why is not None and form is not None:
         return Plan(None, why)
-    if device.kind == "interpreter":
-        if form is None or why:
-            return Plan("stepwise", why or "the interpreter's default", None, None, *steps)
-        return Plan(
-            "persistent",
-            "one block in the interpreter",
-            *_interpreter_tiles(batch_size, hidden_size),
-            *steps,
-        )
-    if why:
+    if why is None and form is None and device.kind == "interpreter":
+        why = "the interpreter's default"
+    if why is not None:
         return Plan("stepwise", why, None, None, *steps)
-    units = _units(device, hidden_size)
-    forward = _forward_tile(device, batch_size, hidden_size, size, units)
-    backward = _backward_tile(device, batch_size, hidden_size, size, units)
-    blocks = -(-hidden_size // units)
-    reason = f"{blocks} blocks at once, the device has {device.multiprocessors} multiprocessors"
-    return Plan("persistent", reason, forward, backward, *steps)
+    if device.kind == "interpreter":
+        tiles = _interpreter_tiles(batch_size, hidden_size)
+        reason = "one block in the interpreter"
+    else:
+        units = _units(device, hidden_size)
+        tiles = (
+            _forward_tile(device, batch_size, hidden_size, size, units),
+            _backward_tile(device, batch_size, hidden_size, size, units),
+        )
+        blocks = -(-hidden_size // units)
+        reason = f"{blocks} blocks at once, the device has {device.multiprocessors} multiprocessors"
+    enough = _L2_BYTES.get(device.capability, _ENOUGH) >= _ENOUGH
+    if form == "resident" or (form != "pipelined" and not enough):
+        on_chip = [_with_weight(tile, size) for tile in tiles]
+        held = max(_held(tile, hidden_size, size) for tile in on_chip)
+        if held <= device.shared_memory:
+            tiles = on_chip
+        elif form == "resident":
+            why = f"the weight of H = {hidden_size} needs {held} bytes on chip, the device has "
+            return Plan(None, f"{why}{device.shared_memory}")
+    return Plan("persistent", reason, *tiles, *steps)
 
 
 def _why_none(device, batch_size, hidden_size, dtype):
@@ -288,6 +306,22 @@ def _backward_tile(device, batch_size, hidden_size, size, units):
     # A K range is a multiple of 64 gate columns, and no tile is a part of one.
     depth, stages, warps = _k_tiles(device, rows, _COLUMNS, 128)
     return BackwardTile(rows, k_parts, _COLUMNS, depth // size, stages, False, warps, groups)
+
+
+def _with_weight(tile, size):
+    """Return the tile with all of the weight on chip, whose K-tiles take the room of others."""
+    depth = min(tile.block_k, _ON_CHIP["depth"] // size)
+    stages, warps = _ON_CHIP["stages"], _ON_CHIP["warps"]
+    return tile._replace(block_k=depth, stages=stages, warps=warps, resident=True)
+
+
+def _held(tile, hidden_size, size):
+    """Return the most shared memory that a block with its weight on chip may ask for."""
+    columns = 4 * tile.units if isinstance(tile, PersistentTile) else tile.columns
+    # Beside the weight, K-tiles of the input, and the product, which changes its layout.
+    elements = tile.depth(hidden_size) * columns
+    elements += tile.rows * (tile.stages * tile.block_k + columns)
+    return elements * size
 
 
 def _interpreter_tiles(batch_size, hidden_size):

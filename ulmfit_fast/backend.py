@@ -9,7 +9,8 @@
 | `auto`      | the fastest of them that can run the call                    |                   |
 
 `triton` chooses between two forms, which have names of their own: `triton-persistent`, one launch
-for all time steps, and `triton-stepwise`, one launch a step.
+for all time steps, and `triton-stepwise`, one launch a step. Of the former there are two again:
+`triton-pipelined` copies the weight on chip at each step, `triton-resident` keeps it there.
 
 A backend asked for by name runs or raises; only `auto` chooses another one. Under forward-mode
 differentiation and torch.func's grad, vjp, jacrev and hessian `reference` alone is right; it is
@@ -40,6 +41,8 @@ BACKENDS = (
     "auto",
     "triton",
     "triton-persistent",
+    "triton-pipelined",
+    "triton-resident",
     "triton-stepwise",
     "torch",
     "eager",
@@ -60,10 +63,10 @@ class Choice(NamedTuple):
     """The backend that runs a call, and why.
 
     Attributes:
-        name: one of `BACKENDS`, but neither "auto" nor one of the two forms' names.
+        name: one of `BACKENDS`, but neither "auto" nor one of the forms' names.
         reason: why.
-        form: for "triton": "persistent", "stepwise", or "auto", which may still fall back from the
-            first to the second when the device refuses the launch.
+        form: for "triton": the one that was asked for, or "auto", which may still fall back from
+            persistent to stepwise when the device refuses the launch.
     """
 
     name: str

@@ -16,7 +16,7 @@ from unittest import mock
 
 from ulmfit_fast.kernels import backward_persistent, forward_persistent, tiles  # noqa: TID251
 
-__all__ = ["ALTERNATIVES", "ON_CHIP", "Alternative", "weights_on_chip"]
+__all__ = ["ALTERNATIVES", "Alternative"]
 
 # What moves the borders between blocks: in the interpreter there is one, which waits for no other.
 _BORDERS = {"columns", "k_parts", "units"}
@@ -80,13 +80,11 @@ def _tall(kernel: str, rows: int) -> Alternative:
     return Alternative(f"{rows} rows a block", kernel, tile, hidden=400)
 
 
-ON_CHIP = "weights on chip"
 # The units are those that are chosen on a GPU; the interpreter's one block has all of them.
 ALTERNATIVES = (
     *(_deep("forward", stages) for stages in (2, 3, 5)),
     Alternative("K tiles of 64", "forward", {"block_k": 64, "stages": 8}),
     Alternative("4 warps", "forward", {"warps": 4}),
-    Alternative(ON_CHIP, "forward", {"resident": True, "block_k": 64, "stages": 2, "warps": 4}),
     Alternative("polls by atomics", "forward", constants={"INLINE_POLL": False}),
     Alternative("2 K ranges", "forward", {"k_parts": 2, "units": 16, "block_k": 64}),
     Alternative("4 K ranges", "forward", {"k_parts": 4, "units": 16, "block_k": 32}),
@@ -95,20 +93,9 @@ ALTERNATIVES = (
     *(_tall("forward", rows) for rows in (32, 64)),
     *(_deep("backward", stages) for stages in (2, 3, 6)),
     Alternative("4 warps", "backward", {"warps": 4}),
-    Alternative(ON_CHIP, "backward", {"resident": True, "stages": 2, "warps": 4}),
     Alternative("meetings of those that depend", "backward", {"grouped": True}),
     Alternative("polls by atomics", "backward", constants={"INLINE_POLL": False}),
     Alternative("4 K ranges", "backward", {"k_parts": 4}),
     Alternative("64 rows, two launches", "backward", {"rows": 64}, batch=128),
     *(_tall("backward", rows) for rows in (32, 64)),
 )
-
-
-@contextlib.contextmanager
-def weights_on_chip() -> Iterator[None]:
-    """Have layers launch both directions with all of the weight on chip, not pipelined from L2."""
-    with contextlib.ExitStack() as stack:
-        for alternative in ALTERNATIVES:
-            if alternative.name == ON_CHIP:
-                stack.enter_context(alternative.applied())
-        yield

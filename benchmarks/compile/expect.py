@@ -74,7 +74,7 @@ def faults(variant: Variant, expected: Expected, found: Found, default: bool, ra
         want = getattr(expected, name)
         if want is not None and want != got:
             wrong.append(f"{name} is {got}, not {want}")
-    if variant.form == "persistent" and found.loop.through_l1:
+    if variant.persistent and found.loop.through_l1:
         wrong.append(f"{found.loop.through_l1} copies of what other blocks write go through L1")
     return wrong
 
@@ -87,7 +87,7 @@ def loaded_in_a_step(variant: Variant, expected: Expected, found: Found, warps: 
     loop, threads = found.loop, 32 * warps
     if DEVICES[variant.arch].kind != "cuda" or variant.form == "small":
         return None
-    if variant.form == "persistent" or not loop.instructions:
+    if variant.persistent or not loop.instructions:
         copied = expected.turns * loop.copied
         return threads * (loop.loaded + copied or loop.loaded_outside)
     # A turn of the stepwise loop is some tiles of the product; all of them are a step.

@@ -39,7 +39,7 @@ def record(variant: Variant) -> tuple[Launch | None, Any, bool, str]:
         if plan.form is None:
             return None, None, False, plan.reason
         tile = _launch(variant, plan, dtype)
-    default = variant.form == chosen.form and not variant.alternative
+    default = plan._replace(reason="") == chosen._replace(reason="") and not variant.alternative
     return launches[0], tile, default, "" if default or variant.alternative else chosen.reason
 
 
@@ -71,7 +71,7 @@ def _launch(variant, plan, dtype):
         buffers = (gates, weight, buffer(steps + 1, batch, hidden), cells)
         run, tile = (
             (forward_persistent.run, plan.forward)
-            if variant.form == "persistent"
+            if variant.persistent
             else (forward_stepwise.run, plan.forward_step)
         )
     else:
@@ -79,7 +79,7 @@ def _launch(variant, plan, dtype):
         buffers = (buffer(steps, batch, hidden), gates, cells, weight, *ends)
         run, tile = (
             (backward_persistent.run, plan.backward)
-            if variant.form == "persistent"
+            if variant.persistent
             else (backward_stepwise.run, plan.backward_step)
         )
     run(*buffers, lengths, seed, call, tile)

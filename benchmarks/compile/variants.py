@@ -60,7 +60,7 @@ _FORWARD_ONLY = ("inference", "recompute")
 class Variant(NamedTuple):
     """One launch of the product; its fields are its name. A small one's `hidden` is its width.
 
-    With an alternative, what could be launched instead.
+    The form is one that `tiles.choose` takes. With an alternative, what could be launched instead.
     """
 
     arch: str
@@ -71,6 +71,11 @@ class Variant(NamedTuple):
     dtype: str
     mode: str
     alternative: Alternative | None = None
+
+    @property
+    def persistent(self) -> bool:
+        """Whether one launch does all steps."""
+        return self.form in ("persistent", "resident")
 
     def __str__(self) -> str:
         sizes = f"H{self.hidden} B{self.batch}"
@@ -109,8 +114,13 @@ def variants() -> list[Variant]:
 
 
 def alternatives() -> list[Variant]:
-    """Return the alternatives on Hopper, with the dropout with which they are timed."""
-    return [
+    """Return what can be asked for on Hopper instead, with the dropout with which it is timed."""
+    on_chip = [
+        Variant("sm_90", "resident", kernel, hidden, batch, "bf16", "weight-drop")
+        for hidden, batch in ((1152, 64), (1152, 128), (400, 64))
+        for kernel in ("forward", "backward")
+    ]
+    return on_chip + [
         Variant("sm_90", "persistent", a.kernel, a.hidden, a.batch, "bf16", "weight-drop", a)
         for a in ALTERNATIVES
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from benchmarks.compared.alternatives import ALTERNATIVES, Alternative
-from benchmarks.compared.baselines import KERNELS, Weights
+from benchmarks.compared.baselines import KERNELS, RESIDENT, Weights
 from benchmarks.harness.cli import run_question
 from benchmarks.harness.rows import Row
 from benchmarks.harness.settings import Settings
@@ -24,7 +24,8 @@ def run(settings: Settings) -> list[Row]:
     for (kernel, hidden, batch), group in itertools.groupby(
         sorted(ALTERNATIVES, key=_shape), key=_shape
     ):
-        makers = [ours(settings, KERNELS[0])]
+        names = (KERNELS[0], RESIDENT) if (hidden, batch) == (1152, 64) else KERNELS[:1]
+        makers = [ours(settings, name) for name in names]
         makers += [_maker(settings, one) for one in group if settings.cuda or not one.many_blocks]
         rows += compare_layers(
             settings,

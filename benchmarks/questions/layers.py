@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.compared import alternatives, baselines, optional
-from benchmarks.compared.baselines import KERNELS, TODAY, Implementation, Weights
+from benchmarks.compared import baselines, optional
+from benchmarks.compared.baselines import TODAY, Implementation, Weights
 from benchmarks.harness import check, roofline
 from benchmarks.harness.measure import Entry, compare
 from benchmarks.harness.rows import Row
@@ -181,19 +181,6 @@ def ours(settings: Settings, backend: str, dtype: torch.dtype | None = None, **d
     """Return the maker of our layer on a backend; drops are weight_p and gate_p."""
     drops = drops or {"weight_p": WEIGHT_P}
     return lambda weights: baselines.ours(weights, backend, dtype or settings.dtype, **drops)
-
-
-def resident(settings: Settings, **drops) -> Make:
-    """Return the maker of our persistent layer with its weights on chip, not pipelined from L2."""
-    make = ours(settings, KERNELS[0], **drops)
-
-    def made(weights: Sequence[Weights]) -> Implementation:
-        layer = make(weights)
-        layer.name += f": {alternatives.ON_CHIP}"
-        layer.within = alternatives.weights_on_chip
-        return layer
-
-    return made
 
 
 def today(settings: Settings, dtype: torch.dtype | None = None) -> Make:

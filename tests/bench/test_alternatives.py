@@ -9,7 +9,9 @@ from benchmarks.compile.variants import alternatives
 from ulmfit_fast.kernels import forward_persistent, tiles
 
 
-@pytest.mark.parametrize("variant", alternatives(), ids=lambda v: f"{v}")
+@pytest.mark.parametrize(
+    "variant", [v for v in alternatives() if v.alternative], ids=lambda v: f"{v}"
+)
 def test_it_is_another_launch_than_what_is_chosen(variant) -> None:
     chosen, tile, default, _ = record(variant._replace(alternative=None))
     launch, other, not_default, note = record(variant)
@@ -26,7 +28,8 @@ def test_it_is_another_launch_than_what_is_chosen(variant) -> None:
 
 def test_each_has_a_name_of_its_own() -> None:
     names = [str(variant) for variant in alternatives()]
-    assert len(set(names)) == len(ALTERNATIVES) == len(names)
+    assert len(set(names)) == len(names)
+    assert sum(": " in name for name in names) == len(ALTERNATIVES)
 
 
 def test_all_is_as_before_when_one_fails() -> None:

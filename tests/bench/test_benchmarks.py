@@ -256,3 +256,10 @@ def test_what_is_emulated_has_no_floor_and_is_not_measured(settings, monkeypatch
     floor = roofline.ceilings(settings).floor_us(cost, torch.bfloat16)
     assert floor == (None if why else 2e6) and measured == ([] if why else [torch.bfloat16])
     assert roofline.ceilings(settings).floor_us(cost, torch.float32) == 2e6
+
+
+def test_a_dropped_weight_does_not_hold_the_graph_of_its_call():
+    """What holds one ties later calls to its stream, which a captured one may not use."""
+    layer = baselines.WeightDropped(torch.nn.LSTM(3, 4), 0.5)
+    layer(torch.randn(2, 1, 3))[0].sum().backward()
+    assert layer.raw.grad is not None and layer.lstm.weight_hh_l0.grad_fn is None

@@ -9,6 +9,8 @@ from ulmfit_fast.kernels import tiles
 from ulmfit_fast.kernels.device import Device
 
 pytest.importorskip("triton")
+from benchmarks.compile_record import record
+
 from benchmarks import compile_gate as gate
 
 # The gate compiles kernels that Triton's interpreter would replace.
@@ -53,6 +55,46 @@ def test_the_persistent_form_needs_no_room_for_the_weight(name, dtype, hidden_si
     assert plan.reason == f"{blocks} blocks at once, the device has {count} multiprocessors"
     assert not plan.forward.resident and not plan.backward.resident
     assert plan.forward_step and plan.backward_step
+
+
+def test_the_weight_is_on_chip_where_that_is_asked_for():
+    plan, pipelined = (choose("H100", form=form) for form in ("resident", "pipelined"))
+    assert pipelined == choose("H100", form="persistent") == choose("H100")
+    assert (plan.form, plan.reason) == (pipelined.form, pipelined.reason)
+    for tile, other in zip(plan[2:4], pipelined[2:4], strict=True):
+        assert tile.resident and not other.resident
+        changed = {"resident": True, "block_k": 64, "stages": 2, "warps": 4}
+        assert tile == other._replace(**changed)
+        assert tile.depth(1152) % tile.block_k == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden_size", "dtype", "needed"),
+    [
+        ("A100", 1152, torch.bfloat16, 180_224),
+        ("RTX 4090", 1152, torch.bfloat16, 180_224),
+        ("H100", 1152, torch.float32, 344_064),
+        ("RTX 4090", 400, torch.float32, 143_360),
+    ],
+)
+def test_a_weight_that_is_too_large_for_the_chip(name, hidden_size, dtype, needed):
+    settings = {"hidden_size": hidden_size, "precision": "tf32"}
+    plan = choose(name, dtype, form="resident", **settings)
+    assert plan.form is None
+    room = device(name).shared_memory
+    assert plan.reason == (
+        f"the weight of H = {hidden_size} needs {needed} bytes on chip, the device has {room}"
+    )
+
+
+@pytest.mark.parametrize(("rate", "resident"), [(64, False), (30, False), (29, True)])
+def test_the_weight_stays_on_chip_where_l2_is_predicted_to_be_slower(rate, resident, monkeypatch):
+    monkeypatch.setitem(tiles._L2_BYTES, (9, 0), rate)
+    for form in (None, "persistent"):
+        assert choose("H100", form=form).forward.resident == resident
+        # There it has no room.
+        assert not choose("H100", torch.float32, precision="tf32", form=form).forward.resident
+    assert not choose("H100", form="pipelined").forward.resident
 
 
 @pytest.mark.parametrize("name", ["A100", "H100", "B200", "RTX 4090", "L4"])
@@ -135,6 +177,17 @@ def test_the_pipeline_on_hopper(kernel):
     assert 0 < result.found.loop.inner < result.found.loop.instructions
     assert result.found.loop.copied == (128 if kernel == "forward" else 96)
     assert result.found.loop.through_l1 == 0
+
+
+@compiles
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_the_weight_on_chip_on_hopper(kernel):
+    variant = FORWARD._replace(form="resident", kernel=kernel, hidden=400)
+    result = gate.inspect(variant)
+    assert result.faults == [] and not result.default
+    assert result.found.resident == (7 if kernel == "forward" else 4)
+    _, tile, *_ = record(variant)
+    assert result.found.shared <= tiles._held(tile, 400, 2)
 
 
 @compiles

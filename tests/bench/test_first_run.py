@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
+from benchmarks.settings import Settings
 
-from benchmarks import first_run
+from benchmarks import bench_lm_step, first_run
 from benchmarks.first_run import Stage, main
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +81,50 @@ def test_a_cache_may_be_moved(tmp_path):
     first_run.relocate(moved)
     named = json.loads((moved / "KEY" / "__grp__a.json").read_text())["child_paths"]
     assert Path(named["a.cubin"]).read_bytes() == b"code"
+
+
+class Trained:
+    """What `capture` takes for a training step, with losses that are given."""
+
+    def __init__(self, losses):
+        self.losses = iter(losses)
+
+    def __call__(self, inputs, targets):
+        return torch.tensor(next(self.losses))
+
+
+@pytest.mark.parametrize(
+    ("captured", "right"),
+    [([3.0, 2.0], True), ([3.0, float("nan")], False), ([float("nan"), 2.0], False)],
+)
+def test_a_replay_that_gives_nan_is_not_right(captured, right, monkeypatch):
+    made = iter(2 * [[3.0, 2.0, 1.0], [*captured, 1.0]])
+    monkeypatch.setattr(bench_lm_step, "make_ours", lambda *_: (Trained(next(made)), {}))
+    rows = []
+    first_run.capture(Settings(gpu=True, tiny=True), rows.append)
+    assert [row["right"] for row in rows] == [right, right]
+
+
+def test_a_loss_of_zero_can_be_compared(monkeypatch):
+    monkeypatch.setattr(bench_lm_step, "make_ours", lambda *_: (Trained(3 * [0.0]), {}))
+    rows = []
+    first_run.capture(Settings(gpu=True, tiny=True), rows.append)
+    assert [row["largest_difference"] for row in rows] == [0.0, 0.0]
+
+
+def test_what_a_stage_remarks_is_there_when_it_is_stopped(tmp_path, monkeypatch):
+    """And is told with the results: the row of what failed is missing there."""
+
+    def stage(settings, write):
+        settings.note("something: RuntimeError: made up")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first_run, "STAGES", {"one": Stage(30.0, stage)})
+    monkeypatch.setattr(first_run, "ctypes", mock.MagicMock())
+    with pytest.raises(KeyboardInterrupt):
+        main(["--out", str(tmp_path), "--stage", "one", "--dry-run"])
+    told = first_run.told(tmp_path, {"one": {"ended": "stopped after 30 s"}})
+    assert "something: RuntimeError: made up" in next(told)
 
 
 @pytest.mark.slow

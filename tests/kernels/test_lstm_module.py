@@ -188,8 +188,11 @@ def test_explain_names_the_form_and_the_reason():
         'triton: persistent form, asked for by backend="triton-persistent"; '
     )
     assert explained.endswith(
-        "one block in the interpreter, tiles of 16 x 64 x 16 forwards and 16 x 16 x 16 backwards"
+        "one block in the interpreter, pipelined tiles of 16 x 64 x 16 forwards and 16 x 16 x 16 "
+        "backwards"
     )
+    resident = uf.backend.explain(uf.LSTM(5, 16, backend="triton-resident"), x)
+    assert "persistent form" in resident and "resident tiles of 16 x 64 x 16" in resident
     big = uf.LSTM(5, 400, backend="triton-persistent")
     assert "of at most 128 units" in uf.backend.explain(big, x)
     wide = uf.LSTM(5, 16, backend="triton", dtype=torch.float64)

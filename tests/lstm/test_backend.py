@@ -45,7 +45,7 @@ def test_the_explained_backend_is_the_one_that_runs(monkeypatch, settings, expec
     assert ran == [expected]
 
 
-@pytest.mark.parametrize("name", ["triton", "triton-stepwise", "triton-persistent"])
+@pytest.mark.parametrize("name", [name for name in uf.backend.BACKENDS if "triton" in name])
 def test_triton_asked_for_by_name_raises_with_reason_and_mend(name):
     lstm = uf.LSTM(4, 8, backend=name)
     x = torch.randn(5, 2, 4)

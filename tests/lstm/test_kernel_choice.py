@@ -74,8 +74,20 @@ def test_a_user_reads_of_form_and_tiles(monkeypatch):
     plan = kernel_plan(None, Request(CUDA, torch.bfloat16, batch_size=64, hidden_size=1152))
     choice = chosen(kernels=lambda *_: plan)
     assert f"{choice.name}: {choice.reason}" == (
-        "triton: persistent form, 72 blocks at once, the device has 132 multiprocessors, tiles of "
-        "64 x 64 x 128 forwards and 64 x 128 x 64 backwards; predicted, not measured"
+        "triton: persistent form, 72 blocks at once, the device has 132 multiprocessors, pipelined "
+        "tiles of 64 x 64 x 128 forwards and 64 x 128 x 64 backwards; predicted, not measured"
+    )
+    named = chosen(
+        "triton-resident",
+        **settings,
+        kernels=lambda form: kernel_plan(form, device=CUDA, **settings),
+    )
+    assert named == Choice(
+        "triton",
+        'persistent form, asked for by backend="triton-resident"; 72 blocks at once, the device '
+        "has 132 multiprocessors, resident tiles of 64 x 64 x 64 forwards and 64 x 128 x 64 "
+        "backwards",
+        "resident",
     )
 
 
