@@ -9,9 +9,8 @@ from ulmfit_fast.kernels import tiles
 from ulmfit_fast.kernels.device import Device
 
 pytest.importorskip("triton")
-from benchmarks.compile_record import record
-
 from benchmarks import compile_gate as gate
+from benchmarks.compile.record import record
 
 # The gate compiles kernels that Triton's interpreter would replace.
 compiles = pytest.mark.skipif(

@@ -11,10 +11,11 @@ from unittest import mock
 
 import pytest
 import torch
-from benchmarks.settings import Settings
 
-from benchmarks import bench_lm_step, first_run
+from benchmarks import first_run
 from benchmarks.first_run import Stage, main
+from benchmarks.harness.settings import Settings
+from benchmarks.questions import lm_step as bench_lm_step
 
 ROOT = Path(__file__).parents[2]
 ONCE = ("timeit", "-n", "1", "-r", "1")

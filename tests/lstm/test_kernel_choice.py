@@ -71,17 +71,14 @@ def test_what_auto_prefers_is_a_prediction(form, hidden_size):
 def test_a_user_reads_of_form_and_tiles(monkeypatch):
     device = Device("cuda", (9, 0), 132, 232_448)
     monkeypatch.setattr("ulmfit_fast.kernels.device.describe_device", lambda _: device)
-    plan = kernel_plan(None, Request(CUDA, torch.bfloat16, batch_size=64, hidden_size=1152))
+    request = Request(CUDA, torch.bfloat16, batch_size=64, hidden_size=1152)
+    plan = kernel_plan(None, request)
     choice = chosen(kernels=lambda *_: plan)
     assert f"{choice.name}: {choice.reason}" == (
         "triton: persistent form, 72 blocks at once, the device has 132 multiprocessors, pipelined "
         "tiles of 64 x 64 x 128 forwards and 64 x 128 x 64 backwards; predicted, not measured"
     )
-    named = chosen(
-        "triton-resident",
-        **settings,
-        kernels=lambda form: kernel_plan(form, device=CUDA, **settings),
-    )
+    named = chosen("triton-resident", kernels=lambda form, *_: kernel_plan(form, request))
     assert named == Choice(
         "triton",
         'persistent form, asked for by backend="triton-resident"; 72 blocks at once, the device '
