@@ -93,7 +93,7 @@ ALTERNATIVES = (
     *(_tall("forward", rows) for rows in (32, 64)),
     *(_deep("backward", stages) for stages in (2, 3, 6)),
     Alternative("4 warps", "backward", {"warps": 4}),
-    Alternative("meetings of those that depend", "backward", {"grouped": True}),
+    Alternative("barriers of those that depend", "backward", {"grouped": True}),
     Alternative("polls by atomics", "backward", constants={"INLINE_POLL": False}),
     Alternative("4 K ranges", "backward", {"k_parts": 4}),
     Alternative("64 rows, two launches", "backward", {"rows": 64}, batch=128),

@@ -20,12 +20,12 @@ class Cost(NamedTuple):
     Attributes:
         operations: multiplications and additions of its matrix products.
         moved: bytes read and written, each operand once, nothing between them.
-        meetings: steps that wait for the step before them.
+        barriers: steps that wait for the step before them.
     """
 
     operations: float
     moved: float
-    meetings: int
+    barriers: int
 
     def __add__(self, other: object) -> Cost:
         assert isinstance(other, Cost)
@@ -40,7 +40,7 @@ def layer_cost(
     Forward: parameters and input are read, the output is written. Backward: twice the operations;
     parameters, input and output are read again with the output's gradient, and the gradients of
     parameters and input are written. What lies between, gates and cells, could be computed again
-    and counts nothing. The recurrence meets once a step and pass.
+    and counts nothing. The recurrence synchronizes once a step and pass.
     """
     weights = 4 * hidden_size * (input_size + hidden_size + 2) * itemsize
     ends = steps * batch_size * (input_size + hidden_size) * itemsize
@@ -90,13 +90,13 @@ class Ceilings:
     Attributes:
         settings: of the run that measures them.
         copied: bytes read and written in a second by a large copy.
-        meeting_us: microseconds of one barrier among all blocks of a launch; 0 on a CPU.
+        barrier_us: microseconds of one barrier among all blocks of a launch; 0 on a CPU.
         rates: operations a second of a large matrix product, by dtype.
     """
 
     settings: Settings
     copied: float
-    meeting_us: float
+    barrier_us: float
     rates: dict[torch.dtype, float] = field(default_factory=dict)
 
     def rate(self, dtype: torch.dtype) -> float:
@@ -113,24 +113,24 @@ class Ceilings:
         """
         if dtype == torch.bfloat16 and not self.settings.cuda and machine.why_no_bfloat16():
             return None
-        return floor_us(cost, self.copied, self.rate(dtype), self.meeting_us)
+        return floor_us(cost, self.copied, self.rate(dtype), self.barrier_us)
 
     def __str__(self) -> str:
         rates = ", ".join(
             f"{str(dtype).removeprefix('torch.')} {rate / 1e9:,.0f} GFLOP/s"
             for dtype, rate in self.rates.items()
         )
-        barrier = f", barrier {self.meeting_us:.2f} us" if self.meeting_us else ""
+        barrier = f", barrier {self.barrier_us:.2f} us" if self.barrier_us else ""
         return f"copy {self.copied / 1e9:,.1f} GB/s, {rates}{barrier}"
 
 
-def floor_us(cost: Cost, copied: float, rate: float, meeting_us: float) -> float:
+def floor_us(cost: Cost, copied: float, rate: float, barrier_us: float) -> float:
     """Return the least time in microseconds: the busier of memory and arithmetic, and the waiting.
 
-    >>> floor_us(Cost(2e9, 1e6, 10), copied=1e9, rate=1e12, meeting_us=1.5)
+    >>> floor_us(Cost(2e9, 1e6, 10), copied=1e9, rate=1e12, barrier_us=1.5)
     2015.0
     """
-    return 1e6 * max(cost.moved / copied, cost.operations / rate) + cost.meetings * meeting_us
+    return 1e6 * max(cost.moved / copied, cost.operations / rate) + cost.barriers * barrier_us
 
 
 def ceilings(settings: Settings) -> Ceilings:
@@ -143,19 +143,15 @@ def ceilings(settings: Settings) -> Ceilings:
 
 def measure(settings: Settings) -> Ceilings:
     """Measure the ceilings of the device."""
+    # Triton is not on every machine with a CPU alone.
     from benchmarks.harness import barrier
 
     count = settings.sized(64 << 20, 512 << 20, 1 << 12)
     source = torch.rand(count // 4, device=settings.device)
     target = torch.empty_like(source)
     seconds = _seconds(lambda turn: target.copy_(source), settings)
-    meeting = 0.0
-    if settings.gpu:
-        # Triton is not on every machine with a CPU alone.
-        from benchmarks.harness import barrier
-
-        meeting = barrier.meeting_us(settings)
-    found = Ceilings(settings, 2 * count / seconds, meeting)
+    waited = barrier.barrier_us(settings) if settings.gpu else 0.0
+    found = Ceilings(settings, 2 * count / seconds, waited)
     found.rate(settings.dtype)
     return found
 

@@ -66,7 +66,7 @@ def test_the_arithmetic_of_a_step():
     assert one.operations == 2 * 64 * 4608 * 1152 == pytest.approx(0.68e9, rel=2e-3)
     w_hh, biases, output = 10_616_832, 2 * 4608 * 2, 64 * 1152 * 2
     assert one.moved == w_hh + biases + output
-    assert one.meetings == 1
+    assert one.barriers == 1
 
 
 def test_the_arithmetic_of_a_layer_by_hand():
@@ -95,7 +95,7 @@ def test_the_arithmetic_of_a_whole_step():
     # The tied weight counts once: embedding 40 x 6, its bias, two layers 6->16 and 16->6.
     parameters = 40 * 6 + 40 + 4 * 16 * (6 + 16 + 2) + 4 * 6 * (16 + 6 + 2)
     assert costs["optimizer"].moved == 7 * 4 * parameters
-    assert costs["layers"].meetings == 2 * 2 * asked.steps
+    assert costs["layers"].barriers == 2 * 2 * asked.steps
 
 
 def test_the_barrier_compiles_for_a_gpu():
@@ -108,7 +108,7 @@ def test_the_barrier_compiles_for_a_gpu():
     counter, error = (torch.zeros(32, dtype=torch.int32, device="meta") for _ in range(2))
     options = {"num_warps": 4, "launch_cooperative_grid": True}
     constants = {"SPINS": 10, "INLINE_POLL": True}
-    launch = Launch(barrier._meet_kernel, (counter, error, 10), constants, options)
+    launch = Launch(barrier._barrier_kernel, (counter, error, 10), constants, options)
     code = compile_launch(launch, GPUTarget("cuda", 90, 32)).asm["ptx"]
     assert "atom.global.gpu.release" in code and "ld.acquire.gpu" in code
     # A block gives up after a time, not after a number of polls; of its threads one warp polls, and
@@ -119,14 +119,14 @@ def test_the_barrier_compiles_for_a_gpu():
 
 def test_the_floor_is_the_busier_of_the_two_and_the_waiting():
     busy = roofline.Cost(2e9, 1e6, 10)
-    assert roofline.floor_us(busy, copied=1e9, rate=1e12, meeting_us=1.5) == 2000 + 15
+    assert roofline.floor_us(busy, copied=1e9, rate=1e12, barrier_us=1.5) == 2000 + 15
     moving = roofline.Cost(2e9, 8e6, 10)
-    assert roofline.floor_us(moving, copied=1e9, rate=1e12, meeting_us=0) == 8000
+    assert roofline.floor_us(moving, copied=1e9, rate=1e12, barrier_us=0) == 8000
 
 
 def test_ceilings_are_measured():
     found = roofline.measure(Settings(tiny=True, repeats=2))
-    assert found.copied > 0 and found.rate(torch.float32) > 0 and found.meeting_us == 0
+    assert found.copied > 0 and found.rate(torch.float32) > 0 and found.barrier_us == 0
     assert "float32" in str(found)
 
 

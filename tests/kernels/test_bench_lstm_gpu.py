@@ -116,9 +116,9 @@ def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
 
 
 def test_the_barrier_of_the_kernels_is_what_is_timed():
-    assert int(barrier.meet(1, 3, "cpu")) == 0
+    assert int(barrier.synchronize(1, 3, "cpu")) == 0
     settings = Settings(gpu=True, tiny=True, repeats=1)
-    assert barrier.meeting_us(settings) > 0
+    assert barrier.barrier_us(settings) > 0
     assert settings.notes == []
 
 
