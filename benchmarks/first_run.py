@@ -269,6 +269,11 @@ def told(out: Path, summary: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def failed(row: dict[str, Any]) -> bool:
+    """Say whether a row is of something of ours that is wrong, or remarks that it raised."""
+    return row.get("right") is False or row.get("note", "").startswith("ulmfit_fast")
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
@@ -315,7 +320,7 @@ def _run(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    wrong = [row for row in _rows(out / f"{name}.jsonl") if row.get("right") is False]
+    wrong = [row for row in _rows(out / f"{name}.jsonl") if failed(row)]
     if ended == "well" and wrong:
         ended = f"with {len(wrong)} wrong or failed: see {name}.jsonl"
     return {"ended": ended, "seconds": round(time.monotonic() - start, 1)}

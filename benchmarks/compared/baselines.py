@@ -85,7 +85,8 @@ class WeightDropped(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run the LSTM; a given mask takes the place of a drawn one."""
         if mask is None:
-            self._put(F.dropout(self.raw, self.weight_p, self.training))
+            # A view, as with nothing to drop the parameter itself would become one of the LSTM's.
+            self._put(F.dropout(self.raw.view_as(self.raw), self.weight_p, self.training))
         else:
             self._put(self.raw * mask)
         with warnings.catch_warnings():

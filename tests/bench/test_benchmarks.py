@@ -258,8 +258,11 @@ def test_what_is_emulated_has_no_floor_and_is_not_measured(settings, monkeypatch
     assert roofline.ceilings(settings).floor_us(cost, torch.float32) == 2e6
 
 
-def test_a_dropped_weight_does_not_hold_the_graph_of_its_call():
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_a_dropped_weight_does_not_hold_the_graph_of_its_call(p):
     """What holds one ties later calls to its stream, which a captured one may not use."""
-    layer = baselines.WeightDropped(torch.nn.LSTM(3, 4), 0.5)
-    layer(torch.randn(2, 1, 3))[0].sum().backward()
+    layer = baselines.WeightDropped(torch.nn.LSTM(3, 4), p)
+    for _ in range(2):
+        layer(torch.randn(2, 1, 3))[0].sum().backward()
     assert layer.raw.grad is not None and layer.lstm.weight_hh_l0.grad_fn is None
+    assert "weight_hh_l0" not in dict(layer.lstm.named_parameters())

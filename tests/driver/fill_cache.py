@@ -13,51 +13,36 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import listening
 
 ROOT = Path(__file__).parents[2]
 # A launch needs its code and what is known of it; the stages before it are for people.
 _KEPT = (".cubin", ".json")
+_STAGES = ("values", "steps", "capture", "lm_step")
 
 
-def fill() -> None:
-    """Run each kernel of the stages once."""
-    import torch
-
-    from benchmarks import first_run
-    from benchmarks.compared import baselines, lm_ours
+def fill(only: list[str] | None) -> None:
+    """Run stages, and unless it is only some, what a report compiles ahead of its questions."""
+    from benchmarks import first_run, warm
     from benchmarks.harness.settings import Settings
-    from benchmarks.questions import layers, lm_step
-    from benchmarks.warm import Share
-    from ulmfit_fast.nn import LanguageModel
+    from benchmarks.questions.all import QUESTIONS
 
-    settings = Settings.of("cuda", share=Share(0, 1))
-    first_run.steps(settings, print)
-    widths, batch_size = (400, 1152), 64
-    weights = baselines.make_weights(widths, "cuda")
-    for gate_p in (0.0, first_run.GATE_P):
-        for make in first_run.forms(settings, weight_p=first_run.WEIGHT_P, gate_p=gate_p).values():
-            made = make(weights)
-            if not made.kernels:
-                continue
-            x = torch.randn(2, batch_size, widths[0], device="cuda")
-            grad = torch.randn(2, batch_size, widths[1], device="cuda")
-            layers.step_of(made.run, made, [x], grad, "training")(0)
-    asked = lm_step.problem(settings)
-    for config in (asked.config, lm_step.without_dropout(asked.config)):
-        for dtype in lm_step.dtypes(settings):
-            # A fake device's model is made where it is, not moved there.
-            step = lm_ours.make_step(LanguageModel(config, device="cuda"), dtype)
-            ids = torch.randint(
-                2, config.vocab_size, (asked.steps + 1, asked.batch_size), device="cuda"
-            )
-            for _ in range(2):
-                step(ids[:-1].contiguous(), ids[1:].contiguous())
+    def check(row: dict[str, Any]) -> None:
+        if first_run.failed(row):
+            raise SystemExit(f"this must run on a device that only listens: {row}")
+
+    settings = Settings.of("cuda", repeats=1)
+    for stage in only or _STAGES:
+        getattr(first_run, stage)(settings, check)
+    for note in settings.notes:
+        check({"note": note})
+    if not only:
+        warm.work(Settings.of("cuda", share=warm.Share(0, 1)), warm.to_compile(list(QUESTIONS)))
 
 
 def key_for(libtriton: Path) -> str:
@@ -78,10 +63,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--libtriton", type=Path, help="that of a build for another Python")
+    parser.add_argument("--only", nargs="+", choices=_STAGES, help="for these stages alone")
     options = parser.parse_args()
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise SystemExit("no C++ compiler: the listening device needs one, install g++ or clang")
+    compiler = listening.find_compiler()
     directory: Path = options.directory
     directory.mkdir(parents=True, exist_ok=True)
     os.environ["TRITON_CACHE_DIR"] = str(directory.resolve())
@@ -89,14 +73,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as library:
         listening.build(compiler, library)
         listener = listening.connect(library)
+        import programs
         import triton
         from triton.runtime import cache
+
+        programs.stand_in()
 
         if options.libtriton:
             key = key_for(options.libtriton)
             cache.triton_key = lambda: key
         with listener:
-            fill()
+            fill(options.only)
     names = [event["name"] for event in listener.events if event["what"] == "load"]
     size = 0
     for path in directory.rglob("*"):

@@ -5,15 +5,18 @@ library and for what PyTorch asks of a device. Triton compiles for sm_90 as it w
 is computed: what is seen is what is loaded, launched and copied, when, where and in what order.
 """
 
+import atexit
 import ctypes
 import importlib.util
 import os
+import shutil
 import subprocess
 import threading
+import time
 import types
 from pathlib import Path
 
-__all__ = ["Listener", "build", "connect"]
+__all__ = ["Listener", "build", "connect", "find_compiler"]
 
 _HERE = Path(__file__).parent
 _LIBRARY = "libcuda.so.1"
@@ -22,12 +25,23 @@ _LAUNCH_NOTHING = (
     "_local_scalar_dense", "_pin_memory", "_reshape_alias", "_unsafe_view", "detach", "empty",
     "empty_like", "empty_strided", "item", "new_empty", "new_empty_strided", "pin_memory",
 )  # fmt: skip
+# What the host reads of a device's memory.
+_READ = ("allclose", "equal", "item", "_local_scalar_dense")
 # What CUDA refuses while a stream is captured.
 _FORBIDDEN = ("load", "wait", "synchronize")
 
 
 def _root(package):
     return Path(importlib.util.find_spec(package).origin).parent
+
+
+def find_compiler():
+    """Return the path of a C++ compiler; ends the program where there is none."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    found = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if found is None:
+        raise SystemExit("no C++ compiler: the listening device needs one, install g++ or clang")
+    return found
 
 
 def build(compiler, directory):
@@ -58,6 +72,8 @@ def connect(directory):
         ctypes.CDLL(str(_root("torch") / "lib" / name), ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(str(Path(directory) / _LIBRARY), ctypes.RTLD_GLOBAL)
     library.current_stream.restype = ctypes.c_int64
+    # As Python ends, so that nothing comes before it in the process's own end.
+    atexit.register(library.leave)
     library.set_stream.argtypes = (ctypes.c_int, ctypes.c_int64)
     return Listener(library)
 
@@ -170,9 +186,16 @@ class Listener:
                 pass
 
         class Event:
+            def __init__(self, **_):
+                self.time = 0.0
+
             def record(self, stream=None):
                 stream = current_stream() if stream is None else stream
                 listener.note("record", place=[stream.device.index, stream.stream_id])
+                self.time = time.perf_counter()
+
+            def elapsed_time(self, end):
+                return 1e3 * (end.time - self.time)
 
             def query(self):
                 return True
@@ -209,6 +232,7 @@ class Listener:
             return before
 
         properties = types.SimpleNamespace(
+            name="a device that only listens",
             major=9,
             minor=0,
             multi_processor_count=132,
@@ -265,8 +289,8 @@ class Listener:
 
         listener = self
         values = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
-        sgd = torch.ops.aten._fused_sgd_
-        fused = torch.ops.aten._fused_adam_.tensor_lr, sgd.default, sgd.tensor_lr
+        agree = torch.ops.aten.equal.default, torch.ops.aten.allclose.default
+        fused = tuple(f"aten::_fused_{name}_" for name in ("adam", "adamw", "sgd"))
 
         class Mode(TorchDispatchMode):
             def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -288,10 +312,13 @@ class Listener:
                         return parts
                 listener._hear(func, args, kwargs)
                 if func in values:
-                    # Whatever is in memory that holds nothing.
-                    return 0.0 if args[0].is_floating_point() else 0
+                    # A device's memory holds nothing, and a count on the host, as of an optimizer's
+                    # steps, is not 0.
+                    return float(args[0].device.type == "cpu") if args[0].is_floating_point() else 0
+                if func in agree:
+                    return True
                 # These have no fake.
-                if func in fused:
+                if func._schema.name in fused:
                     return None
                 if func._schema.name in ("aten::pin_memory", "aten::_pin_memory"):
                     return args[0]
@@ -325,7 +352,7 @@ class Listener:
             and _on_a_device(given.values())
         ):
             self.note("operation", name=name)
-        if name in ("item", "_local_scalar_dense") and args[0].device.type == "cuda":
+        if name in _READ and args[0].device.type == "cuda":
             self.note("wait", name="item")
         if name not in ("_to_copy", "to", "copy_"):
             return

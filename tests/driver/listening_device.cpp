@@ -3,7 +3,11 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/FakeGuardImpl.h>
 
+#include <unistd.h>
+
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 
 #include "cuda.h"
 
@@ -33,7 +37,14 @@ static OnLoad on_load;
 static OnLaunch on_launch;
 static int64_t modules;
 
+static void leave_now(int status, void *) {
+  fflush(nullptr);
+  _exit(status);
+}
+
 extern "C" {
+// Autograd's threads of a device hold modes, which are Python's: when they end after it, they abort.
+void leave() { on_exit(leave_now, nullptr); }
 void listen(OnLoad load, OnLaunch launch) { on_load = load, on_launch = launch; }
 int current_device() { return Guard::getDeviceIndex(); }
 void set_device(int index) { Guard::setDeviceIndex(index); }

@@ -150,6 +150,7 @@ def main():
         # Thresholds that are multiples of 16, that are not, of the highest bit, and 1.
         for p in (0.2, 0.25, 1.0, 2.0**-32):
             hear(f"layer with p = {p}", layer, p=p)
+        hear("layer with its weights on chip", layer, backend="triton-resident")
         seeds = torch.zeros(2, dtype=torch.int64, device=DEVICE)
         for index in range(2):
             hear(f"layer with seed {index}", layer, seed=seeds[index])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -35,20 +34,11 @@ captures = pytest.mark.parametrize("count", SEEDS)
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory):
+def heard(compiler, environment, tmp_path_factory):
     """Return what a listening device heard, by the names that scenarios.py gives."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if sys.platform != "linux" or not compiler:
-        pytest.skip("needs Linux and a C++ compiler, to build the library that listens")
-    pytest.importorskip("triton", reason="needs Triton, whose launches are listened to")
-    if torch.version.cuda or torch.version.hip:
-        pytest.skip("this PyTorch has a device of its own, which cannot be stood in for")
-    library, cache = (tmp_path_factory.mktemp(name) for name in ("library", "cache"))
+    library = tmp_path_factory.mktemp("library")
     listening.build(compiler, library)
-    left_out = ("TRITON_INTERPRET", "ULMFIT_FAST_BACKEND")
-    environment = {key: value for key, value in os.environ.items() if key not in left_out}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(HERE.parents[1])
+    environment = {**environment, "PYTHONPATH": str(HERE.parents[1])}
     command = [sys.executable, HERE / "scenarios.py", library]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -80,11 +70,14 @@ def test_what_is_read_later_is_waited_for_where_it_is_copied(heard, name):
     assert places == {"layer": 2, "step with a reading": 5}[name] * [[1, 0]]
 
 
-def test_the_persistent_form_is_launched_as_its_tiles_say(heard):
-    plan = tiles.choose(
-        HOPPER, batch_size=20, hidden_size=256, dtype=torch.bfloat16, form="persistent"
-    )
-    forward, backward, unmix = events(heard, "layer", "launch")
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("layer", "persistent"), ("layer with its weights on chip", "resident")],
+    ids=["pipelined", "resident"],
+)
+def test_the_persistent_form_is_launched_as_its_tiles_say(heard, name, form):
+    plan = tiles.choose(HOPPER, batch_size=20, hidden_size=256, dtype=torch.bfloat16, form=form)
+    forward, backward, unmix = events(heard, name, "launch")
     assert [launch["name"] for launch in (forward, backward, unmix)] == [
         "forward_kernel", "backward_kernel", "weight_drop_kernel"
     ]  # fmt: skip
@@ -97,8 +90,10 @@ def test_the_persistent_form_is_launched_as_its_tiles_say(heard):
     assert backward["threads"] == 32 * plan.backward.warps
     widths = 4 * plan.forward.units, plan.backward.columns
     for launch, tile, width in zip((forward, backward), plan[2:4], widths, strict=True):
-        weights = 2 * tile.resident * tile.block_k * width
-        assert weights <= launch["shared"] <= HOPPER.shared_memory
+        assert tile.resident == (form == "resident")
+        weights = 2 * tile.resident * tile.depth(256) * width
+        most = tiles._held(tile, 256, 2) if tile.resident else HOPPER.shared_memory
+        assert weights <= launch["shared"] <= most
 
 
 @pytest.mark.parametrize("p", [0.2, 0.25, 1.0, 2.0**-32])

@@ -37,7 +37,9 @@ def results(lstm, x, seed=3):
     """Return outputs and gradients."""
     output, (h, c) = lstm(x, seed=seed)
     loss = output.float().square().sum() + h.float().sum() + c.float().sum()
-    return [output, h, c, *torch.autograd.grad(loss, [x, *lstm.parameters()])]
+    grads = torch.autograd.grad(loss, [x, *lstm.parameters()])
+    # Without the graph, which would tie a later call to the stream of this one.
+    return [output.detach(), h.detach(), c.detach(), *grads]
 
 
 def assert_equal(got, expected):
