@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, arrive, wait  # noqa: TID251
+from ulmfit_fast.kernels.launch import give_key  # noqa: TID251
 
 _SPINS = 200_000
 
@@ -33,5 +34,6 @@ def meet(blocks: int, meetings: int, device: str) -> torch.Tensor:
     counter = torch.zeros(COUNTER_STRIDE.value, dtype=torch.int32, device=device)
     error = torch.zeros(1, dtype=torch.int32, device=device)
     options = {"num_warps": 4, "launch_cooperative_grid": True}
+    give_key(_meet_kernel)
     _meet_kernel[(blocks,)](counter, error, meetings, _SPINS, device == "cuda", **options)
     return error
