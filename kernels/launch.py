@@ -12,6 +12,7 @@ __all__ = [
     "LaunchRefused",
     "LayerCall",
     "cdiv",
+    "give_key",
     "interpreted",
     "launch",
     "matmul_precision",
@@ -25,6 +26,8 @@ _WORDS = 1 << 32
 _pending = []
 # Between a look at the first one and its removal another thread may remove it.
 _pending_lock = threading.Lock()
+# Kernels, and what they call, that have their keys in Triton's cache.
+_keyed = set()
 
 
 class LaunchRefused(RuntimeError):
@@ -126,6 +129,7 @@ def launch(kernel, grid, args, constants, options, *, begun=False):
         RuntimeError: if that is so and the call has begun, so that no other form can take over.
     """
     device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+    give_key(kernel)
     try:
         with on(device):
             kernel[grid](*args, **constants, **options)
@@ -138,6 +142,21 @@ def launch(kernel, grid, args, constants, options, *, begun=False):
         if _is_refusal(error):
             raise LaunchRefused(f"{kernel.__name__} on a grid of {grid}: {error}") from error
         raise
+
+
+def give_key(function):
+    """Have Triton make the keys of what a kernel calls before the kernel's own.
+
+    It puts the globals of a called function into a key only if that one has a key already: what
+    other processes have compiled would be found or not by the kernels that ran here before.
+    """
+    # Not the function itself: what Triton makes of it may have its key as its hash.
+    if not hasattr(type(function), "cache_key") or function.fn in _keyed:
+        return
+    _keyed.add(function.fn)
+    for name in function.fn.__code__.co_names:
+        give_key(function.fn.__globals__.get(name))
+    _ = function.cache_key
 
 
 def _is_refusal(error):

@@ -9,6 +9,7 @@ import triton.language as tl
 from benchmarks.harness.settings import Settings
 from benchmarks.harness.timing import take_turns
 from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, arrive, wait  # noqa: TID251
+from ulmfit_fast.kernels.launch import give_key  # noqa: TID251
 
 _BARRIERS = (10, 1010)
 _SPINS = 200_000
@@ -38,6 +39,7 @@ def synchronize(blocks: int, barriers: int, device: str) -> torch.Tensor:
     counter = torch.zeros(COUNTER_STRIDE.value, dtype=torch.int32, device=device)
     error = torch.zeros(1, dtype=torch.int32, device=device)
     options = {"num_warps": 4, "launch_cooperative_grid": True}
+    give_key(_barrier_kernel)
     _barrier_kernel[(blocks,)](counter, error, barriers, _SPINS, device == "cuda", **options)
     return error
 
