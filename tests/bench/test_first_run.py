@@ -124,6 +124,9 @@ def test_what_a_stage_remarks_is_there_when_it_is_stopped(tmp_path, monkeypatch)
 
     monkeypatch.setattr(first_run, "STAGES", {"one": Stage(30.0, stage)})
     monkeypatch.setattr(first_run, "ctypes", mock.MagicMock())
+    # Both are set for good, in what is a process of its own elsewhere.
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
+    monkeypatch.setattr("triton.knobs.compilation.listener", None)
     with pytest.raises(KeyboardInterrupt):
         main(["--out", str(tmp_path), "--stage", "one", "--dry-run"])
     told = first_run.told(tmp_path, {"one": {"ended": "stopped after 30 s"}})
