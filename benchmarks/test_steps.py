@@ -1,6 +1,6 @@
 """pytest-benchmark: training steps at small shapes, for any machine.
 
-pytest benchmarks --benchmark-only
+pytest benchmarks/test_steps.py --benchmark-only
 """
 
 import pytest
