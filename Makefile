@@ -29,7 +29,7 @@ help:
 	@echo "make fuzz    feed the readers and the tokenizer bytes that a fuzzer finds: 15 minutes"
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
-	@echo "make compile-gate  compile all kernels for GPUs that need not be here, and inspect the code: 20 minutes, 2 cores"
+	@echo "make compile-gate  compile all kernels for GPUs that need not be here, inspect the code, and listen to its launches: 25 minutes, 2 cores"
 	@echo "make compile-gate-oldest  the same with the oldest Triton that is supported"
 	@echo "make test-gpu      run the tests that need a CUDA device"
 	@echo "make bench-gpu     answer them on a CUDA device: under 9 minutes"
@@ -41,9 +41,10 @@ demo: $(READY)
 # So many tests at a time where pytest-xdist is there: each keeps to one core, see tests/conftest.py.
 parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:benchmark')
 
-# What hands our objects to other libraries, or to what walks a module, runs in test-compat.
+# What hands our objects to other libraries, or to what walks a module, runs in test-compat; what
+# compiles for a GPU and launches on a device that only listens, in compile-gate.
 test: $(READY)
-	$(PY) -m pytest $(call parallel,2) --ignore=tests/interop
+	$(PY) -m pytest $(call parallel,2) --ignore=tests/interop --ignore=tests/driver
 	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/kernels tests/gpu
 
 # The tests with values, as processors with fewer instructions and with two threads see them. What
@@ -80,6 +81,7 @@ fuzz: $(FUZZ)
 
 compile-gate: $(READY)
 	$(PY) -m benchmarks.compile_gate --all
+	$(PY) -m pytest tests/driver
 
 compile-gate-oldest: $(READY) $(OLDEST)/.installed
 	PYTHONPATH=$(OLDEST) $(PY) -m benchmarks.compile_gate --all
