@@ -312,9 +312,7 @@ class Listener:
                         return parts
                 listener._hear(func, args, kwargs)
                 if func in values:
-                    # A device's memory holds nothing, and a count on the host, as of an optimizer's
-                    # steps, is not 0.
-                    return float(args[0].device.type == "cpu") if args[0].is_floating_point() else 0
+                    return listener.read(args[0])
                 if func in agree:
                     return True
                 # These have no fake.
@@ -325,6 +323,14 @@ class Listener:
                 return func(*args, **kwargs)
 
         return FakeTensorMode(allow_non_fake_inputs=True), Mode()
+
+    @staticmethod
+    def read(tensor):
+        """Return 0 for what a device's memory holds, and 1 for counts, which are divided by."""
+        if tensor.is_floating_point():
+            # Those of an optimizer's steps are on the host.
+            return float(tensor.device.type == "cpu")
+        return int(tensor.dtype.itemsize == 8)
 
     def __enter__(self):
         for mode in self.mode:
