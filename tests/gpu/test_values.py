@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comparison import NAMES, bounds, run, tensors, uninterleave
-from rehearsal import DEVICE, FORMS, REHEARSAL, rehearsed, sized
+from rehearsal import DEVICE, FORMS, REHEARSAL, TF32_SHARE, rehearsed, sized
 from rounding import errors
 
 import ulmfit_fast as uf
@@ -64,9 +64,7 @@ def test_float32(form, tf32, legacy_switch, monkeypatch):
         precision = "tf32" if tf32 else "ieee"
         monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
     inputs = tensors(STEPS, BATCH_SIZE, WIDTH, HIDDEN, torch.float32, device=DEVICE)
-    # Triton hands float32 to the tensor cores as it is, and these drop the low 13 bits, where cuDNN
-    # may round before. An operand is then off by up to 2^-10 instead of 2^-11: twice as far.
-    share = 4 if tf32 and not REHEARSAL else 2
+    share = TF32_SHARE if tf32 and not REHEARSAL else 2
     assert_as_near_as_torch(form, inputs, share, weight_p=0.5, seed=3)
 
 
