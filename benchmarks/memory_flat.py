@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory_flat
 
-A small language model trains through `pipeline.train_language_model`, 20 epochs of 500 steps, the
+A small language model trains through `stages.train_language_model`, 20 epochs of 500 steps, the
 documents in another order in each. After each epoch the process's memory is read from
 /proc/self/statm: all that is resident, and of it what is mapped from files. The mapped part holds
 the pages of the store that were read, which the system takes back when it needs them; what the

@@ -15,18 +15,6 @@ from benchmarks.questions import classifier_step, layers, lm_step
 from benchmarks.questions.all import ON_REQUEST, QUESTIONS
 
 
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def settings(said):
-    found = Settings(tiny=True, repeats=2, say=said.append)
-    found.measured["ceilings"] = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
-    return found
-
-
 def test_rows_survive_the_csv(tmp_path, settings):
     full = settings.row(
         question="layer",

@@ -12,25 +12,12 @@ import torch
 
 from benchmarks import goals, plots, report, tables, warm
 from benchmarks.compared import baselines, optional
-from benchmarks.harness import machine, memory, roofline, show
+from benchmarks.harness import machine, memory, show
 from benchmarks.harness.rows import Row, read_rows, write_rows
-from benchmarks.harness.settings import Settings
 from benchmarks.questions import layer as bench_layer
 from benchmarks.questions import lm_step as bench_lm_step
 
 ROOT = machine.ROOT
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def settings(said):
-    found = Settings(tiny=True, repeats=2, say=said.append)
-    found.measured["ceilings"] = roofline.Ceilings(found, 1e9, 0.0, {torch.float32: 1e9})
-    return found
 
 
 def test_what_is_saved_is_counted_once():

@@ -55,7 +55,7 @@ def locked_dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
 
     Args:
         x: `(T, B, F)`, any floating dtype.
-        seed: 0-d int64, on the CPU or on x's device; see `seeds.draw_seed`.
+        seed: 0-d int64, on the CPU or on x's device, as `system.seeds.draw_seed` draws one.
         p: probability of dropping a feature, in [0, 1]; 0 returns x itself, 1 gives zeros.
 
     Returns:

@@ -87,7 +87,7 @@ def write_explanations(explanations: Sequence[Explanation], path: str | os.PathL
     ValueError: there are no explanations; pass at least one
 
     Args:
-        explanations: what `saliency.explain` found, each after `to_report`.
+        explanations: what `serving.saliency.explain` found, each after `to_report`.
         path: the file to write; it is replaced as a whole or not at all.
 
     Raises:

@@ -243,7 +243,7 @@ def find_lr(
         documents: token ids of each document, int32; read again from the start where they are few.
         settings: how the training is meant to be; its rate, schedule and epochs do not count.
         labels: `(N,)` int64, for a classifier.
-        weights: `(N,)`, of a classifier's texts, as for `pipeline.fit_classifier`; or None.
+        weights: `(N,)`, of a classifier's texts, as for `stages.fit_classifier`; or None.
         start_lr: smallest learning rate.
         end_lr: largest learning rate.
         steps: at most so many.

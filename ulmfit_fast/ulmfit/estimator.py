@@ -237,7 +237,7 @@ class ULMFiT(TextModel):
             text_column: column of .csv and .jsonl files.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
-            settings: further fields of `pipeline.TrainingSettings`.
+            settings: further fields of `training.settings.TrainingSettings`.
 
         Returns:
             The object itself.
@@ -286,7 +286,7 @@ class ULMFiT(TextModel):
             text_column: column of .csv and .jsonl files.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
-            settings: further fields of `pipeline.TrainingSettings`.
+            settings: further fields of `training.settings.TrainingSettings`.
 
         Returns:
             The object itself.
@@ -450,7 +450,7 @@ class ULMFiT(TextModel):
                 of a table in sample_weight; or None.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
-            settings: further fields of `pipeline.TrainingSettings`.
+            settings: further fields of `training.settings.TrainingSettings`.
 
         Returns:
             The object itself.

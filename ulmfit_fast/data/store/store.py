@@ -97,7 +97,7 @@ class StoredDocuments(Sequence[AnyIds]):
 class TokenStore(StoredDocuments):
     """Documents as ids on disk; a sequence of arrays that takes next to no memory.
 
-    Takes the place of a list of documents, as in `pipeline.train_language_model(model, store)`.
+    Takes the place of a list of documents, as in `stages.train_language_model(model, store)`.
 
     Example:
         >>> import tempfile
