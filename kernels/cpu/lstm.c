@@ -1,0 +1,401 @@
+/* One LSTM layer in one direction, all steps in one call: products, gates, masks, cell.
+ *
+ * As on a GPU: the weight's mask is applied while the weight is packed, the gates' masks are drawn
+ * where the gates are, and drawn again in the backward; nothing of a mask is stored. The notation is
+ * that of ../README.md. A tensor's dtype, `bfloat16`, and that of the products, `fast`, are known
+ * when a function is compiled; all else is float32. */
+#include "philox.h"
+#include "product.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#define BARRIER _Pragma("omp barrier")
+#else
+#define BARRIER
+#endif
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE void thread_of(int64_t *thread, int64_t *threads) {
+#ifdef _OPENMP
+    *thread = omp_get_thread_num();
+    *threads = omp_get_num_threads();
+#else
+    *thread = 0;
+    *threads = 1;
+#endif
+}
+
+INLINE void put(void *panel, int64_t at, float value, const int bfloat16) {
+    if (bfloat16) ((uint16_t *)panel)[at] = to_bfloat16(value);
+    else ((float *)panel)[at] = value;
+}
+
+INLINE float get(const void *from, int64_t at, const int bfloat16) {
+    return bfloat16 ? from_bfloat16(((const uint16_t *)from)[at]) : ((const float *)from)[at];
+}
+
+/* What a weight is packed from and into. */
+typedef struct {
+    int64_t hidden, depth, threads, transposed;
+    const void *weight; /* (4H, K), bfloat16 or float32 */
+    void *panels;       /* panel p: gates of units p LANES..., or units p PANEL... of the transpose */
+    dropout drop;
+} packing;
+
+INLINE float dropped(float value, const dropout *drop, const random_words *drawn, int gate, int i) {
+    /* A product, as in the reference: what is dropped of infinity is no number. */
+    float scale = drawn->word[gate][i] >= drop->threshold[gate] ? drop->scale[gate] : 0.0f;
+    return value * scale;
+}
+
+INLINE void pack_gates(const packing *of, int64_t panel, const int bfloat16, const int fast) {
+    int64_t hidden = of->hidden, depth = of->depth, padded = fast ? (depth + 1) / 2 * 2 : depth;
+    char *out = (char *)of->panels + panel * padded * PANEL * (fast ? 2 : 4);
+    int64_t first = panel * LANES, units = least(LANES, hidden - first);
+    if (units < LANES || padded > depth) memset(out, 0, padded * PANEL * (fast ? 2 : 4));
+    for (int64_t k = 0; k < depth; k += COUNTERS) {
+        int n = (int)least(COUNTERS, depth - k);
+        for (int64_t lane = 0; lane < units; lane++) {
+            random_words drawn;
+            if (of->drop.active) {
+                for (int i = 0; i < n; i++)
+                    drawn.word[0][i] = (uint32_t)((first + lane) * hidden + k + i);
+                philox(&drawn, 0, of->drop.stream, KIND_WEIGHT, of->drop.seed, n);
+            }
+            for (int gate = 0; gate < 4; gate++) {
+                int64_t row = (gate * hidden + first + lane) * depth + k;
+                for (int i = 0; i < n; i++) {
+                    float value = get(of->weight, row + i, bfloat16);
+                    if (of->drop.active) value = dropped(value, &of->drop, &drawn, gate, i);
+                    put(out, in_panel(k + i, gate, lane, fast), value, fast);
+                }
+            }
+        }
+    }
+}
+
+INLINE void pack_transposed(const packing *of, int64_t panel, const int bfloat16, const int fast) {
+    int64_t hidden = of->hidden, rows = 4 * hidden, first = panel * PANEL;
+    int n = (int)least(PANEL, hidden - first);
+    char *out = (char *)of->panels + panel * rows * PANEL * (fast ? 2 : 4);
+    if (n < PANEL) memset(out, 0, rows * PANEL * (fast ? 2 : 4));
+    for (int64_t unit = 0; unit < hidden; unit++) {
+        random_words drawn;
+        if (of->drop.active) {
+            for (int i = 0; i < n; i++) drawn.word[0][i] = (uint32_t)(unit * hidden + first + i);
+            philox(&drawn, 0, of->drop.stream, KIND_WEIGHT, of->drop.seed, n);
+        }
+        for (int gate = 0; gate < 4; gate++) {
+            int64_t row = gate * hidden + unit;
+            for (int i = 0; i < n; i++) {
+                float value = get(of->weight, row * hidden + first + i, bfloat16);
+                if (of->drop.active) value = dropped(value, &of->drop, &drawn, gate, i);
+                put(out, in_panel(row, i / LANES, i % LANES, fast), value, fast);
+            }
+        }
+    }
+}
+
+INLINE void pack(const packing *of, const int bfloat16, const int fast) {
+    int64_t width = of->transposed ? PANEL : LANES;
+    int64_t panels = (of->hidden + width - 1) / width;
+#pragma omp parallel for num_threads(of->threads) schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++) {
+        if (of->transposed) pack_transposed(of, panel, bfloat16, fast);
+        else pack_gates(of, panel, bfloat16, fast);
+    }
+}
+
+typedef struct {
+    int64_t steps, batch, input, hidden, threads, reverse, sequence;
+    int64_t chunk;            /* steps whose products with W are formed at once */
+    const void *x;            /* (T, B, E) */
+    const void *input_panels; /* W, (P, E, 4, LANES) */
+    const void *panels;       /* M * U, (P, H, 4, LANES) */
+    const float *bias;        /* (4H,), or NULL */
+    const int64_t *lengths;   /* (B,), or NULL */
+    const void *h0;           /* (B, H) */
+    float *c;                 /* (B, H): c_0, then c_n */
+    void *h;                  /* (2, B, H) in the products' dtype, H even for bfloat16 */
+    void *rows;               /* (chunk, B, E) likewise, or NULL where x will do */
+    float *sums;              /* (P, chunk, B, 4, LANES) */
+    void *output;             /* (T, B, H) */
+    void *h_n;                /* (B, H) */
+    void *gates;              /* s, (T, B, 4H), or NULL */
+    float *cells;             /* c, (T, B, H), or NULL */
+    dropout drop;             /* of the gates */
+} forward_call;
+
+/* Draw z of some rows at one step: (rows, LANES) counters, COUNTERS / LANES rows at a time. */
+INLINE void draw_gates(random_words *drawn, const dropout *drop, int64_t hidden, int64_t row,
+                       int64_t rows, int64_t unit, int64_t lanes, int64_t t) {
+    for (int64_t j = 0; j < rows; j++)
+        for (int64_t i = 0; i < lanes; i++)
+            drawn->word[0][j * lanes + i] = (uint32_t)((row + j) * hidden + unit + i);
+    philox(drawn, (uint32_t)t, drop->stream, KIND_GATE, drop->seed, (int)(rows * lanes));
+}
+
+INLINE floats scales(const random_words *drawn, const dropout *drop, int gate, int64_t at) {
+    words word = *(const words *)(drawn->word[gate] + at);
+    ints kept = (ints)(word >= drop->threshold[gate]);
+    return choose(kept, splat(drop->scale[gate]), splat(0.0f));
+}
+
+/* Gates and cell of LANES units for the rows [from, to) at step t. */
+INLINE void cell(const forward_call *of, int64_t panel, const float *sums, int64_t from, int64_t to,
+                 int64_t t, int last, const void *h, void *h_new, const int bfloat16,
+                 const int fast) {
+    int64_t hidden = of->hidden, unit = panel * LANES, n = least(LANES, hidden - unit);
+    int64_t stride = fast ? (hidden + 1) / 2 * 2 : hidden;
+    random_words drawn;
+    for (int64_t row = from; row < to; row++, sums += PANEL) {
+        int64_t at = row * hidden + unit, in_step = t * of->batch * hidden + at;
+        int64_t position = (row - from) % (COUNTERS / LANES);
+        if (of->drop.active && position == 0)
+            draw_gates(&drawn, &of->drop, hidden, row, least(COUNTERS / LANES, to - row), unit,
+                       LANES, of->sequence ? 0 : t);
+        floats c = load_floats(of->c + at, n), c_new = c, h_row, out;
+        int active = of->lengths == NULL || t < of->lengths[row];
+        floats i = sigmoid(*(const floats *)sums);
+        floats f = sigmoid(*(const floats *)(sums + LANES));
+        floats g = hyperbolic_tangent(*(const floats *)(sums + 2 * LANES));
+        floats o = sigmoid(*(const floats *)(sums + 3 * LANES));
+        if (of->gates) {
+            int64_t gate = (t * of->batch + row) * 4 * hidden + unit;
+            store(of->gates, gate, i, n, bfloat16);
+            store(of->gates, gate + hidden, f, n, bfloat16);
+            store(of->gates, gate + 2 * hidden, g, n, bfloat16);
+            store(of->gates, gate + 3 * hidden, o, n, bfloat16);
+        }
+        if (of->drop.active) {
+            i *= scales(&drawn, &of->drop, 0, position * LANES);
+            f *= scales(&drawn, &of->drop, 1, position * LANES);
+            g *= scales(&drawn, &of->drop, 2, position * LANES);
+            o *= scales(&drawn, &of->drop, 3, position * LANES);
+        }
+        if (active) {
+            c_new = f * c + i * g;
+            h_row = out = o * hyperbolic_tangent(c_new);
+            /* h is exchanged in the tensors' dtype, whatever the products are in. */
+            if (bfloat16 && !fast) h_row = widen(narrow(h_row));
+        } else {
+            h_row = load(h, row * stride + unit, n, fast);
+            out = splat(0.0f);
+        }
+        store_floats(of->c + at, c_new, n);
+        if (of->cells) store_floats(of->cells + in_step, c_new, n);
+        store(of->output, in_step, out, n, bfloat16);
+        store(h_new, row * stride + unit, h_row, n, fast);
+        if (last) store(of->h_n, at, h_row, n, bfloat16);
+    }
+}
+
+INLINE void forward(const forward_call *of, const int bfloat16, const int fast) {
+    int64_t batch = of->batch, hidden = of->hidden, panels = (hidden + LANES - 1) / LANES;
+    int64_t size = fast ? 2 : 4, input = of->input;
+    int64_t wide_hidden = fast ? (hidden + 1) / 2 * 2 : hidden;
+    int64_t wide_input = fast ? (input + 1) / 2 * 2 : input;
+    char *states = of->h;
+#pragma omp parallel num_threads(of->threads)
+    {
+        int64_t thread, threads, panel, from, to;
+        thread_of(&thread, &threads);
+        for (int64_t row = batch * thread / threads; row < batch * (thread + 1) / threads; row++)
+            for (int64_t k = 0; k < wide_hidden; k++)
+                put(states, row * wide_hidden + k,
+                    k < hidden ? get(of->h0, row * hidden + k, bfloat16) : 0.0f, fast);
+        for (int64_t done = 0; done < of->steps; done += of->chunk) {
+            int64_t count = least(of->chunk, of->steps - done);
+            int64_t start = of->reverse ? of->steps - done - count : done, rows = count * batch;
+            const char *inputs = (const char *)of->x + start * batch * input * (bfloat16 ? 2 : 4);
+            if (of->rows) {
+                for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads;
+                     row++)
+                    for (int64_t k = 0; k < wide_input; k++)
+                        put(of->rows, row * wide_input + k,
+                            k < input ? get(inputs, row * input + k, bfloat16) : 0.0f, fast);
+                BARRIER
+                inputs = of->rows;
+            }
+            share own = share_of(panels, rows, thread, threads);
+            while (next_panel(&own, &panel, &from, &to)) {
+                float *sums = of->sums + (panel * of->chunk * batch + from) * PANEL;
+                for (int64_t row = 0; row < to - from; row++)
+                    for (int v = 0; v < 4; v++) {
+                        int64_t unit = panel * LANES, n = least(LANES, hidden - unit);
+                        floats bias = of->bias ? load_floats(of->bias + v * hidden + unit, n)
+                                               : splat(0.0f);
+                        *(floats *)(sums + row * PANEL + v * LANES) = bias;
+                    }
+                add_product(sums,
+                            (const char *)of->input_panels + panel * wide_input * PANEL * size,
+                            inputs + from * wide_input * size, wide_input, wide_input, to - from,
+                            fast);
+            }
+            BARRIER
+            for (int64_t k = 0; k < count; k++) {
+                int64_t step = done + k, t = of->reverse ? of->steps - 1 - step : step;
+                char *h = states + step % 2 * batch * wide_hidden * size;
+                char *h_new = states + (step + 1) % 2 * batch * wide_hidden * size;
+                own = share_of(panels, batch, thread, threads);
+                while (next_panel(&own, &panel, &from, &to)) {
+                    float *sums = of->sums +
+                                  (panel * of->chunk * batch + (t - start) * batch + from) * PANEL;
+                    add_product(sums,
+                                (const char *)of->panels + panel * wide_hidden * PANEL * size,
+                                h + from * wide_hidden * size, wide_hidden, wide_hidden, to - from,
+                                fast);
+                    cell(of, panel, sums, from, to, t, step == of->steps - 1, h, h_new, bfloat16,
+                         fast);
+                }
+                BARRIER
+            }
+        }
+    }
+}
+
+typedef struct {
+    int64_t steps, batch, hidden, threads, reverse, sequence;
+    int64_t first, last;      /* the steps [first, last), from their end to their beginning */
+    int64_t products;         /* whether the last of these steps has a gradient of h to form */
+    const void *panels;       /* (M * U)^T, (P, 4H, 4, LANES) */
+    const int64_t *lengths;   /* (B,), or NULL */
+    const void *gates;        /* s, (T, B, 4H) */
+    const float *cells;       /* c, (T, B, H) */
+    const float *c0;          /* (B, H) */
+    const void *grad_output;  /* (T, B, H) */
+    float *grad_h;            /* (P, B, 4, LANES): carried */
+    float *grad_c;            /* (B, H): carried */
+    void *grad_sums;          /* da, (last - first, B, 4H) in the products' dtype */
+    dropout drop;             /* of the gates */
+} backward_call;
+
+/* The gradients of the pre-activations of PANEL units for the rows [from, to) at step t. */
+INLINE void cell_backward(const backward_call *of, int64_t panel, float *grad_h, int64_t from,
+                          int64_t to, int64_t t, const int bfloat16, const int fast) {
+    int64_t hidden = of->hidden, batch = of->batch;
+    int64_t before = of->reverse ? t + 1 : t - 1;
+    const float *cells = of->cells + t * batch * hidden;
+    const float *cells_before = before < 0 || before >= of->steps
+                                    ? of->c0
+                                    : of->cells + before * batch * hidden;
+    for (int64_t row = from; row < to; row++, grad_h += PANEL) {
+        int active = of->lengths == NULL || t < of->lengths[row];
+        random_words drawn;
+        if (of->drop.active && active)
+            draw_gates(&drawn, &of->drop, hidden, row, 1, panel * PANEL, PANEL,
+                       of->sequence ? 0 : t);
+        for (int v = 0; v < 4; v++) {
+            int64_t unit = panel * PANEL + v * LANES, n = least(LANES, hidden - unit);
+            if (n <= 0) break;
+            int64_t at = row * hidden + unit;
+            int64_t target = ((t - of->first) * batch + row) * 4 * hidden + unit;
+            if (!active) {
+                for (int gate = 0; gate < 4; gate++)
+                    store(of->grad_sums, target + gate * hidden, splat(0.0f), n, fast);
+                continue;
+            }
+            int64_t source = (t * batch + row) * 4 * hidden + unit;
+            floats s_i = load(of->gates, source, n, bfloat16);
+            floats s_f = load(of->gates, source + hidden, n, bfloat16);
+            floats s_g = load(of->gates, source + 2 * hidden, n, bfloat16);
+            floats s_o = load(of->gates, source + 3 * hidden, n, bfloat16);
+            floats i = s_i, f = s_f, g = s_g, o = s_o;
+            floats one = splat(1.0f), z_i = one, z_f = one, z_g = one, z_o = one;
+            if (of->drop.active) {
+                z_i = scales(&drawn, &of->drop, 0, v * LANES);
+                z_f = scales(&drawn, &of->drop, 1, v * LANES);
+                z_g = scales(&drawn, &of->drop, 2, v * LANES);
+                z_o = scales(&drawn, &of->drop, 3, v * LANES);
+                i *= z_i, f *= z_f, g *= z_g, o *= z_o;
+            }
+            floats tanh_c = hyperbolic_tangent(load_floats(cells + at, n));
+            floats c_before = load_floats(cells_before + at, n);
+            floats dh = *(floats *)(grad_h + v * LANES) +
+                        load(of->grad_output, t * batch * hidden + at, n, bfloat16);
+            floats dc = load_floats(of->grad_c + at, n) + dh * o * (1.0f - tanh_c * tanh_c);
+            store(of->grad_sums, target, z_i * dc * g * s_i * (1.0f - s_i), n, fast);
+            store(of->grad_sums, target + hidden, z_f * dc * c_before * s_f * (1.0f - s_f), n,
+                  fast);
+            store(of->grad_sums, target + 2 * hidden, z_g * dc * i * (1.0f - s_g * s_g), n, fast);
+            store(of->grad_sums, target + 3 * hidden, z_o * dh * tanh_c * s_o * (1.0f - s_o), n,
+                  fast);
+            store_floats(of->grad_c + at, dc * f, n);
+            *(floats *)(grad_h + v * LANES) = splat(0.0f);
+        }
+    }
+}
+
+INLINE void backward(const backward_call *of, const int bfloat16, const int fast) {
+    int64_t batch = of->batch, rows = 4 * of->hidden, panels = (of->hidden + PANEL - 1) / PANEL;
+    int64_t size = fast ? 2 : 4, count = of->last - of->first;
+#pragma omp parallel num_threads(of->threads)
+    {
+        int64_t thread, threads, panel, from, to;
+        thread_of(&thread, &threads);
+        for (int64_t k = 0; k < count; k++) {
+            int64_t t = of->reverse ? of->first + k : of->last - 1 - k;
+            const char *grad_sums =
+                (const char *)of->grad_sums + (t - of->first) * batch * rows * size;
+            /* The same share at every step: what is carried stays with its thread. */
+            share own = share_of(panels, batch, thread, threads);
+            while (next_panel(&own, &panel, &from, &to))
+                cell_backward(of, panel, of->grad_h + (panel * batch + from) * PANEL, from, to, t,
+                              bfloat16, fast);
+            BARRIER
+            if (k == count - 1 && !of->products) break;
+            own = share_of(panels, batch, thread, threads);
+            while (next_panel(&own, &panel, &from, &to))
+                add_product(of->grad_h + (panel * batch + from) * PANEL,
+                            (const char *)of->panels + panel * rows * PANEL * size,
+                            grad_sums + from * rows * size, rows, rows, to - from, fast);
+        }
+    }
+}
+
+#if HAS_BFLOAT16
+#define FOR_DTYPES(function, of)                        \
+    if (bfloat16 && fast) function(of, 1, 1);           \
+    else if (bfloat16) function(of, 1, 0);              \
+    else function(of, 0, 0);
+#else
+#define FOR_DTYPES(function, of)                        \
+    if (bfloat16) function(of, 1, 0);                   \
+    else function(of, 0, 0);
+#endif
+
+EXPORT void pack_weight(const packing *of, int bfloat16, int fast) { FOR_DTYPES(pack, of) }
+EXPORT void lstm_forward(const forward_call *of, int bfloat16, int fast) {
+    FOR_DTYPES(forward, of)
+}
+EXPORT void lstm_backward(const backward_call *of, int bfloat16, int fast) {
+    FOR_DTYPES(backward, of)
+}
+
+EXPORT int64_t lanes(void) { return LANES; }
+EXPORT int has_bfloat16(void) { return HAS_BFLOAT16; }
+
+EXPORT const char *ulmfit_fast_features(void) {
+#if HAS_BFLOAT16
+#define PRODUCTS ", bfloat16 products"
+#else
+#define PRODUCTS ""
+#endif
+#ifdef _OPENMP
+#define THREADS ", OpenMP"
+#else
+#define THREADS ", one thread"
+#endif
+#if defined(__AVX512F__)
+    return "AVX-512" PRODUCTS THREADS;
+#elif defined(__AVX2__)
+    return "AVX2" THREADS;
+#elif defined(__AVX__)
+    return "AVX" THREADS;
+#elif defined(__ARM_NEON)
+    return "NEON" THREADS;
+#else
+    return "128 bits" THREADS;
+#endif
+}

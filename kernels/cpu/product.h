@@ -1,0 +1,129 @@
+/* The product that a recurrence is made of: a packed weight with a few rows.
+ *
+ * A panel holds 4 x LANES outputs of the weight for all of its depth K, (K, 4, LANES), so that it is
+ * read from beginning to end; of bfloat16 two neighbours along K lie together, (K / 2, 4, LANES, 2),
+ * as the instructions take them. Sums are float32, each in one order, whoever computes it. */
+#ifndef ULMFIT_FAST_PRODUCT_H
+#define ULMFIT_FAST_PRODUCT_H
+
+#include "simd.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#include <immintrin.h>
+#define HAS_BFLOAT16 1
+#else
+#define HAS_BFLOAT16 0
+#endif
+
+#define PANEL (4 * LANES)
+/* As much of a panel as the second-level cache keeps beside the rows. */
+#define DEPTH 1536
+
+/* out (n, 4, LANES) += rows (n, K) panel, the rows `stride` apart. */
+INLINE void tile_float32(float *restrict out, const float *restrict panel,
+                         const float *restrict rows, int64_t stride, int64_t depth, const int n) {
+    floats sum[ROWS_AT_ONCE][4];
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < 4; v++) sum[j][v] = *(const floats *)(out + j * PANEL + v * LANES);
+    for (int64_t k = 0; k < depth; k++) {
+        const floats *weight = (const floats *)(panel + k * PANEL);
+        for (int j = 0; j < n; j++) {
+            float value = rows[j * stride + k];
+            for (int v = 0; v < 4; v++) sum[j][v] += weight[v] * value;
+        }
+    }
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < 4; v++) *(floats *)(out + j * PANEL + v * LANES) = sum[j][v];
+}
+
+#if HAS_BFLOAT16
+/* An intrinsic, for no loop becomes this instruction. */
+INLINE void tile_bfloat16(float *restrict out, const uint16_t *restrict panel,
+                          const uint16_t *restrict rows, int64_t stride, int64_t depth,
+                          const int n) {
+    __m512 sum[ROWS_AT_ONCE][4];
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < 4; v++) sum[j][v] = _mm512_loadu_ps(out + j * PANEL + v * LANES);
+    for (int64_t k = 0; k < depth; k += 2) {
+        const uint16_t *weight = panel + k * PANEL;
+        for (int j = 0; j < n; j++) {
+            uint32_t pair;
+            memcpy(&pair, rows + j * stride + k, 4);
+            __m512bh value = (__m512bh)_mm512_set1_epi32((int)pair);
+            for (int v = 0; v < 4; v++) {
+                __m512bh with = (__m512bh)_mm512_loadu_si512(weight + v * 2 * LANES);
+                sum[j][v] = _mm512_dpbf16_ps(sum[j][v], with, value);
+            }
+        }
+    }
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < 4; v++) _mm512_storeu_ps(out + j * PANEL + v * LANES, sum[j][v]);
+}
+#endif
+
+INLINE void tile(float *out, const void *panel, const void *rows, int64_t stride, int64_t depth,
+                 const int n, const int bfloat16) {
+#if HAS_BFLOAT16
+    if (bfloat16) {
+        tile_bfloat16(out, panel, rows, stride, depth, n);
+        return;
+    }
+#endif
+    tile_float32(out, panel, rows, stride, depth, n);
+}
+
+/* out (n, 4, LANES) += rows (n, K) panel for any n. */
+INLINE void add_product(float *out, const void *panel, const void *rows, int64_t stride,
+                        int64_t depth, int64_t n, const int bfloat16) {
+    int64_t size = bfloat16 ? 2 : 4, groups = (n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    for (int64_t from = 0; from < depth; from += DEPTH) {
+        int64_t part = depth - from < DEPTH ? depth - from : DEPTH;
+        const char *weight = (const char *)panel + from * PANEL * size;
+        for (int64_t group = 0; group < groups; group++) {
+            int64_t first = n * group / groups, count = n * (group + 1) / groups - first;
+            float *sums = out + first * PANEL;
+            const char *row = (const char *)rows + (first * stride + from) * size;
+            switch (count) {
+#if ROWS_AT_ONCE == 6
+            case 6: tile(sums, weight, row, stride, part, 6, bfloat16); break;
+            case 5: tile(sums, weight, row, stride, part, 5, bfloat16); break;
+            case 4: tile(sums, weight, row, stride, part, 4, bfloat16); break;
+#endif
+            case 3: tile(sums, weight, row, stride, part, 3, bfloat16); break;
+            case 2: tile(sums, weight, row, stride, part, 2, bfloat16); break;
+            default: tile(sums, weight, row, stride, part, 1, bfloat16);
+            }
+        }
+    }
+}
+
+/* Where weight k of output `lane` in quarter v of a panel lies. */
+INLINE int64_t in_panel(int64_t k, int v, int64_t lane, const int bfloat16) {
+    if (!bfloat16) return (k * 4 + v) * LANES + lane;
+    return ((k / 2 * 4 + v) * LANES + lane) * 2 + k % 2;
+}
+
+/* A thread's share of panels times rows: whole tiles, in the order of the panels. */
+typedef struct {
+    int64_t first, last, groups, rows;
+} share;
+
+INLINE share share_of(int64_t panels, int64_t rows, int64_t thread, int64_t threads) {
+    int64_t groups = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, tiles = panels * groups;
+    share own = {tiles * thread / threads, tiles * (thread + 1) / threads, groups, rows};
+    return own;
+}
+
+/* Take the next panel of a share, and the rows of it that are this thread's; 0 at the end. */
+INLINE int next_panel(share *own, int64_t *panel, int64_t *from, int64_t *to) {
+    if (own->first >= own->last) return 0;
+    *panel = own->first / own->groups;
+    int64_t group = own->first % own->groups, left = own->last - own->first;
+    int64_t stop = group + left < own->groups ? group + left : own->groups;
+    *from = own->rows * group / own->groups;
+    *to = own->rows * stop / own->groups;
+    own->first += stop - group;
+    return 1;
+}
+
+#endif
