@@ -6,25 +6,9 @@
  * when a function is compiled; all else is float32. */
 #include "philox.h"
 #include "product.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#define BARRIER _Pragma("omp barrier")
-#else
-#define BARRIER
-#endif
+#include "threads.h"
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-INLINE void thread_of(int64_t *thread, int64_t *threads) {
-#ifdef _OPENMP
-    *thread = omp_get_thread_num();
-    *threads = omp_get_num_threads();
-#else
-    *thread = 0;
-    *threads = 1;
-#endif
-}
 
 INLINE void put(void *panel, int64_t at, float value, const int bfloat16) {
     if (bfloat16) ((uint16_t *)panel)[at] = to_bfloat16(value);
@@ -43,34 +27,54 @@ typedef struct {
     dropout drop;
 } packing;
 
-INLINE float dropped(float value, const dropout *drop, const random_words *drawn, int gate, int i) {
-    /* A product, as in the reference: what is dropped of infinity is no number. */
-    float scale = drawn->word[gate][i] >= drop->threshold[gate] ? drop->scale[gate] : 0.0f;
-    return value * scale;
+/* Multiply n neighbours by the mask of their gate. A product, as in the reference: what is dropped
+ * of infinity is no number. */
+INLINE void masked(float *restrict out, const void *weight, int64_t at, const dropout *drop,
+                   const uint32_t *restrict drawn, int gate, int n, const int bfloat16) {
+    uint32_t threshold = drop->threshold[gate];
+    float scale = drop->scale[gate];
+    if (drop->active)
+        for (int i = 0; i < n; i++)
+            out[i] = get(weight, at + i, bfloat16) * (drawn[i] >= threshold ? scale : 0.0f);
+    else
+        for (int i = 0; i < n; i++) out[i] = get(weight, at + i, bfloat16);
+}
+
+INLINE void draw_weights(random_words *drawn, const packing *of, int64_t first, int n) {
+    if (!of->drop.active) return;
+    for (int i = 0; i < n; i++) drawn->word[0][i] = (uint32_t)first + (uint32_t)i;
+    philox(drawn, 0, of->drop.stream, KIND_WEIGHT, of->drop.seed, n);
 }
 
 INLINE void pack_gates(const packing *of, int64_t panel, const int bfloat16, const int fast) {
     int64_t hidden = of->hidden, depth = of->depth, padded = fast ? (depth + 1) / 2 * 2 : depth;
     char *out = (char *)of->panels + panel * padded * PANEL * (fast ? 2 : 4);
     int64_t first = panel * LANES, units = least(LANES, hidden - first);
-    if (units < LANES || padded > depth) memset(out, 0, padded * PANEL * (fast ? 2 : 4));
+    float values[4][LANES][COUNTERS];
+    if (units < LANES || depth % COUNTERS) memset(values, 0, sizeof values);
     for (int64_t k = 0; k < depth; k += COUNTERS) {
         int n = (int)least(COUNTERS, depth - k);
+        if (n < COUNTERS) memset(values, 0, sizeof values);
         for (int64_t lane = 0; lane < units; lane++) {
             random_words drawn;
-            if (of->drop.active) {
-                for (int i = 0; i < n; i++)
-                    drawn.word[0][i] = (uint32_t)((first + lane) * hidden + k + i);
-                philox(&drawn, 0, of->drop.stream, KIND_WEIGHT, of->drop.seed, n);
-            }
-            for (int gate = 0; gate < 4; gate++) {
-                int64_t row = (gate * hidden + first + lane) * depth + k;
-                for (int i = 0; i < n; i++) {
-                    float value = get(of->weight, row + i, bfloat16);
-                    if (of->drop.active) value = dropped(value, &of->drop, &drawn, gate, i);
-                    put(out, in_panel(k + i, gate, lane, fast), value, fast);
-                }
-            }
+            draw_weights(&drawn, of, (first + lane) * hidden + k, n);
+            for (int gate = 0; gate < 4; gate++)
+                masked(values[gate][lane], of->weight, (gate * hidden + first + lane) * depth + k,
+                       &of->drop, drawn.word[gate], gate, n, bfloat16);
+        }
+        if (!fast) {
+            float *to = (float *)out + k * PANEL;
+            for (int i = 0; i < n; i++)
+                for (int gate = 0; gate < 4; gate++, to += LANES)
+                    for (int lane = 0; lane < LANES; lane++) to[lane] = values[gate][lane][i];
+        } else {
+            uint16_t *to = (uint16_t *)out + k * PANEL;
+            for (int i = 0; i < n; i += 2)
+                for (int gate = 0; gate < 4; gate++)
+                    for (int lane = 0; lane < LANES; lane++, to += 2) {
+                        to[0] = to_bfloat16(values[gate][lane][i]);
+                        to[1] = to_bfloat16(values[gate][lane][i + 1]);
+                    }
         }
     }
 }
@@ -78,21 +82,22 @@ INLINE void pack_gates(const packing *of, int64_t panel, const int bfloat16, con
 INLINE void pack_transposed(const packing *of, int64_t panel, const int bfloat16, const int fast) {
     int64_t hidden = of->hidden, rows = 4 * hidden, first = panel * PANEL;
     int n = (int)least(PANEL, hidden - first);
-    char *out = (char *)of->panels + panel * rows * PANEL * (fast ? 2 : 4);
-    if (n < PANEL) memset(out, 0, rows * PANEL * (fast ? 2 : 4));
+    float *sums = (float *)of->panels + panel * rows * PANEL;
+    uint16_t *pairs = (uint16_t *)of->panels + panel * rows * PANEL;
+    float values[4][PANEL];
+    memset(values, 0, sizeof values);
     for (int64_t unit = 0; unit < hidden; unit++) {
         random_words drawn;
-        if (of->drop.active) {
-            for (int i = 0; i < n; i++) drawn.word[0][i] = (uint32_t)(unit * hidden + first + i);
-            philox(&drawn, 0, of->drop.stream, KIND_WEIGHT, of->drop.seed, n);
-        }
+        draw_weights(&drawn, of, unit * hidden + first, n);
         for (int gate = 0; gate < 4; gate++) {
             int64_t row = gate * hidden + unit;
-            for (int i = 0; i < n; i++) {
-                float value = get(of->weight, row * hidden + first + i, bfloat16);
-                if (of->drop.active) value = dropped(value, &of->drop, &drawn, gate, i);
-                put(out, in_panel(row, i / LANES, i % LANES, fast), value, fast);
-            }
+            float *value = values[gate];
+            masked(value, of->weight, row * hidden + first, &of->drop, drawn.word[gate], gate, n,
+                   bfloat16);
+            if (!fast) memcpy(sums + row * PANEL, value, sizeof values[gate]);
+            else
+                for (int i = 0; i < PANEL; i++)
+                    pairs[(row / 2 * PANEL + i) * 2 + row % 2] = to_bfloat16(value[i]);
         }
     }
 }
@@ -200,7 +205,7 @@ INLINE void forward(const forward_call *of, const int bfloat16, const int fast) 
 #pragma omp parallel num_threads(of->threads)
     {
         int64_t thread, threads, panel, from, to;
-        thread_of(&thread, &threads);
+        which_thread(&thread, &threads);
         for (int64_t row = batch * thread / threads; row < batch * (thread + 1) / threads; row++)
             for (int64_t k = 0; k < wide_hidden; k++)
                 put(states, row * wide_hidden + k,
@@ -333,7 +338,7 @@ INLINE void backward(const backward_call *of, const int bfloat16, const int fast
 #pragma omp parallel num_threads(of->threads)
     {
         int64_t thread, threads, panel, from, to;
-        thread_of(&thread, &threads);
+        which_thread(&thread, &threads);
         for (int64_t k = 0; k < count; k++) {
             int64_t t = of->reverse ? of->first + k : of->last - 1 - k;
             const char *grad_sums =

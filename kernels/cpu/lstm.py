@@ -6,6 +6,7 @@ import torch
 
 from ulmfit_fast.kernels.cpu.calls import Dropout, address, dropout, function, threads
 from ulmfit_fast.kernels.cpu.library import library
+from ulmfit_fast.kernels.cpu.matmul import add_matmul
 
 __all__ = ["backward", "forward"]
 
@@ -145,11 +146,11 @@ def backward(grad_output, grad_h_n, grad_c_n, x, h0, c0, w_ih, w_hh, lengths, se
         function("lstm_backward")(ctypes.byref(call), x.dtype == torch.bfloat16, fast)
         flat = grads.view(-1, 4 * hidden)
         if needs[0]:
-            grad_x[start:stop] = torch.mm(flat, w_ih.to(wide)).view(-1, batch, inputs)
+            add_matmul(grad_x[start:stop].view(-1, inputs), flat, w_ih, fresh=True)
         if needs[3]:
-            grad_w_ih += torch.mm(flat.t(), x[start:stop].reshape(-1, inputs).to(wide))
+            add_matmul(grad_w_ih, flat.t(), x[start:stop].reshape(-1, inputs))
         if needs[4]:
-            grad_w_hh += torch.mm(flat.t(), before[start:stop].reshape(-1, hidden).to(wide))
+            add_matmul(grad_w_hh, flat.t(), before[start:stop].reshape(-1, hidden))
         if needs[5]:
             grad_bias += flat.sum(0, dtype=torch.float32)
     grad_h0 = grad_h.transpose(0, 1).reshape(batch, padded)[:, :hidden]

@@ -19,12 +19,12 @@
 /* As much of a panel as the second-level cache keeps beside the rows. */
 #define DEPTH 1536
 
-/* out (n, 4, LANES) += rows (n, K) panel, the rows `stride` apart. */
-INLINE void tile_float32(float *restrict out, const float *restrict panel,
+/* out (n, 4, LANES) += rows (n, K) panel; the rows are `stride` apart, their sums `width`. */
+INLINE void tile_float32(float *restrict out, int64_t width, const float *restrict panel,
                          const float *restrict rows, int64_t stride, int64_t depth, const int n) {
     floats sum[ROWS_AT_ONCE][4];
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) sum[j][v] = *(const floats *)(out + j * PANEL + v * LANES);
+        for (int v = 0; v < 4; v++) sum[j][v] = *(const floats *)(out + j * width + v * LANES);
     for (int64_t k = 0; k < depth; k++) {
         const floats *weight = (const floats *)(panel + k * PANEL);
         for (int j = 0; j < n; j++) {
@@ -33,17 +33,17 @@ INLINE void tile_float32(float *restrict out, const float *restrict panel,
         }
     }
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) *(floats *)(out + j * PANEL + v * LANES) = sum[j][v];
+        for (int v = 0; v < 4; v++) *(floats *)(out + j * width + v * LANES) = sum[j][v];
 }
 
 #if HAS_BFLOAT16
 /* An intrinsic, for no loop becomes this instruction. */
-INLINE void tile_bfloat16(float *restrict out, const uint16_t *restrict panel,
+INLINE void tile_bfloat16(float *restrict out, int64_t width, const uint16_t *restrict panel,
                           const uint16_t *restrict rows, int64_t stride, int64_t depth,
                           const int n) {
     __m512 sum[ROWS_AT_ONCE][4];
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) sum[j][v] = _mm512_loadu_ps(out + j * PANEL + v * LANES);
+        for (int v = 0; v < 4; v++) sum[j][v] = _mm512_loadu_ps(out + j * width + v * LANES);
     for (int64_t k = 0; k < depth; k += 2) {
         const uint16_t *weight = panel + k * PANEL;
         for (int j = 0; j < n; j++) {
@@ -57,44 +57,50 @@ INLINE void tile_bfloat16(float *restrict out, const uint16_t *restrict panel,
         }
     }
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) _mm512_storeu_ps(out + j * PANEL + v * LANES, sum[j][v]);
+        for (int v = 0; v < 4; v++) _mm512_storeu_ps(out + j * width + v * LANES, sum[j][v]);
 }
 #endif
 
-INLINE void tile(float *out, const void *panel, const void *rows, int64_t stride, int64_t depth,
-                 const int n, const int bfloat16) {
+INLINE void tile(float *out, int64_t width, const void *panel, const void *rows, int64_t stride,
+                 int64_t depth, const int n, const int bfloat16) {
 #if HAS_BFLOAT16
     if (bfloat16) {
-        tile_bfloat16(out, panel, rows, stride, depth, n);
+        tile_bfloat16(out, width, panel, rows, stride, depth, n);
         return;
     }
 #endif
-    tile_float32(out, panel, rows, stride, depth, n);
+    tile_float32(out, width, panel, rows, stride, depth, n);
 }
 
-/* out (n, 4, LANES) += rows (n, K) panel for any n. */
-INLINE void add_product(float *out, const void *panel, const void *rows, int64_t stride,
-                        int64_t depth, int64_t n, const int bfloat16) {
+/* The same for any number of rows. */
+INLINE void tiles(float *out, int64_t width, const void *panel, const void *rows, int64_t stride,
+                  int64_t depth, int64_t n, const int bfloat16) {
     int64_t size = bfloat16 ? 2 : 4, groups = (n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    for (int64_t from = 0; from < depth; from += DEPTH) {
-        int64_t part = depth - from < DEPTH ? depth - from : DEPTH;
-        const char *weight = (const char *)panel + from * PANEL * size;
-        for (int64_t group = 0; group < groups; group++) {
-            int64_t first = n * group / groups, count = n * (group + 1) / groups - first;
-            float *sums = out + first * PANEL;
-            const char *row = (const char *)rows + (first * stride + from) * size;
-            switch (count) {
+    for (int64_t group = 0; group < groups; group++) {
+        int64_t first = n * group / groups, count = n * (group + 1) / groups - first;
+        float *sums = out + first * width;
+        const char *row = (const char *)rows + first * stride * size;
+        switch (count) {
 #if ROWS_AT_ONCE == 6
-            case 6: tile(sums, weight, row, stride, part, 6, bfloat16); break;
-            case 5: tile(sums, weight, row, stride, part, 5, bfloat16); break;
-            case 4: tile(sums, weight, row, stride, part, 4, bfloat16); break;
+        case 6: tile(sums, width, panel, row, stride, depth, 6, bfloat16); break;
+        case 5: tile(sums, width, panel, row, stride, depth, 5, bfloat16); break;
+        case 4: tile(sums, width, panel, row, stride, depth, 4, bfloat16); break;
 #endif
-            case 3: tile(sums, weight, row, stride, part, 3, bfloat16); break;
-            case 2: tile(sums, weight, row, stride, part, 2, bfloat16); break;
-            default: tile(sums, weight, row, stride, part, 1, bfloat16);
-            }
+        case 3: tile(sums, width, panel, row, stride, depth, 3, bfloat16); break;
+        case 2: tile(sums, width, panel, row, stride, depth, 2, bfloat16); break;
+        default: tile(sums, width, panel, row, stride, depth, 1, bfloat16);
         }
     }
+}
+
+/* out (n, 4, LANES) += rows (n, K) panel, as much of the depth at a time as the cache holds. */
+INLINE void add_product(float *out, const void *panel, const void *rows, int64_t stride,
+                        int64_t depth, int64_t n, const int bfloat16) {
+    int64_t size = bfloat16 ? 2 : 4;
+    for (int64_t from = 0; from < depth; from += DEPTH)
+        tiles(out, PANEL, (const char *)panel + from * PANEL * size,
+              (const char *)rows + from * size, stride,
+              depth - from < DEPTH ? depth - from : DEPTH, n, bfloat16);
 }
 
 /* Where weight k of output `lane` in quarter v of a panel lies. */
