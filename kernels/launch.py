@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from ulmfit_fast.kernels import device as devices
+from ulmfit_fast.kernels import tiles
+
 __all__ = [
     "DropArguments",
     "LaunchRefused",
@@ -17,6 +20,7 @@ __all__ = [
     "launch",
     "matmul_precision",
     "on",
+    "plan_layer",
     "raise_failed",
     "watch",
 ]
@@ -106,6 +110,32 @@ def matmul_precision(device):
         # "none" is what the older switch, allow_tf32 = False, leaves here.
         return "tf32" if rnn.fp32_precision == "tf32" else "ieee"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def plan_layer(device, *, batch_size, hidden_size, dtype, form=None):
+    """Choose form and tiles of a layer's call, as its device and torch's own switches are now.
+
+    Both who asks what would run and the operator that runs it ask here. Only the operator knows B
+    in a graph that is compiled or exported for any, so that it cannot be handed what was chosen.
+
+    Args:
+        device: torch.device of the tensors.
+        batch_size: B.
+        hidden_size: H.
+        dtype: compute dtype of the layer.
+        form: as `tiles.choose` takes it.
+
+    Returns:
+        A `tiles.Plan`.
+    """
+    return tiles.choose(
+        devices.describe_device(device),
+        batch_size=batch_size,
+        hidden_size=hidden_size,
+        dtype=dtype,
+        precision=matmul_precision(device),
+        form=form,
+    )
 
 
 def on(device):

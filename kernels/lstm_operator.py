@@ -15,13 +15,13 @@ from ulmfit_fast.kernels import (
     tiles,
     weight_drop,
 )
-from ulmfit_fast.kernels.device import describe_device
 from ulmfit_fast.kernels.launch import (
     DropArguments,
     LaunchRefused,
     LayerCall,
     matmul_precision,
     on,
+    plan_layer,
     raise_failed,
 )
 
@@ -84,13 +84,11 @@ class _Recurrence(NamedTuple):
 
 
 def _recurrence(x, w_hh, lengths, seed, weight_p, gate_p, sequence, stream, form, keep):
-    precision = matmul_precision(x.device)
-    plan = tiles.choose(
-        describe_device(x.device),
+    plan = plan_layer(
+        x.device,
         batch_size=x.shape[1],
         hidden_size=w_hh.shape[1],
         dtype=x.dtype,
-        precision=precision,
         form=None if form == "auto" else form,
     )
     if plan.form is None:
@@ -102,7 +100,7 @@ def _recurrence(x, w_hh, lengths, seed, weight_p, gate_p, sequence, stream, form
         (2 if sequence else 1) if gate_drop.active else 0,
         bool(stream & 1),
         stream,
-        precision,
+        matmul_precision(x.device),
         keep == KEEP_GATES,
         keep != KEEP_NOTHING,
     )

@@ -89,8 +89,9 @@ class KernelPlan(NamedTuple):
 class Request(NamedTuple):
     """What is asked of a backend: a call, as far as the choice depends on it.
 
-    The defaults are those of the smallest of layers, which asks no more of a device than a step
-    around the LSTM does.
+    It is a layer's call, or a step around the LSTM, as a dropout or a loss, whose device and dtype
+    are all that counts: the other defaults are those of the smallest of layers, which asks no more
+    of a device than a step does.
 
     Attributes:
         device: device of the tensors.
@@ -103,6 +104,7 @@ class Request(NamedTuple):
         has_lengths: rows have lengths of their own.
         mixed_state: the state's dtype is wider than the input's.
         drops: masks are drawn for the weight or the gates.
+        is_step: a step around the LSTM.
     """
 
     device: torch.device
@@ -115,6 +117,12 @@ class Request(NamedTuple):
     has_lengths: bool = False
     mixed_state: bool = False
     drops: bool = False
+    is_step: bool = False
+
+
+def step_request(x: Tensor) -> Request:
+    """Describe a step around the LSTM on a tensor."""
+    return Request(x.device, x.dtype, is_step=True)
 
 
 def check_name(name: str, source: str = "backend") -> str:
@@ -234,20 +242,24 @@ def _why_not_torch(request: Request) -> str | None:
 
 
 def choose(backend: str, request: Request) -> Choice:
-    """Choose the implementation of one layer's call.
+    """Choose the implementation of one layer's call, or of a step around the LSTM.
 
     Args:
         backend: what the caller asked for.
         request: the call.
 
     Returns:
-        The backend's name and the reason for it.
+        The backend's name and the reason for it. Of a step: "triton" for the kernels, "torch" for
+        torch operations and backwards written by hand, "reference" for plain autograd alone.
 
     Raises:
-        RuntimeError: if a backend asked for by name cannot run the call.
+        RuntimeError: if a backend asked for by name cannot run the layer's call. A step never
+            raises, as each has torch operations.
     """
     name, who = requested(backend)
     transforms = _transforms()
+    if request.is_step:
+        return _choose_for_step(name, who, transforms, request)
     why_reference = _why_reference(transforms)
     why_not_torch = _why_not_torch(request)
     if name not in ("auto", "reference") and why_reference:
@@ -340,15 +352,14 @@ def kernel_plan(form: str | None, request: Request) -> KernelPlan:
             return KernelPlan(None, why)
     if importlib.util.find_spec("triton") is None:
         return KernelPlan(None, "the package triton is not installed")
-    from ulmfit_fast.kernels import launch, tiles
-    from ulmfit_fast.kernels.device import describe_device
+    from ulmfit_fast.kernels import launch
 
-    plan = tiles.choose(
-        describe_device(device),
+    # The operator asks the same function once more: of a graph for any B this is the plan of one.
+    plan = launch.plan_layer(
+        device,
         batch_size=request.batch_size,
         hidden_size=request.hidden_size,
         dtype=request.dtype,
-        precision=launch.matmul_precision(device),
         form=form,
     )
     reason = f"{plan.reason}, {plan.tiles()}" if plan.form else plan.reason
@@ -392,20 +403,15 @@ def _takes_steps(device: torch.device, dtype: torch.dtype) -> bool:
 _takes_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def choose_step(x: Tensor) -> str:
-    """Choose what a step around the LSTM, as a dropout or a loss, computes on a tensor.
-
-    A backend that is forced rules here too, but nothing raises: every step has torch operations.
-
-    Returns:
-        "triton" for the kernels, "torch" for torch operations and backwards written by hand,
-        "reference" for plain autograd alone.
-    """
-    name, _ = requested("auto")
-    if name == "reference" or _transforms():
-        return "reference"
-    wanted = name.startswith("triton") or (name == "auto" and x.device.type == "cuda")
-    return "triton" if wanted and _takes_steps(x.device, x.dtype) else "torch"
+def _choose_for_step(name: str, who: str, transforms: tuple[str, ...], request: Request) -> Choice:
+    if name == "reference":
+        return Choice(name, who)
+    if transforms:
+        return Choice("reference", "torch.func and forward-mode differentiation: plain autograd")
+    wanted = name.startswith("triton") or (name == "auto" and request.device.type == "cuda")
+    if wanted and _takes_steps(request.device, request.dtype):
+        return Choice("triton", who if name != "auto" else "one pass each")
+    return Choice("torch", "torch operations run everywhere")
 
 
 def explain(

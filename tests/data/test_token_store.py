@@ -157,7 +157,7 @@ from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens import texts
 from ulmfit_fast.system import directories
 
-corpus, tokenizer, out, workers, moment = sys.argv[1:]
+corpus, tokenizer, workers, *tasks = sys.argv[1:]
 texts.BLOCK_CHARACTERS = 500
 
 def die(*args):
@@ -172,17 +172,23 @@ def encoded_until(*args):
             die()
 
 real = build._encoded
-if moment == "between blocks":
-    build._encoded = encoded_until
-if moment == "before the description":
-    build.digest_of = die
-if moment == "before it is in place":
-    directories.put_in_place = die
-if moment == "half in place":
-    directories._drop = die
+# Each in a process of its own that imports nothing.
 if __name__ == "__main__":
     found = Tokenizer.from_json(Path(tokenizer).read_text())
-    TokenStore.build(out, Path(corpus), found, workers=int(workers))
+    for out, moment in zip(tasks[::2], tasks[1::2]):
+        child = os.fork()
+        if child:
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            continue
+        if moment == "between blocks":
+            build._encoded = encoded_until
+        if moment == "before the description":
+            build.digest_of = die
+        if moment == "before it is in place":
+            directories.put_in_place = die
+        if moment == "half in place":
+            directories._drop = die
+        TokenStore.build(out, Path(corpus), found, workers=int(workers))
 """
 
 
@@ -194,17 +200,14 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+MOMENTS = ["between blocks", "before the description", "before it is in place", "half in place"]
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the platform has no SIGKILL")
-@pytest.mark.parametrize("older", [False, True], ids=["new", "older"])
 @pytest.mark.parametrize(
-    ("workers", "moment"),
-    [
-        (1, "between blocks"),
-        (1, "before the description"),
-        (1, "before it is in place"),
-        (1, "half in place"),
-        pytest.param(2, "between blocks", marks=pytest.mark.slow),
-    ],
+    ("workers", "moments"),
+    [(1, MOMENTS), pytest.param(2, MOMENTS[:1], marks=pytest.mark.slow)],
+    ids=["alone", "workers"],
 )
 def test_a_killed_build_leaves_the_older_store_and_is_begun_again(
     tmp_path: Path,
@@ -212,39 +215,47 @@ def test_a_killed_build_leaves_the_older_store_and_is_begun_again(
     store: TokenStore,
     small_blocks,
     workers: int,
-    moment: str,
-    older: bool,
+    moments: list[str],
 ) -> None:
-    corpus, saved, out = tmp_path / "corpus.txt", tmp_path / "tokenizer.json", tmp_path / "store"
+    corpus, saved = tmp_path / "corpus.txt", tmp_path / "tokenizer.json"
     corpus.write_text("\n".join(TEXTS), encoding="utf-8")
     saved.write_text(tokenizer.to_json(), encoding="utf-8")
-    if older:
-        TokenStore.build(out, TEXTS[:5], tokenizer)
+    tasks = []
+    for moment in moments:
+        for kind in ("new", "older"):
+            out = tmp_path / f"{kind}, {moment}" / "store"
+            out.parent.mkdir()
+            if kind == "older":
+                TokenStore.build(out, TEXTS[:5], tokenizer)
+            tasks += [out, moment]
     script = tmp_path / "build.py"
     script.write_text(KILLED, encoding="utf-8")
-    command = [sys.executable, script, corpus, saved, out, str(workers), moment]
+    command = [sys.executable, script, corpus, saved, str(workers), *tasks]
     root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
     run = subprocess.run(
-        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=120
+        command, cwd=root, env=environment, timeout=120, check=True, stdout=subprocess.PIPE
     )
-    assert run.returncode == -signal.SIGKILL
-    pids = json.loads(Path(f"{out}.pids").read_text())
-    assert len(pids) == (2 if workers == 2 else 0)
-    for _ in range(200):
-        if not any(map(alive, pids)):
-            break
-        time.sleep(0.1)
-    assert not any(map(alive, pids)), "workers outlive the process that was killed"
-    if moment == "half in place":
-        assert len(TokenStore(out, tokenizer)) == len(TEXTS)
-    elif older:
-        assert len(TokenStore(out, tokenizer)) == 5
-    else:
-        assert not TokenStore.is_store(out)
-        with pytest.raises(FileNotFoundError, match=r"is no token store: it has no meta.json"):
-            TokenStore(out)
-    TokenStore.build(out, corpus, tokenizer, workers=1)
-    assert contents(out) == contents(store.directory)
+    assert list(map(int, run.stdout.split())) == [-signal.SIGKILL] * (len(tasks) // 2)
+    for out, moment in zip(tasks[::2], tasks[1::2], strict=True):
+        pids = json.loads(Path(f"{out}.pids").read_text())
+        assert len(pids) == (2 if workers == 2 else 0)
+        for _ in range(200):
+            if not any(map(alive, pids)):
+                break
+            time.sleep(0.1)
+        assert not any(map(alive, pids)), "workers outlive the process that was killed"
+        Path(f"{out}.pids").unlink()
+        if moment == "half in place":
+            assert len(TokenStore(out, tokenizer)) == len(TEXTS), out
+        elif out.parent.name.startswith("older"):
+            assert len(TokenStore(out, tokenizer)) == 5, out
+        else:
+            assert not TokenStore.is_store(out), out
+            with pytest.raises(FileNotFoundError, match=r"is no token store: it has no meta.json"):
+                TokenStore(out)
+        TokenStore.build(out, corpus, tokenizer, workers=1)
+        assert contents(out) == contents(store.directory), out
 
 
 def test_another_build_replaces_a_store(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -121,6 +121,34 @@ def test_a_wider_state_keeps_the_fused_lstm_on_cuda_alone(device, dtype, expecte
     assert uf.backend.choose("auto", request).name == expected
 
 
+@pytest.mark.parametrize(
+    ("forced", "interpreted", "expected"),
+    [
+        ("auto", True, "torch"),
+        ("eager", True, "torch"),
+        ("triton-stepwise", True, "triton"),
+        ("triton", False, "torch"),
+        ("reference", True, "reference"),
+    ],
+)
+def test_a_step_around_the_lstm_is_chosen_as_a_layer_is(forced, interpreted, expected, monkeypatch):
+    """It has torch operations, so that a backend that cannot run it is no error."""
+    monkeypatch.setenv("TRITON_INTERPRET", str(int(interpreted)))
+    request = uf.backend.step_request(torch.zeros(2, dtype=torch.bfloat16))
+    under_grad = []
+
+    def record(x):
+        under_grad.append(uf.backend.choose("auto", request).name)
+        return x
+
+    with uf.backend.use(forced):
+        choice = uf.backend.choose("auto", request)
+        torch.func.grad(record)(torch.tensor(1.0))
+    assert choice.name == expected
+    assert ("asked for" in choice.reason) == (expected != "torch")
+    assert under_grad == ["reference"]
+
+
 FUNC = torch.func
 TRANSFORMS = {
     "grad": lambda f, x: FUNC.grad(f)(x),

@@ -10,7 +10,15 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from ulmfit_fast.report import Metrics, format_table, scores, write_explanations, write_report
+from ulmfit_fast.report import (
+    Explanation,
+    Metrics,
+    TokenScore,
+    format_table,
+    scores,
+    write_explanations,
+    write_report,
+)
 
 METHODS = {
     "majority class": (50.0, 0.0),
@@ -256,9 +264,9 @@ def test_a_failing_page_leaves_the_old_report(metrics, tmp_path):
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def explained(text: str, values: list[float]) -> dict:
-    words = [{"word": w, "score": v} for w, v in zip(text.split(), values, strict=True)]
-    return {"text": text, "label": "<good>", "probability": 0.875, "words": words}
+def explained(text: str, values: list[float]) -> Explanation:
+    words = [TokenScore(*pair) for pair in zip(text.split(), values, strict=True)]
+    return Explanation(text, "<good>", 0.875, [], words)
 
 
 def test_explained_words_are_coloured_by_sign_and_size(tmp_path):

@@ -98,6 +98,6 @@ def explain(
         method=method,  # type: ignore[arg-type]
         batch_size=batch_size,
     )
-    write_explanations([explanation.to_report() for explanation in found], out)
+    write_explanations(found, out)
     rest = ", more are left out by --limit" if len(texts) > limit else ""
     say(f"{out} shows {len(found)} texts{rest}")

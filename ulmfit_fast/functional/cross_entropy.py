@@ -72,7 +72,7 @@ def linear_cross_entropy(
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    if backends.choose_step(x) == "reference":
+    if backends.choose("auto", backends.step_request(x)).name == "reference":
         logits = F.linear(x, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         keywords: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": smoothing}
@@ -279,7 +279,7 @@ def softmax_cross_entropy_(
     """
     _check_logits(logits, targets, ignore_index)
     smoothing = probability("label_smoothing", label_smoothing)
-    kernels = backends.choose_step(logits) == "triton"
+    kernels = backends.choose("auto", backends.step_request(logits)).name == "triton"
     losses: Tensor = _softmax_cross_entropy(logits, targets, ignore_index, smoothing, kernels)
     return losses
 

@@ -71,7 +71,7 @@ def locked_dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
     check_time_first(x)
     if probability("p", p) == 0.0:
         return x
-    if backends.choose_step(x) == "triton":
+    if backends.choose("auto", backends.step_request(x)).name == "triton":
         from ulmfit_fast.kernels import dropout
 
         dropped: Tensor = dropout.locked_dropout(x, _on(x.device, seed, p), p)
@@ -133,7 +133,7 @@ def embed_dropped(
             f"tokens are on {tokens.device}, the embedding is on {weight.device}: move one of them"
         )
     drops = [probability("p_embedding", p_embedding), probability("p_locked", p_locked)]
-    if any(drops) and backends.choose_step(weight) == "triton":
+    if any(drops) and backends.choose("auto", backends.step_request(weight)).name == "triton":
         from ulmfit_fast.kernels import embedding
 
         seeds = [
@@ -193,7 +193,7 @@ def dropout_and_regularisers(
             f"raw has shape {tuple(raw.shape)}, expected at least one element: a mean over none is "
             "not a number; leave the batch out"
         )
-    if backends.choose_step(raw) == "triton":
+    if backends.choose("auto", backends.step_request(raw)).name == "triton":
         from ulmfit_fast.kernels import regularisers
 
         placed = _on(raw.device, seed, p)

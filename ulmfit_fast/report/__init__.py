@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from ulmfit_fast.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from ulmfit_fast.report.explanations import Explanation as Explanation
+    from ulmfit_fast.report.explanations import TokenScore as TokenScore
     from ulmfit_fast.report.numbers import Accuracy as Accuracy
     from ulmfit_fast.report.numbers import Confusion as Confusion
     from ulmfit_fast.report.numbers import CorpusSize as CorpusSize
     from ulmfit_fast.report.numbers import Example as Example
-    from ulmfit_fast.report.numbers import Explanation as Explanation
     from ulmfit_fast.report.numbers import Json as Json
     from ulmfit_fast.report.numbers import LossPoint as LossPoint
     from ulmfit_fast.report.numbers import LrTrace as LrTrace
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from ulmfit_fast.report.page import write_report as write_report
 else:
     _NUMBERS = """
-        Accuracy Confusion CorpusSize Example Explanation Json LossPoint LrTrace Metrics Perplexity
+        Accuracy Confusion CorpusSize Example Json LossPoint LrTrace Metrics Perplexity
         PlainExample Score WordScore aligned_table format_score format_table label_counts scores
     """
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         objects=dict.fromkeys(_NUMBERS.split(), "numbers")
+        | {"Explanation": "explanations", "TokenScore": "explanations"}
         | {"write_explanations": "page", "write_report": "page"},
     )

@@ -83,15 +83,6 @@ class Example(PlainExample, total=False):
     words: list[WordScore]
 
 
-class Explanation(TypedDict):
-    """One text, the class that is explained, its probability and each word's share in it."""
-
-    text: str
-    label: str
-    probability: float
-    words: list[WordScore]
-
-
 class Metrics(TypedDict):
     """Everything a run measured; what ``metrics.json`` holds."""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_fast.report.charts import COLORS, accuracy_chart, learning_rate_chart, loss_chart
+from ulmfit_fast.report.explanations import Explanation
 from ulmfit_fast.report.numbers import (
-    Explanation,
     Json,
     Metrics,
     Perplexity,
@@ -87,7 +87,7 @@ def write_explanations(explanations: Sequence[Explanation], path: str | os.PathL
     ValueError: there are no explanations; pass at least one
 
     Args:
-        explanations: what `serving.saliency.explain` found, each after `to_report`.
+        explanations: what `serving.saliency.explain` found.
         path: the file to write; it is replaced as a whole or not at all.
 
     Raises:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ulmfit_fast import report
 from ulmfit_fast.data.batches import ClassifierBatches
 from ulmfit_fast.data.columns import Label, nearest
 from ulmfit_fast.data.tokens.rules import Piece, restore_text
@@ -21,6 +19,7 @@ from ulmfit_fast.data.tokens.words import SPACE_MARK
 from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.nn.pooling import ConcatPool
 from ulmfit_fast.nn.state import first_state
+from ulmfit_fast.report.explanations import Explanation, TokenScore
 
 __all__ = ["Explanation", "Method", "TokenScore", "WithClassifier", "explain", "token_saliency"]
 
@@ -47,48 +46,6 @@ class WithClassifier(Protocol):
     @property
     def backwards(self) -> bool:
         """Whether it reads texts from their end."""
-
-
-@dataclass(frozen=True)
-class TokenScore:
-    """One token and what it adds to the answer.
-
-    Attributes:
-        token: as the tokenizer shows it, marks such as `xxmaj` included.
-        score: from -1 to 1; the token with the largest effect on its text has -1 or 1.
-    """
-
-    token: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A classifier's answer on one text, and what each token had to do with it.
-
-    Attributes:
-        text: the text.
-        label: the class that is explained.
-        probability: what the classifier gives it.
-        tokens: the text's tokens in reading order, `xxbos` first.
-        words: the words much as they were written, with their marks and pieces joined and the
-            scores added up; without `xxbos`.
-    """
-
-    text: str
-    label: Label
-    probability: float
-    tokens: list[TokenScore]
-    words: list[TokenScore]
-
-    def to_report(self) -> report.Explanation:
-        """Return it as `report.write_explanations` takes it."""
-        return report.Explanation(
-            text=self.text,
-            label=str(self.label),
-            probability=self.probability,
-            words=[report.WordScore(word=word.token, score=word.score) for word in self.words],
-        )
 
 
 def explain(
