@@ -3,6 +3,7 @@
 | name        | what it is                                                   | where it runs     |
 |-------------|--------------------------------------------------------------|-------------------|
 | `triton`    | fused kernels, both dropouts inside                          | CUDA, interpreter |
+| `native`    | the same fused kernels in C, both dropouts inside            | CPU, C compiler   |
 | `torch`     | PyTorch's own fused LSTM, given the dropped recurrent weight | no gate dropout   |
 | `eager`     | hand-written forward and backward in torch operations        | everywhere        |
 | `reference` | the equations in plain autograd; double backward             | everywhere        |
@@ -44,10 +45,12 @@ BACKENDS = (
     "triton-pipelined",
     "triton-resident",
     "triton-stepwise",
+    "native",
     "torch",
     "eager",
     "reference",
 )
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PREDICTED = "predicted, not measured"
 # Up to this H cuDNN has a persistent algorithm of its own in any dtype (`get_algo` in PyTorch's
@@ -270,6 +273,11 @@ def choose(backend: str, request: Request) -> Choice:
         if plan.form is None:
             raise RuntimeError(f'{name} was {who}, but {plan.reason}; use "auto" or "eager"')
         return Choice("triton", f"{plan.form} form, {who}; {plan.reason}", form or "auto")
+    if name == "native":
+        why_not = why_not_native(request)
+        if why_not:
+            raise RuntimeError(f'native was {who}, but {why_not}; use "auto" or "eager"')
+        return Choice(name, f"{who}; {_native_products(request.dtype)}")
     if name == "torch" and why_not_torch:
         raise RuntimeError(f'torch was {who}, but {why_not_torch}; use "auto" or "eager"')
     if name != "auto":
@@ -282,6 +290,8 @@ def choose(backend: str, request: Request) -> Choice:
         return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
     if request.device.type == "cuda":
         return _choose_on_cuda(request, why_not_torch)
+    if request.device.type == "cpu" and not in_jit_trace() and why_not_native(request) is None:
+        return Choice("native", _native_products(request.dtype))
     if why_not_torch:
         return Choice("eager", why_not_torch)
     if request.mixed_state:
@@ -334,6 +344,52 @@ def _choose_on_cpu(dtype: torch.dtype) -> Choice:
     if torch.compiler.is_compiling():
         return Choice("eager", "torch.compile takes this operator whole")
     return Choice("torch", "no gate dropout, and PyTorch's fused LSTM is the fastest on the cpu")
+
+
+def native_status() -> str:
+    """Say what the C kernels of this CPU are, or why there are none; compiles them if need be."""
+    from ulmfit_fast.kernels.cpu import library
+
+    status: str = library.status()
+    return status
+
+
+def _why_no_library() -> str | None:
+    from ulmfit_fast.kernels.cpu import library
+
+    return None if library.library() is not None else library.status()
+
+
+# Constant for Dynamo: it depends on the machine alone.
+_why_no_library._dynamo_marked_constant = True  # type: ignore[attr-defined]
+native_status._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def why_not_native(request: Request) -> str | None:
+    """Say why the C kernels cannot run a call, None if they can."""
+    if request.device.type != "cpu":
+        return f"the C kernels need a CPU, and the input is on {request.device}"
+    if request.dtype not in _NATIVE_DTYPES:
+        name = str(request.dtype).removeprefix("torch.")
+        return f"the C kernels compute float32 and bfloat16, and the input is {name}"
+    if request.injected_gate_mask:
+        return "the C kernels draw gate masks, they take none"
+    return _why_no_library()
+
+
+def _native_products(dtype: torch.dtype) -> str:
+    """Say what the C kernels compute with."""
+    products = "bfloat16" if dtype == torch.bfloat16 and _fast_products() else "float32"
+    return f"{native_status()}, products in {products}, {torch.get_num_threads()} threads"
+
+
+def _fast_products() -> bool:
+    from ulmfit_fast.kernels.cpu import lstm
+
+    return bool(lstm.fast(torch.bfloat16))
+
+
+_native_products._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel_plan(form: str | None, request: Request) -> KernelPlan:

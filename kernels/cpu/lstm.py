@@ -1,6 +1,8 @@
 """The LSTM of lstm.c on tensors: its buffers, its arguments, and the large products after it."""
 
 import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -8,7 +10,7 @@ from ulmfit_fast.kernels.cpu.calls import Dropout, address, dropout, function, t
 from ulmfit_fast.kernels.cpu.library import library
 from ulmfit_fast.kernels.cpu.matmul import add_matmul
 
-__all__ = ["backward", "forward"]
+__all__ = ["Masks", "backward", "fast", "forward"]
 
 _I, _P = ctypes.c_int64, ctypes.c_void_p
 # Rows, steps times batch, whose products with W are formed at once: the weight is read once for
@@ -47,110 +49,148 @@ class _Backward(ctypes.Structure):
     )
 
 
-def _even(n, fast):
-    return n + n % 2 if fast else n
+class Masks(NamedTuple):
+    """What is dropped in a call: a seed, and four probabilities each for weights and gates."""
+
+    seed: int
+    weight_p: Sequence
+    gate_p: Sequence
+    sequence: bool
+    stream: int
+
+    def of_weight(self):
+        """Return the C argument of weight-drop."""
+        return dropout(self.seed, self.stream, self.weight_p)
+
+    def of_gates(self):
+        """Return the C argument of gate dropout."""
+        return dropout(self.seed, self.stream, self.gate_p)
 
 
-def _packed(weight, drop, *, transposed, fast):
+def fast(dtype):
+    """Say whether the products of a dtype are formed in bfloat16."""
+    return dtype == torch.bfloat16 and bool(library().has_bfloat16())
+
+
+def _even(n, in_pairs):
+    return n + n % 2 if in_pairs else n
+
+
+def _packed(weight, drop, *, transposed):
+    """Copy a weight `(4H, K)` or `(4H, H)` into panels, dropped: `(P, K, 4 LANES)`."""
+    weight = weight.contiguous()
     hidden, depth = weight.shape[0] // 4, weight.shape[1]
-    lanes = library().lanes()
+    lanes, pairs = library().lanes(), fast(weight.dtype)
     width = 4 * lanes if transposed else lanes
-    rows = 4 * hidden if transposed else _even(depth, fast)
-    panels = -(-hidden // width)
-    dtype = torch.bfloat16 if fast else torch.float32
-    packed = torch.empty(panels, rows, 4 * lanes, dtype=dtype)
-    call = _Packing(
-        hidden, depth, threads(), transposed, address(weight), address(packed), drop
-    )
-    function("pack_weight")(ctypes.byref(call), weight.dtype == torch.bfloat16, fast)
+    rows = 4 * hidden if transposed else _even(depth, pairs)
+    dtype = torch.bfloat16 if pairs else torch.float32
+    packed = torch.empty(-(-hidden // width), rows, 4 * lanes, dtype=dtype)
+    call = _Packing(hidden, depth, threads(), transposed, address(weight), address(packed), drop)
+    function("pack_weight")(ctypes.byref(call), weight.dtype == torch.bfloat16, pairs)
     return packed
 
 
-def forward(x, h0, c0, w_ih, w_hh, bias, lengths, seed, weight_p, gate_p, sequence, stream, *,
-            keep, fast):
+def forward(x, h0, c0, weights, bias, lengths, masks, *, keep):
     """Run one layer in one direction.
 
     Args:
-        x: `(T, B, E)` float32 or bfloat16; so are h0 `(B, H)`, w_ih `(4H, E)`, w_hh `(4H, H)`.
+        x: `(T, B, E)` float32 or bfloat16.
+        h0: `(B, H)`, as x.
         c0: `(B, H)` float32.
+        weights: `(4H, E)` and `(4H, H)`, as x.
         bias: `(4H,)` float32, or None.
         lengths: `(B,)` int64, or None.
-        keep: whether gates `(T, B, 4H)` and cells `(T, B, H)` are wanted.
-        fast: whether the products are in bfloat16.
+        masks: what is dropped.
+        keep: whether gates and cells are wanted.
 
     Returns:
-        output, h_n, c_n, gates and cells, the last two empty unless they are kept.
+        output `(T, B, H)` and h_n `(B, H)` as x, c_n `(B, H)` float32; gates `(T, B, 4H)` as x and
+        cells `(T, B, H)` float32, or both empty.
     """
+    w_ih, w_hh = weights
     steps, batch, inputs = x.shape
-    hidden = w_hh.shape[1]
-    lanes = library().lanes()
-    x, h0, w_ih, w_hh = (tensor.contiguous() for tensor in (x, h0, w_ih, w_hh))
-    no_drop = dropout(seed, stream, (0.0,) * 4)
-    input_panels = _packed(w_ih, no_drop, transposed=False, fast=fast)
-    panels = _packed(w_hh, dropout(seed, stream, weight_p), transposed=False, fast=fast)
-    wide = torch.bfloat16 if fast else torch.float32
+    hidden, lanes, pairs = w_hh.shape[1], library().lanes(), fast(x.dtype)
+    x, h0 = x.contiguous(), h0.contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
+    input_panels = _packed(w_ih, dropout(0, 0, (0.0,) * 4), transposed=False)
+    panels = _packed(w_hh, masks.of_weight(), transposed=False)
     chunk = max(1, min(steps, -(-_ROWS // max(1, batch))))
-    output = x.new_empty(steps, batch, hidden)
-    h_n, c_n = x.new_empty(batch, hidden), c0.clone(memory_format=torch.contiguous_format)
+    output, h_n = x.new_empty(steps, batch, hidden), x.new_empty(batch, hidden)
+    c_n = c0.clone(memory_format=torch.contiguous_format)
     gates = x.new_empty((steps, batch, 4 * hidden) if keep else 0)
     cells = c0.new_empty((steps, batch, hidden) if keep else 0)
-    states = torch.empty(2, batch, _even(hidden, fast), dtype=wide)
+    states = panels.new_empty(2, batch, _even(hidden, pairs))
     rows = None
-    if x.dtype != wide or inputs != _even(inputs, fast):
-        rows = torch.empty(chunk, batch, _even(inputs, fast), dtype=wide)
+    if x.dtype != panels.dtype or inputs != _even(inputs, pairs):
+        rows = panels.new_empty(chunk, batch, _even(inputs, pairs))
     sums = torch.empty(panels.shape[0], chunk, batch, 4 * lanes)
     call = _Forward(
-        steps, batch, inputs, hidden, threads(), stream & 1, sequence, chunk,
-        address(x), address(input_panels), address(panels), address(bias), address(lengths),
-        address(h0), address(c_n), address(states), address(rows), address(sums),
-        address(output), address(h_n), address(gates) if keep else None,
-        address(cells) if keep else None, dropout(seed, stream, gate_p),
+        *(steps, batch, inputs, hidden, threads(), masks.stream & 1, masks.sequence, chunk),
+        *map(address, (x, input_panels, panels, bias, lengths, h0, c_n, states, rows, sums)),
+        *map(address, (output, h_n, gates if keep else None, cells if keep else None)),
+        masks.of_gates(),
     )
-    function("lstm_forward")(ctypes.byref(call), x.dtype == torch.bfloat16, fast)
+    function("lstm_forward")(ctypes.byref(call), x.dtype == torch.bfloat16, pairs)
     return output, h_n, c_n, gates, cells
 
 
-def backward(grad_output, grad_h_n, grad_c_n, x, h0, c0, w_ih, w_hh, lengths, seed, weight_p,
-             gate_p, sequence, stream, output, gates, cells, needs, *, fast):
-    """Differentiate `forward`; returns grad_x, grad_h0, grad_c0, grad_w_ih, grad_w_hh, grad_bias."""
+def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
+    """Differentiate `forward`.
+
+    Args:
+        grads: of output `(T, B, H)`, and in float32 of h_n and c_n, `(B, H)`.
+        x: `(T, B, E)` as in the forward; so are h0, c0, weights, lengths and masks.
+        h0: `(B, H)`.
+        c0: `(B, H)`.
+        weights: `(4H, E)` and `(4H, H)`.
+        lengths: `(B,)`.
+        masks: what is dropped.
+        kept: output, gates and cells of the forward.
+        needs: which of the results are wanted.
+
+    Returns:
+        grad_x as x, and in float32 grad_h0, grad_c0, grad_w_ih, that of the dropped w_hh, and
+        grad_bias.
+    """
+    grad_output, grad_h_n, grad_c_n = grads
+    output, gates, cells = kept
+    w_ih, w_hh = weights
     steps, batch, inputs = x.shape
-    hidden = w_hh.shape[1]
-    lanes = library().lanes()
-    wide = torch.bfloat16 if fast else torch.float32
-    drop = dropout(seed, stream, weight_p)
-    panels = _packed(w_hh.contiguous(), drop, transposed=True, fast=fast)
-    reverse = stream & 1
-    grad_output = grad_output.contiguous()
+    hidden, lanes, reverse = w_hh.shape[1], library().lanes(), masks.stream & 1
+    grad_output, c0 = grad_output.contiguous(), c0.contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
+    panels = _packed(w_hh, masks.of_weight(), transposed=True)
     padded = panels.shape[0] * 4 * lanes
     grad_h = torch.zeros(batch, padded)
     grad_h[:, :hidden] = grad_h_n
-    grad_h = grad_h.view(batch, panels.shape[0], 4 * lanes).transpose(0, 1).contiguous()
+    grad_h = grad_h.view(batch, -1, 4 * lanes).transpose(0, 1).contiguous()  # (P, B, 4 LANES)
     grad_c = grad_c_n.clone(memory_format=torch.contiguous_format)
-    chunk = max(1, min(steps, _HELD // max(1, 4 * hidden * batch)))
     grad_x = x.new_empty(x.shape if needs[0] else 0)
     grad_w_ih = torch.zeros(w_ih.shape if needs[3] else 0)
     grad_w_hh = torch.zeros(w_hh.shape if needs[4] else 0)
     grad_bias = torch.zeros(4 * hidden if needs[5] else 0)
-    before = _states_before(h0, output, lengths, reverse)
+    before = _states_before(h0, output, lengths, reverse) if needs[4] else None
+    chunk = max(1, min(steps, _HELD // max(1, 4 * hidden * batch)))
     starts = range(0, steps, chunk)
     for start in starts if reverse else reversed(starts):
-        stop = min(steps, start + chunk)
-        grads = torch.empty(stop - start, batch, 4 * hidden, dtype=wide)
-        last = stop == steps if reverse else start == 0
+        inside = slice(start, min(steps, start + chunk))
+        last = inside.stop == steps if reverse else start == 0
+        sums = panels.new_empty(inside.stop - start, batch, 4 * hidden)  # da
         call = _Backward(
-            steps, batch, hidden, threads(), reverse, sequence, start, stop,
-            not last or needs[1], address(panels), address(lengths), address(gates),
-            address(cells), address(c0), address(grad_output), address(grad_h), address(grad_c),
-            address(grads), dropout(seed, stream, gate_p),
+            *(steps, batch, hidden, threads(), reverse, masks.sequence, start, inside.stop),
+            not last or needs[1],
+            *map(address, (panels, lengths, gates, cells, c0, grad_output, grad_h, grad_c, sums)),
+            masks.of_gates(),
         )
-        function("lstm_backward")(ctypes.byref(call), x.dtype == torch.bfloat16, fast)
-        flat = grads.view(-1, 4 * hidden)
+        pairs = panels.dtype == torch.bfloat16
+        function("lstm_backward")(ctypes.byref(call), x.dtype == torch.bfloat16, pairs)
+        flat = sums.view(-1, 4 * hidden)  # (TB, 4H)
         if needs[0]:
-            add_matmul(grad_x[start:stop].view(-1, inputs), flat, w_ih, fresh=True)
+            add_matmul(grad_x[inside].view(-1, inputs), flat, w_ih, fresh=True)
         if needs[3]:
-            add_matmul(grad_w_ih, flat.t(), x[start:stop].reshape(-1, inputs))
-        if needs[4]:
-            add_matmul(grad_w_hh, flat.t(), before[start:stop].reshape(-1, hidden))
+            add_matmul(grad_w_ih, flat.t(), x[inside].reshape(-1, inputs))
+        if before is not None:
+            add_matmul(grad_w_hh, flat.t(), before[inside].reshape(-1, hidden))
         if needs[5]:
             grad_bias += flat.sum(0, dtype=torch.float32)
     grad_h0 = grad_h.transpose(0, 1).reshape(batch, padded)[:, :hidden]

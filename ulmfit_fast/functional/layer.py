@@ -253,7 +253,7 @@ def run_layer(
     choice = backends.choose(options.backend, request)
     if seed is None:
         seed = draw_seed() if request.drops else as_seed(0)
-    if weight_mask is not None and choice.name in ("torch", "triton"):
+    if weight_mask is not None and choice.name in ("torch", "triton", "native"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)
     if autocast is not None and choice.name != "triton":
         w_ih = w_ih.to(autocast)
@@ -278,6 +278,8 @@ def run_layer(
         output, h_n, c_n = _lstm_triton(call, choice.form, options.recompute_gates, request.drops)
     elif choice.name == "eager":
         output, h_n, c_n, *_ = operators.lstm_eager(*call)
+    elif choice.name == "native":
+        output, h_n, c_n, *_ = operators.lstm_native(*call[:-2], _records(call))
     elif choice.name == "torch":
         output, h_n, c_n = _lstm_torch(call, options.training)
     else:
@@ -331,6 +333,12 @@ def _lstm_torch(call: operators.LayerCall, training: bool) -> tuple[Tensor, Tens
     return output.flip(0) if reverse else output, h_n[0], c_n[0].to(call.c0.dtype)
 
 
+def _records(call: operators.LayerCall) -> bool:
+    """Say whether a backward can follow."""
+    tensors = (tensor for tensor in call[:7] if tensor is not None)
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def _lstm_triton(
     call: operators.LayerCall, form: str, recompute_gates: bool, drops: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -344,7 +352,7 @@ def _lstm_triton(
     else:
         seed = torch.empty_like(seed, device=x.device)
     keep = lstm_operator.KEEP_NOTHING
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call[:7]):
+    if _records(call):
         keep = lstm_operator.KEEP_CELLS if recompute_gates else lstm_operator.KEEP_GATES
     # In the dtype of x only now: one copy changes that and the order of the rows.
     w_ih, bias = lstm_operator.with_gates_together(call.w_ih, call.b_ih, call.b_hh, x.dtype)

@@ -11,8 +11,9 @@ from torch import Tensor
 from ulmfit_fast import rng
 from ulmfit_fast.lstm.eager import lstm_eager
 from ulmfit_fast.lstm.eager_backward import lstm_eager_backward
+from ulmfit_fast.lstm.native import lstm_native
 
-__all__ = ["LayerCall", "drop_weight", "lstm_eager", "lstm_eager_backward"]
+__all__ = ["LayerCall", "drop_weight", "lstm_eager", "lstm_eager_backward", "lstm_native"]
 
 
 class LayerCall(NamedTuple):
