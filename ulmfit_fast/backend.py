@@ -52,6 +52,7 @@ BACKENDS = (
 )
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ROUNDED = "PyTorch's fused LSTM would round the state to the input's dtype"
 _PREDICTED = "predicted, not measured"
 # Up to this H cuDNN has a persistent algorithm of its own in any dtype (`get_algo` in PyTorch's
 # cudnn/RNN.cpp: LSTM forwards up to 192, backwards up to 128).
@@ -290,14 +291,12 @@ def choose(backend: str, request: Request) -> Choice:
         return Choice("eager", "torch.func.vmap has no rule for the fused LSTMs")
     if request.device.type == "cuda":
         return _choose_on_cuda(request, why_not_torch)
-    if request.device.type == "cpu" and not in_jit_trace() and why_not_native(request) is None:
-        return Choice("native", _native_products(request.dtype))
+    if request.device.type == "cpu":
+        return _choose_on_cpu(request, why_not_torch)
     if why_not_torch:
         return Choice("eager", why_not_torch)
     if request.mixed_state:
-        return Choice("eager", "PyTorch's fused LSTM would round the state to the input's dtype")
-    if request.device.type == "cpu":
-        return _choose_on_cpu(request.dtype)
+        return Choice("eager", _ROUNDED)
     return Choice("torch", "no gate dropout")
 
 
@@ -337,13 +336,25 @@ def _choose_on_cuda(request: Request, why_not_torch: str | None) -> Choice:
     return Choice("torch", f"no gate dropout, and no persistent form: {plan.reason}; {_PREDICTED}")
 
 
-def _choose_on_cpu(dtype: torch.dtype) -> Choice:
-    """Half precision goes to eager, which computes it in float32: many times faster here."""
-    if dtype in (torch.bfloat16, torch.float16):
-        return Choice("eager", f"{str(dtype).removeprefix('torch.')} on the cpu")
+def _choose_on_cpu(request: Request, why_not_torch: str | None) -> Choice:
+    """Take the C kernels, but for what is to run without this package.
+
+    Half precision never goes to PyTorch's fused LSTM, which computes it many times slower than
+    eager, and whose gradients in bfloat16 are wrong on a CPU with AMX from H = 1024 on (torch
+    2.13.0 and 2.14.1).
+    """
+    why_not = why_not_native(request)
+    if why_not is None and not in_jit_trace():
+        return Choice("native", _native_products(request.dtype))
+    # What the C kernels are not made for says nothing of this machine.
+    also = "" if why_not is None or request.dtype not in _NATIVE_DTYPES else f"; {why_not}"
+    if why_not_torch or request.mixed_state:
+        return Choice("eager", (why_not_torch or _ROUNDED) + also)
+    if request.dtype in (torch.bfloat16, torch.float16):
+        return Choice("eager", f"{str(request.dtype).removeprefix('torch.')} on the cpu{also}")
     if torch.compiler.is_compiling():
-        return Choice("eager", "torch.compile takes this operator whole")
-    return Choice("torch", "no gate dropout, and PyTorch's fused LSTM is the fastest on the cpu")
+        return Choice("eager", f"torch.compile takes this operator whole{also}")
+    return Choice("torch", f"no gate dropout{also}")
 
 
 def native_status() -> str:
@@ -482,8 +493,8 @@ def explain(
     Example:
         >>> import torch
         >>> import ulmfit_fast as uf
-        >>> uf.backend.explain(uf.LSTM(4, 8, gate_p=0.1), torch.randn(5, 2, 4))
-        "eager: PyTorch's fused LSTM cannot mask gates"
+        >>> uf.backend.explain(uf.LSTM(4, 8, backend="eager"), torch.randn(5, 2, 4))
+        'eager: asked for by backend="eager"'
 
     Args:
         module: a `uf.LSTM`.

@@ -163,7 +163,9 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
     padded = panels.shape[0] * 4 * lanes
     grad_h = torch.zeros(batch, padded)
     grad_h[:, :hidden] = grad_h_n
-    grad_h = grad_h.view(batch, -1, 4 * lanes).transpose(0, 1).contiguous()  # (P, B, 4 LANES)
+    grad_h = (
+        grad_h.view(batch, panels.shape[0], 4 * lanes).transpose(0, 1).contiguous()
+    )  # (P, B, 4 LANES)
     grad_c = grad_c_n.clone(memory_format=torch.contiguous_format)
     grad_x = x.new_empty(x.shape if needs[0] else 0)
     grad_w_ih = torch.zeros(w_ih.shape if needs[3] else 0)
@@ -184,13 +186,13 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
         )
         pairs = panels.dtype == torch.bfloat16
         function("lstm_backward")(ctypes.byref(call), x.dtype == torch.bfloat16, pairs)
-        flat = sums.view(-1, 4 * hidden)  # (TB, 4H)
+        flat = sums.view(sums.shape[0] * batch, 4 * hidden)  # (TB, 4H)
         if needs[0]:
-            add_matmul(grad_x[inside].view(-1, inputs), flat, w_ih, fresh=True)
+            add_matmul(grad_x[inside].view(len(flat), inputs), flat, w_ih, fresh=True)
         if needs[3]:
-            add_matmul(grad_w_ih, flat.t(), x[inside].reshape(-1, inputs))
+            add_matmul(grad_w_ih, flat.t(), x[inside].reshape(len(flat), inputs))
         if before is not None:
-            add_matmul(grad_w_hh, flat.t(), before[inside].reshape(-1, hidden))
+            add_matmul(grad_w_hh, flat.t(), before[inside].reshape(len(flat), hidden))
         if needs[5]:
             grad_bias += flat.sum(0, dtype=torch.float32)
     grad_h0 = grad_h.transpose(0, 1).reshape(batch, padded)[:, :hidden]

@@ -64,7 +64,18 @@ def _matmul(out, a, b, accumulate):
     panels = torch.empty(of.matmul_panels(n))
     scratch = torch.empty(of.matmul_scratch(threads()))
     call = _Matmul(
-        m, n, k, threads(), accumulate, address(a), address(b), *a.stride(), *b.stride(),
-        address(out), out.stride(0), address(panels), address(scratch),
+        m,
+        n,
+        k,
+        threads(),
+        accumulate,
+        address(a),
+        address(b),
+        *a.stride(),
+        *b.stride(),
+        address(out),
+        out.stride(0),
+        address(panels),
+        address(scratch),
     )
     function("matmul")(ctypes.byref(call))

@@ -1,0 +1,19 @@
+"""Whether the C kernels are compiled here, and how a test goes without them."""
+
+import pytest
+
+from ulmfit_fast.kernels.cpu import library
+
+
+def compiled():
+    return library.library() is not None
+
+
+needs_native = pytest.mark.skipif(
+    not compiled(), reason=f"the C kernels are not here: {library.status()}"
+)
+
+
+def switch_off(monkeypatch, why="switched off in a test"):
+    """Have the package find no C kernels."""
+    monkeypatch.setattr(library, "_found", (None, why))
