@@ -46,7 +46,7 @@ def threads():
 @dtypes
 @pytest.mark.parametrize("dropout", DROPOUTS.values(), ids=DROPOUTS)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("sizes", SIZES[:4], ids=str)
+@pytest.mark.parametrize("sizes", SMALL, ids=str)
 def test_no_farther_from_float64_than_rounding_takes_it(sizes, reverse, dropout, dtype):
     inputs = tensors(*sizes, dtype)
     settings = {"reverse": reverse, "seed": 2**63 - 2, "layer": 3, **dropout}
@@ -56,7 +56,7 @@ def test_no_farther_from_float64_than_rounding_takes_it(sizes, reverse, dropout,
 
 
 @dtypes
-@pytest.mark.parametrize("sizes", SIZES[4:], ids=str)
+@pytest.mark.parametrize("sizes", LARGE, ids=str)
 def test_large_batches_and_weights(sizes, dtype):
     assert_within_rounding("native", tensors(*sizes, dtype), seed=1, **DROPOUTS["both"])
 
