@@ -446,3 +446,16 @@ def explain(
     except RuntimeError as error:
         return f"cannot run: {error}"
     return f"{choice.name}: {choice.reason}"
+
+
+def native_status() -> str:
+    """Say which instructions and how many threads the C kernels of a CPU use, or why not.
+
+    It compiles them where that has not been done yet.
+    """
+    from ulmfit_fast.kernels.cpu import calls, library
+
+    status: str = library.status()
+    if library.library() is None:
+        return f"none: {status}"
+    return f"{status}, {calls.threads()} threads" if "OpenMP" in status else status

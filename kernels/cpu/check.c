@@ -1,6 +1,10 @@
 /* Small questions whose answers library.py knows: what a compiler got wrong is not used. */
 #include "philox.h"
 
+#if __FINITE_MATH_ONLY__
+#error "flags for finite numbers only: NaN and infinity keep their meaning here"
+#endif
+
 /* The words of COUNTERS counters, each of the four in its place, folded into one. */
 EXPORT uint32_t ulmfit_fast_check_philox(uint64_t seed) {
     random_words drawn;
@@ -15,7 +19,7 @@ EXPORT uint32_t ulmfit_fast_check_philox(uint64_t seed) {
 
 EXPORT int64_t ulmfit_fast_check_size(void) { return sizeof(dropout); }
 
-/* tanh over x, in place: flags that promise away NaN, or the order of sums, break it. */
+/* tanh over x, in place: flags that let a compiler reorder sums break it. */
 EXPORT void ulmfit_fast_check_tanh(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES)
         store_floats(x + i, hyperbolic_tangent(load_floats(x + i, n - i)), n - i);
