@@ -93,7 +93,8 @@ def forward(x, h0, c0, w_ih, w_hh, bias, lengths, seed, weight_p, gate_p, sequen
     h_n, c_n = x.new_empty(batch, hidden), c0.clone(memory_format=torch.contiguous_format)
     gates = x.new_empty((steps, batch, 4 * hidden) if keep else 0)
     cells = c0.new_empty((steps, batch, hidden) if keep else 0)
-    states = torch.empty(2, batch, _even(hidden, fast), dtype=wide)
+    # Zeros, for where H is odd the last column is read and never written.
+    states = torch.zeros(2, batch, _even(hidden, fast), dtype=wide)
     rows = None
     if x.dtype != wide or inputs != _even(inputs, fast):
         rows = torch.empty(chunk, batch, _even(inputs, fast), dtype=wide)
