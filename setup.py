@@ -54,12 +54,17 @@ setup(
         "fuzz": [*TEXT, "pyarrow>=15", "hypothesis>=6.100", "atheris>=2.3"],
         "dev": [*TEST, "pytest-xdist>=3.5", "ruff", "mypy"],
     },
-    packages=[*find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]), "ulmfit_fast.kernels"],
+    packages=[
+        *find_packages(include=["ulmfit_fast", "ulmfit_fast.*"]),
+        *("ulmfit_fast.kernels", "ulmfit_fast.kernels.cpu"),
+    ],
     # The kernels' sources stand at top level, like a csrc/, and are shipped inside the package.
-    package_dir={"ulmfit_fast.kernels": "kernels"},
+    package_dir={"ulmfit_fast.kernels": "kernels", "ulmfit_fast.kernels.cpu": "kernels/cpu"},
     package_data={
         "ulmfit_fast": ["py.typed"],
         "ulmfit_fast.kernels": ["*.md"],
+        # Compiled where they are used, for the CPU that is there.
+        "ulmfit_fast.kernels.cpu": ["*.c", "*.h"],
         "ulmfit_fast.report": ["*.jinja"],
     },
     entry_points={"console_scripts": ["ulmfit-fast = ulmfit_fast.cli.program:main"]},

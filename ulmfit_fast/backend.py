@@ -358,11 +358,16 @@ def _choose_on_cpu(request: Request, why_not_torch: str | None) -> Choice:
 
 
 def native_status() -> str:
-    """Say what the C kernels of this CPU are, or why there are none; compiles them if need be."""
-    from ulmfit_fast.kernels.cpu import library
+    """Say which instructions and how many threads the C kernels of a CPU use, or why not.
+
+    It compiles them where that has not been done yet.
+    """
+    from ulmfit_fast.kernels.cpu import calls, library
 
     status: str = library.status()
-    return status
+    if library.library() is None:
+        return f"none: {status}"
+    return f"{status}, {calls.threads()} threads" if "OpenMP" in status else status
 
 
 def _why_no_library() -> str | None:
@@ -391,7 +396,7 @@ def why_not_native(request: Request) -> str | None:
 def _native_products(dtype: torch.dtype) -> str:
     """Say what the C kernels compute with."""
     products = "bfloat16" if dtype == torch.bfloat16 and _fast_products() else "float32"
-    return f"{native_status()}, products in {products}, {torch.get_num_threads()} threads"
+    return f"{native_status()}, products in {products}"
 
 
 def _fast_products() -> bool:

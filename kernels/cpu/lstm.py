@@ -119,7 +119,8 @@ def forward(x, h0, c0, weights, bias, lengths, masks, *, keep):
     c_n = c0.clone(memory_format=torch.contiguous_format)
     gates = x.new_empty((steps, batch, 4 * hidden) if keep else 0)
     cells = c0.new_empty((steps, batch, hidden) if keep else 0)
-    states = panels.new_empty(2, batch, _even(hidden, pairs))
+    # Zeros, for where H is odd the last column is read and never written.
+    states = panels.new_zeros(2, batch, _even(hidden, pairs))
     rows = None
     if x.dtype != panels.dtype or inputs != _even(inputs, pairs):
         rows = panels.new_empty(chunk, batch, _even(inputs, pairs))

@@ -1,0 +1,26 @@
+/* Small questions whose answers library.py knows: what a compiler got wrong is not used. */
+#include "philox.h"
+
+#if __FINITE_MATH_ONLY__
+#error "flags for finite numbers only: NaN and infinity keep their meaning here"
+#endif
+
+/* The words of COUNTERS counters, each of the four in its place, folded into one. */
+EXPORT uint32_t ulmfit_fast_check_philox(uint64_t seed) {
+    random_words drawn;
+    uint32_t folded = 0;
+    for (int i = 0; i < COUNTERS; i++) drawn.word[0][i] = (uint32_t)i;
+    philox(&drawn, 1, 2, KIND_GATE, seed, COUNTERS);
+    for (int gate = 0; gate < 4; gate++)
+        for (int i = 0; i < COUNTERS; i++)
+            folded = (folded << 1 | folded >> 31) ^ drawn.word[gate][i];
+    return folded;
+}
+
+EXPORT int64_t ulmfit_fast_check_size(void) { return sizeof(dropout); }
+
+/* tanh over x, in place: flags that let a compiler reorder sums break it. */
+EXPORT void ulmfit_fast_check_tanh(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES)
+        store_floats(x + i, hyperbolic_tangent(load_floats(x + i, n - i)), n - i);
+}
