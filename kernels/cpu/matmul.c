@@ -13,12 +13,12 @@
 
 typedef struct {
     int64_t m, n, k, threads, accumulate;
-    const float *a, *b; /* (M, K) and (K, N) */
+    const float *a, *b; /* (M, K), of which one stride is 1, and (K, N) */
     int64_t a_row, a_column, b_row, b_column;
     float *c; /* (M, N) */
     int64_t c_row;
     float *panels;  /* (N / PANEL, BLOCK, PANEL) */
-    float *scratch; /* (threads, ROWS, BLOCK + PANEL) */
+    float *edges;   /* (threads, ROWS, PANEL) */
 } matmul_call;
 
 static void pack_panel(const matmul_call *of, int64_t panel, int64_t from, int64_t depth) {
@@ -37,24 +37,13 @@ static void pack_panel(const matmul_call *of, int64_t panel, int64_t from, int64
                 out[j * PANEL + i] = source[j * of->b_row + i * of->b_column];
 }
 
-/* Rows of A whose elements do not lie one after the other: copied so that they do. */
-static void pack_rows(const matmul_call *of, float *out, int64_t row, int64_t rows, int64_t from,
-                      int64_t depth) {
-    const float *source = of->a + row * of->a_row + from * of->a_column;
-    for (int64_t j = 0; j < rows; j += 16)
-        for (int64_t k = 0; k < depth; k++)
-            for (int64_t i = j; i < j + 16 && i < rows; i++)
-                out[i * BLOCK + k] = source[i * of->a_row + k * of->a_column];
-}
-
 EXPORT void matmul(const matmul_call *of) {
     int64_t panels = (of->n + PANEL - 1) / PANEL, blocks = (of->m + ROWS - 1) / ROWS;
 #pragma omp parallel num_threads(of->threads)
     {
         int64_t thread, threads;
         which_thread(&thread, &threads);
-        float *packed = of->scratch + thread * ROWS * (BLOCK + PANEL);
-        float *edge = packed + ROWS * BLOCK;
+        float *edge = of->edges + thread * ROWS * PANEL;
         for (int64_t from = 0; from < of->k; from += BLOCK) {
             int64_t depth = of->k - from < BLOCK ? of->k - from : BLOCK;
             for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; p++)
@@ -63,13 +52,7 @@ EXPORT void matmul(const matmul_call *of) {
             for (int64_t block = blocks * thread / threads;
                  block < blocks * (thread + 1) / threads; block++) {
                 int64_t row = of->m * block / blocks, rows = of->m * (block + 1) / blocks - row;
-                const float *a = of->a + row * of->a_row + from;
-                int64_t stride = of->a_row;
-                if (of->a_column != 1) {
-                    pack_rows(of, packed, row, rows, from, depth);
-                    a = packed;
-                    stride = BLOCK;
-                }
+                const float *a = of->a + row * of->a_row + from * of->a_column;
                 for (int64_t p = 0; p < panels; p++) {
                     int64_t n = of->n - p * PANEL < PANEL ? of->n - p * PANEL : PANEL;
                     float *out = of->c + row * of->c_row + p * PANEL;
@@ -83,7 +66,10 @@ EXPORT void matmul(const matmul_call *of) {
                     }
                     for (int64_t i = 0; fresh && i < rows; i++)
                         memset(out + i * width, 0, PANEL * sizeof(float));
-                    tiles(out, width, of->panels + p * BLOCK * PANEL, a, stride, depth, rows, 0);
+                    const float *panel = of->panels + p * BLOCK * PANEL;
+                    if (of->a_column == 1)
+                        tiles(out, width, panel, a, of->a_row, depth, rows, 0, 0);
+                    else tiles(out, width, panel, a, of->a_column, depth, rows, 0, 1);
                     if (n < PANEL)
                         for (int64_t i = 0; i < rows; i++)
                             memcpy(of->c + (row + i) * of->c_row + p * PANEL, edge + i * PANEL,
@@ -96,4 +82,4 @@ EXPORT void matmul(const matmul_call *of) {
 }
 
 EXPORT int64_t matmul_panels(int64_t n) { return (n + PANEL - 1) / PANEL * BLOCK * PANEL; }
-EXPORT int64_t matmul_scratch(int64_t threads) { return threads * ROWS * (BLOCK + PANEL); }
+EXPORT int64_t matmul_edges(int64_t threads) { return threads * ROWS * PANEL; }

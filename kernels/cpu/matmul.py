@@ -24,7 +24,7 @@ class _Matmul(ctypes.Structure):
         ("c", _P),
         ("c_row", _I),
         ("panels", _P),
-        ("scratch", _P),
+        ("edges", _P),
     )
 
 
@@ -45,7 +45,7 @@ def wins():
 def add_matmul(out, a, b, *, fresh=False):
     """Add `(M, K) @ (K, N)` to out, or write it there; in the dtype of a, summed in that of out."""
     b = b.to(a.dtype)
-    if a.dtype == torch.float32 and out.dtype == torch.float32 and wins():
+    if a.dtype == torch.float32 and out.dtype == torch.float32 and a.numel() and wins():
         _matmul(out, a, b, not fresh)
     elif fresh:
         out.copy_(torch.mm(a, b))
@@ -56,26 +56,14 @@ def add_matmul(out, a, b, *, fresh=False):
 
 
 def _matmul(out, a, b, accumulate):
-    m, k = a.shape
-    n = b.shape[1]
-    of = library()
-    for needed in (of.matmul_panels, of.matmul_scratch):
-        needed.restype, needed.argtypes = _I, [_I]
-    panels = torch.empty(of.matmul_panels(n))
-    scratch = torch.empty(of.matmul_scratch(threads()))
+    if 1 not in a.stride():
+        a = a.contiguous()
+    (m, k), n, of = a.shape, b.shape[1], library()
+    for size in (of.matmul_panels, of.matmul_edges):
+        size.restype, size.argtypes = _I, [_I]
+    panels, edges = torch.empty(of.matmul_panels(n)), torch.empty(of.matmul_edges(threads()))
     call = _Matmul(
-        m,
-        n,
-        k,
-        threads(),
-        accumulate,
-        address(a),
-        address(b),
-        *a.stride(),
-        *b.stride(),
-        address(out),
-        out.stride(0),
-        address(panels),
-        address(scratch),
+        *(m, n, k, threads(), accumulate, address(a), address(b), *a.stride(), *b.stride()),
+        *(address(out), out.stride(0), address(panels), address(edges)),
     )
     function("matmul")(ctypes.byref(call))

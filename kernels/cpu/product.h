@@ -19,16 +19,18 @@
 /* As much of a panel as the second-level cache keeps beside the rows. */
 #define DEPTH 1536
 
-/* out (n, 4, LANES) += rows (n, K) panel; the rows are `stride` apart, their sums `width`. */
+/* out (n, 4, LANES) += rows (n, K) panel; the rows are `stride` apart, their sums `width`. The rows
+ * of a transposed matrix lie beside each other, and their elements `stride` apart. */
 INLINE void tile_float32(float *restrict out, int64_t width, const float *restrict panel,
-                         const float *restrict rows, int64_t stride, int64_t depth, const int n) {
+                         const float *restrict rows, int64_t stride, int64_t depth, const int n,
+                         const int transposed) {
     floats sum[ROWS_AT_ONCE][4];
     for (int j = 0; j < n; j++)
         for (int v = 0; v < 4; v++) sum[j][v] = *(const floats *)(out + j * width + v * LANES);
     for (int64_t k = 0; k < depth; k++) {
         const floats *weight = (const floats *)(panel + k * PANEL);
         for (int j = 0; j < n; j++) {
-            float value = rows[j * stride + k];
+            float value = transposed ? rows[k * stride + j] : rows[j * stride + k];
             for (int v = 0; v < 4; v++) sum[j][v] += weight[v] * value;
         }
     }
@@ -61,34 +63,35 @@ INLINE void tile_bfloat16(float *restrict out, int64_t width, const uint16_t *re
 }
 #endif
 
+/* Only float32 is taken transposed. */
 INLINE void tile(float *out, int64_t width, const void *panel, const void *rows, int64_t stride,
-                 int64_t depth, const int n, const int bfloat16) {
+                 int64_t depth, const int n, const int bfloat16, const int transposed) {
 #if HAS_BFLOAT16
     if (bfloat16) {
         tile_bfloat16(out, width, panel, rows, stride, depth, n);
         return;
     }
 #endif
-    tile_float32(out, width, panel, rows, stride, depth, n);
+    tile_float32(out, width, panel, rows, stride, depth, n, transposed);
 }
 
 /* The same for any number of rows. */
 INLINE void tiles(float *out, int64_t width, const void *panel, const void *rows, int64_t stride,
-                  int64_t depth, int64_t n, const int bfloat16) {
+                  int64_t depth, int64_t n, const int bfloat16, const int transposed) {
     int64_t size = bfloat16 ? 2 : 4, groups = (n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     for (int64_t group = 0; group < groups; group++) {
         int64_t first = n * group / groups, count = n * (group + 1) / groups - first;
         float *sums = out + first * width;
-        const char *row = (const char *)rows + first * stride * size;
+        const char *row = (const char *)rows + first * (transposed ? 1 : stride) * size;
         switch (count) {
 #if ROWS_AT_ONCE == 6
-        case 6: tile(sums, width, panel, row, stride, depth, 6, bfloat16); break;
-        case 5: tile(sums, width, panel, row, stride, depth, 5, bfloat16); break;
-        case 4: tile(sums, width, panel, row, stride, depth, 4, bfloat16); break;
+        case 6: tile(sums, width, panel, row, stride, depth, 6, bfloat16, transposed); break;
+        case 5: tile(sums, width, panel, row, stride, depth, 5, bfloat16, transposed); break;
+        case 4: tile(sums, width, panel, row, stride, depth, 4, bfloat16, transposed); break;
 #endif
-        case 3: tile(sums, width, panel, row, stride, depth, 3, bfloat16); break;
-        case 2: tile(sums, width, panel, row, stride, depth, 2, bfloat16); break;
-        default: tile(sums, width, panel, row, stride, depth, 1, bfloat16);
+        case 3: tile(sums, width, panel, row, stride, depth, 3, bfloat16, transposed); break;
+        case 2: tile(sums, width, panel, row, stride, depth, 2, bfloat16, transposed); break;
+        default: tile(sums, width, panel, row, stride, depth, 1, bfloat16, transposed);
         }
     }
 }
@@ -100,7 +103,7 @@ INLINE void add_product(float *out, const void *panel, const void *rows, int64_t
     for (int64_t from = 0; from < depth; from += DEPTH)
         tiles(out, PANEL, (const char *)panel + from * PANEL * size,
               (const char *)rows + from * size, stride,
-              depth - from < DEPTH ? depth - from : DEPTH, n, bfloat16);
+              depth - from < DEPTH ? depth - from : DEPTH, n, bfloat16, 0);
 }
 
 /* Where weight k of output `lane` in quarter v of a panel lies. */
