@@ -12,12 +12,14 @@ words. Who owns which counter:
 | layer output | flat index // 4 | 0      | 2 * layer           | KIND_LAYER     | index % 4      |
 
 An element is kept iff its word `r >= floor(p * 2**32)`, an integer comparison, so every device and
-every implementation of Philox gives the same bits.
+every implementation of Philox gives the same bits. On a CPU the C kernels draw and apply them where
+there is a compiler; the torch operations here are the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +49,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 # Six int64 work arrays of this length stay near the core; measured best between 2**16 and 2**17.
 _BLOCK = 1 << 16
 
@@ -58,6 +61,17 @@ def keep_scale(p: float) -> float:
 
 def _threshold(p: float) -> int:
     return int(p * 2.0**32)
+
+
+def _in_c(counters: int, *tensors: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Any:
+    """Return the C kernels of the masks if they can write and read these tensors, else None."""
+    if torch.compiler.is_compiling() or counters > _WORD:
+        return None
+    if dtypes and any(tensor.dtype not in dtypes for tensor in tensors):
+        return None
+    from ulmfit_fast.kernels.cpu import calls, masks
+
+    return masks if calls.plain(*tensors) else None
 
 
 def _key(seed: Tensor | int) -> Tensor | int:
@@ -154,6 +168,10 @@ def weight_keep(
         device: where the mask is made.
     """
     keep = torch.empty(4, hidden_size * hidden_size, dtype=torch.bool, device=device)
+    native = _in_c(hidden_size * hidden_size, keep)
+    if native is not None:
+        native.weight_keep(keep, _key(seed), hidden_size, p, stream)
+        return keep.view(4 * hidden_size, hidden_size)
     thresholds = [_threshold(value) for value in p]
     for block, words in _weight_blocks(seed, hidden_size, stream, device):
         for lane, word in enumerate(words):
@@ -176,6 +194,10 @@ def drop_weight(
         `(4H, H)` a new tensor of the dtype of `weight`.
     """
     hidden_size = weight.shape[1]
+    native = _in_c(hidden_size * hidden_size, weight, dtypes=_KERNEL_DTYPES)
+    if weight.shape == (4 * hidden_size, hidden_size) and native is not None:
+        dropped: Tensor = native.drop_weight(weight, _key(seed), p, stream)
+        return dropped
     source = weight.reshape(4, hidden_size * hidden_size)
     dropped = torch.empty_like(source, memory_format=torch.contiguous_format)
     thresholds = [_threshold(value) for value in p]
@@ -197,10 +219,10 @@ def mask_gradient(
 ) -> Tensor:
     """Apply to a gradient the mask that made `dropped` of `weight`.
 
-    On a CPU a survivor that is not zero shows that it survived: one pass, the derivative of
-    hardshrink, instead of ten rounds of Philox. A weight that is zero itself shows nothing; then
-    the mask is drawn again, as it is where the question whether there is one would wait for the
-    device.
+    The C kernels draw it again. Without them, on a CPU, a survivor that is not zero shows that it
+    survived: one pass, the derivative of hardshrink, instead of ten rounds of Philox. A weight that
+    is zero itself shows nothing; then the mask is drawn again, as it is where the question whether
+    there is one would wait for the device.
 
     Args:
         grad: `(4H, H)` gradient of `dropped`.
@@ -213,6 +235,10 @@ def mask_gradient(
     Returns:
         `(4H, H)` a new tensor, the gradient of `weight`.
     """
+    native = _in_c(weight.shape[1] ** 2, grad, dtypes=_KERNEL_DTYPES)
+    if grad.shape == weight.shape and native is not None:
+        drawn: Tensor = native.drop_weight(grad, _key(seed), p, stream, gradient=True)
+        return drawn
     if weight.device.type != "cpu" or bool((weight == 0).any()):
         return drop_weight(grad, seed, p, stream=stream)
     masked: Tensor = torch.ops.aten.hardshrink_backward(grad.contiguous(), dropped, 0.0)
@@ -242,6 +268,11 @@ def gate_keep(
         stream: 2 * layer + reverse.
         device: where the mask is made.
     """
+    keep = torch.empty(len(steps), batch_size, 4 * hidden_size, dtype=torch.bool, device=device)
+    native = _in_c(max(batch_size * hidden_size, steps.stop), keep)
+    if native is not None:
+        native.gate_keep(keep, _key(seed), steps, batch_size, hidden_size, p, stream)
+        return keep
     cells = torch.arange(batch_size * hidden_size, dtype=torch.int64, device=device)
     times = torch.arange(steps.start, steps.stop, dtype=torch.int64, device=device)
     shape = (len(steps), batch_size * hidden_size)
@@ -252,19 +283,25 @@ def gate_keep(
         for lane, word in enumerate(words):
             torch.ge(word, _threshold(p[lane]), out=lanes[lane, block])
     by_gate = lanes.view(4, len(steps), batch_size, hidden_size).permute(1, 2, 0, 3)
-    return by_gate.reshape(len(steps), batch_size, 4 * hidden_size)
+    keep.view(by_gate.shape).copy_(by_gate)
+    return keep
 
 
 @torch.library.custom_op("ulmfit_fast::keep_mask", mutates_args=())
 def _keep_mask(
     seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.device
 ) -> Tensor:
+    keep = torch.empty(n, dtype=torch.bool, device=device)
+    native = _in_c(n // 4, keep)
+    if native is not None:
+        native.keep_mask(keep, _key(seed), p, kind, stream)
+        return keep
     counters = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)
-    keep = torch.empty(counters.numel(), 4, dtype=torch.bool, device=device)
+    by_counter = torch.empty(counters.numel(), 4, dtype=torch.bool, device=device)
     for block, words in _philox_blocks(seed, counters, 0, stream, kind):
         for lane, word in enumerate(words):
-            torch.ge(word, _threshold(p), out=keep[block, lane])
-    return keep.view(-1)[:n].clone()
+            torch.ge(word, _threshold(p), out=by_counter[block, lane])
+    return keep.copy_(by_counter.view(-1)[:n])
 
 
 @_keep_mask.register_fake
@@ -274,11 +311,15 @@ def _(seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.devi
 
 @torch.library.custom_op("ulmfit_fast::embedding_keep", mutates_args=())
 def _embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
-    counters = token_ids.reshape(-1)
-    keep = torch.empty(counters.numel(), dtype=torch.bool, device=token_ids.device)
-    for block, words in _philox_blocks(seed, counters, 0, 0, KIND_EMBEDDING):
-        torch.ge(words[0], _threshold(p), out=keep[block])
-    return keep.view(token_ids.shape)
+    keep = torch.empty(token_ids.shape, dtype=torch.bool, device=token_ids.device)
+    native = _in_c(0, keep, token_ids) if token_ids.dtype == torch.int64 else None
+    # An id of more than 32 bits, or below 0, is no counter of the kernels.
+    if native is not None and native.embedding_keep(keep, _key(seed), token_ids, p):
+        return keep
+    by_token = keep.view(-1)
+    for block, words in _philox_blocks(seed, token_ids.reshape(-1), 0, 0, KIND_EMBEDDING):
+        torch.ge(words[0], _threshold(p), out=by_token[block])
+    return keep
 
 
 @_embedding_keep.register_fake

@@ -4,10 +4,11 @@ import ctypes
 import os
 
 import torch
+from torch.autograd import forward_ad
 
 from ulmfit_fast.kernels.cpu.library import library
 
-__all__ = ["Dropout", "address", "dropout", "function", "threads"]
+__all__ = ["Dropout", "address", "dropout", "function", "plain", "threads"]
 
 _WORDS = 1 << 32
 _forked = False
@@ -59,3 +60,31 @@ def function(name):
     found = getattr(library(), name)
     found.restype = None
     return found
+
+
+def plain(*tensors):
+    """Say whether there are kernels, and they may read and write the memory of these tensors.
+
+    Not where there is none of its own, as behind a subclass, nor where somebody listens to
+    PyTorch's operations, which the kernels are none of: a transform, a trace, a mode.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
+        and not torch.jit.is_tracing()
+        and all(map(_has_memory, tensors))
+        and library() is not None
+    )
+
+
+def _has_memory(tensor):
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and torch._C._has_storage(tensor)
+        # A view may stand for its negative; zeros of autograd's lie nowhere.
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+    )

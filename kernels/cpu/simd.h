@@ -31,10 +31,10 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
+/* A difference, for compilers put one lane after another into place where a loop sets them; x - 0
+ * is x, of -0 as well. */
 INLINE floats splat(float x) {
-    floats all;
-    for (int i = 0; i < LANES; i++) all[i] = x;
-    return all;
+    return x - (floats){0.0f};
 }
 
 INLINE floats choose(ints mask, floats yes, floats no) {

@@ -1,16 +1,17 @@
 """The steps of a language model around its LSTM, each in as few passes as the device allows.
 
-On CUDA they are Triton kernels, elsewhere torch operations; both draw the same masks. A backend
-that is forced, by `backend.use` or ULMFIT_FAST_BACKEND, rules here as well: "eager", "torch" and
-"reference" are torch operations everywhere, the Triton ones are the kernels wherever they can run,
-Triton's interpreter included. float64, forward-mode differentiation and torch.func's transforms
+On CUDA they are Triton kernels, on a CPU locked dropout and the loss are C kernels where there is a
+compiler, elsewhere torch operations; all draw the same masks. A backend that is forced, by
+`backend.use` or ULMFIT_FAST_BACKEND, rules here as well: "eager", "torch" and "reference" are torch
+operations everywhere, the Triton ones are the kernels wherever they can run, Triton's interpreter
+included. float64, forward-mode differentiation and torch.func's transforms
 always take torch operations, and so does what needs a second derivative of the regularisers: ask
 for "reference" there.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,13 @@ __all__ = [
     "check_time_first",
     "dropout_and_regularisers",
     "embed_dropped",
+    "in_c",
     "locked_dropout",
     "scale_kept",
 ]
+
+
+_IN_C = (torch.float32, torch.bfloat16)
 
 
 def scale_kept(x: Tensor, keep: Tensor, p: float) -> Tensor:
@@ -34,6 +39,42 @@ def scale_kept(x: Tensor, keep: Tensor, p: float) -> Tensor:
     # A half-precision mask would round the scale and so shift the mean, in bfloat16 by up to 0.4 %.
     mask = keep.to(torch.promote_types(x.dtype, torch.float32)) * rng.keep_scale(p)
     return (x * mask).to(x.dtype)
+
+
+def in_c(*tensors: Tensor) -> bool:
+    """Say whether the C kernels may compute a step on these tensors of a CPU."""
+    if torch.compiler.is_compiling() or any(t.dtype not in _IN_C for t in tensors):
+        return False
+    if backends.requested("auto")[0] in ("torch", "eager", "reference"):
+        return False
+    from ulmfit_fast.kernels.cpu import calls
+
+    return bool(calls.plain(*tensors))
+
+
+class _LockedInC(torch.autograd.Function):
+    """Locked dropout by the C kernels; the gradient is dropped as x was."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seed: Tensor, p: float) -> Tensor:
+        from ulmfit_fast.kernels.cpu import masks
+
+        ctx.seed, ctx.p = seed, p
+        dropped: Tensor = masks.locked_dropout(x, seed, p)
+        return dropped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _drop_locked(grads[0], ctx.seed, ctx.p), None, None
+
+
+def _drop_locked(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    if in_c(x):
+        dropped: Tensor = _LockedInC.apply(x, seed, p)  # type: ignore[no-untyped-call]
+        return dropped
+    _, batch, features = x.shape
+    keep = rng.keep_mask(seed, batch * features, p, kind=rng.KIND_LOCKED, device=x.device)
+    return scale_kept(x, keep.view(1, batch, features), p)
 
 
 def _on(device: torch.device, seed: Tensor | None, p: float) -> Tensor | None:
@@ -76,9 +117,7 @@ def locked_dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
 
         dropped: Tensor = dropout.locked_dropout(x, _on(x.device, seed, p), p)
         return dropped
-    _, batch, features = x.shape
-    keep = rng.keep_mask(as_seed(seed), batch * features, p, kind=rng.KIND_LOCKED, device=x.device)
-    return scale_kept(x, keep.view(1, batch, features), p)
+    return _drop_locked(x, as_seed(seed), p)
 
 
 def embed_dropped(
