@@ -17,7 +17,8 @@ endif
 # The oldest Triton that setup.py allows, beside the one that the tests run with.
 OLDEST := .venv/triton-oldest
 
-.PHONY: demo docs examples fuzz test test-cpus test-compat check bench bench-gpu compile-gate compile-gate-oldest test-gpu sanitize help
+.PHONY: demo docs examples fuzz test test-cpus test-compat check bench bench-gpu compile-gate compile-gate-oldest test-gpu sanitize \
+	sanitize-cpu help
 
 help:
 	@echo "make demo    train the whole of ULMFiT on this machine's docstrings; writes demo-out/report.html"
@@ -34,6 +35,7 @@ help:
 	@echo "make test-gpu      run the tests that need a CUDA device"
 	@echo "make bench-gpu     answer them on a CUDA device: under 9 minutes"
 	@echo "make sanitize      run some of them under compute-sanitizer"
+	@echo "make sanitize-cpu  run the C kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 
 demo: $(READY)
 	$(PY) -m ulmfit_fast demo --out demo-out --overwrite
@@ -53,15 +55,21 @@ test: $(READY)
 VALUES := $(addprefix tests/lstm/test_,functional.py backend.py fused.py linear_cross_entropy.py \
 	rng.py) $(addprefix tests/nn/test_,lstm.py awd_lstm.py language_model.py classifier.py loss.py \
 	dropout.py convert.py) tests/training/test_lm_step.py
+C_KERNELS := $(wildcard tests/lstm/test_cpu_kernels_*.py tests/lstm/test_native.py)
 KERNEL_VALUES := $(addprefix tests/kernels/test_,lstm_kernels.py lstm_module.py blocks.py \
 	dropout_kernels.py cross_entropy_kernel.py device_functions.py)
 AVX2 := ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PLAIN := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
+# The C kernels are compiled for such a processor; a flag that the compiler does not know leaves none.
+ifeq ($(shell uname -m),x86_64)
+AVX2 += ULMFIT_FAST_CFLAGS=-march=x86-64-v3
+PLAIN += ULMFIT_FAST_CFLAGS=-march=x86-64
+endif
 
 test-cpus: $(READY)
-	$(AVX2) $(PY) -m pytest $(call parallel,2) $(VALUES)
-	$(PLAIN) $(PY) -m pytest $(call parallel,2) $(VALUES)
-	TEST_THREADS=2 $(PY) -m pytest $(VALUES)
+	$(AVX2) $(PY) -m pytest $(call parallel,2) $(VALUES) $(C_KERNELS)
+	$(PLAIN) $(PY) -m pytest $(call parallel,2) $(VALUES) $(C_KERNELS)
+	TEST_THREADS=2 $(PY) -m pytest $(VALUES) $(C_KERNELS)
 	$(AVX2) TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) $(KERNEL_VALUES)
 	$(PLAIN) TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) $(KERNEL_VALUES)
 
@@ -99,6 +107,15 @@ sanitize: $(READY)
 		$(PY) -m pytest -m gpu tests/gpu -k sanitize
 	compute-sanitizer --tool racecheck --error-exitcode 1 \
 		$(PY) -m pytest -m gpu tests/gpu -k sanitize
+
+# GCC's, which are loaded before Python as that knows nothing of them. Python keeps its own
+# allocations apart, so that they are seen as well; those that it never frees are not looked for.
+# What a fault prints comes through as the process ends there.
+sanitize-cpu: $(READY)
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc CC=gcc \
+	ULMFIT_FAST_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
+		$(PY) -m pytest --capture=sys -p no:faulthandler -p no:benchmark $(C_KERNELS)
 
 check: $(READY)
 	$(PY) -m ruff check .

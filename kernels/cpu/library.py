@@ -32,6 +32,7 @@ __all__ = [
     "FLAGS_VARIABLE",
     "SWITCH",
     "BuildFailed",
+    "NoCompiler",
     "build",
     "library",
     "status",
@@ -73,6 +74,10 @@ _found = None
 
 class BuildFailed(RuntimeError):
     """There is no library: the message says why."""
+
+
+class NoCompiler(BuildFailed):
+    """There is nothing to build with, which is no fault of anything."""
 
 
 class _Recipe(NamedTuple):
@@ -121,6 +126,8 @@ def _first_load():
     try:
         recipe = _recipe(_words_of(FLAGS_VARIABLE), None)
         loaded = _in_first_folder(recipe, lambda folder: _opened(recipe, folder))
+    except NoCompiler as error:
+        return None, _without(str(error), logging.INFO)
     except BuildFailed as error:
         return None, _without(str(error), logging.WARNING)
     return loaded, loaded.ulmfit_fast_features().decode()
@@ -264,7 +271,7 @@ def _tidy(folder, newest):
     now = time.time()
     with contextlib.suppress(OSError):
         libraries = [path for path in folder.glob("*.so") if _NAME.fullmatch(path.name)]
-        ages = {path: now - path.stat().st_mtime for path in libraries if path != newest}
+        ages = {path: now - path.lstat().st_mtime for path in libraries if path != newest}
         torn = {path for path in ages if path.name[:24] == newest.name[:24]}
         old = sorted(ages, key=ages.__getitem__)[_KEPT - 1 :]
         for path in torn | {path for path in old if ages[path] > _DAYS * 86400}:
@@ -311,7 +318,7 @@ def _compiler():
         found = shutil.which(name)
         if found:
             return [found]
-    raise BuildFailed("there is no C compiler (CC, cc, gcc, clang)")
+    raise NoCompiler("there is no C compiler (CC, cc, gcc, clang)")
 
 
 def _words_of(variable):

@@ -152,10 +152,11 @@ def model_of(directory: Path) -> dict[str, bytes]:
 def test_info_names_versions_device_and_backend() -> None:
     lines = succeed("info").stdout.splitlines()
     starts = [line.split()[0] for line in lines]
-    assert starts == ["ulmfit-fast", "tokenizers", "python", "device:", *["LSTM"] * 4]
+    assert starts == ["ulmfit-fast", "tokenizers", "python", "device:", "C", *["LSTM"] * 4]
     assert (
         f"torch {torch.__version__.split('+')[0]}" in lines[0] and "not installed" not in lines[1]
     )
+    assert lines[4] == f"C kernels: {uf.backend.native_status()}"
     layer = uf.LSTM(400, 1152, gate_p=0.5, dtype=torch.bfloat16)
     reason = uf.backend.explain(layer, torch.zeros(1, 1, 400, dtype=torch.bfloat16))
     assert lines[-1] == f"LSTM with gate_p, bfloat16: {reason}"

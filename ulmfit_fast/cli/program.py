@@ -24,7 +24,7 @@ __all__ = ["app", "main"]
 
 
 def info() -> None:
-    """Show versions, the device, and which LSTM would run, and why."""
+    """Show versions, the device, the C kernels, and which LSTM would run, and why."""
     from ulmfit_fast import backend
     from ulmfit_fast.nn import LSTM
 
@@ -36,6 +36,7 @@ def info() -> None:
     typer.echo(f"python {platform.python_version()}, {platform.system()} {platform.machine()}")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
     typer.echo(f"device: {device}, {name}, {torch.get_num_threads()} threads")
+    typer.echo(f"C kernels: {backend.native_status()}")
     for dtype in (torch.float32, torch.bfloat16):
         for name, gate_p in (("weight_p", 0.0), ("gate_p", 0.1)):
             layer = LSTM(400, 1152, weight_p=0.5, gate_p=gate_p, device=device, dtype=dtype)
