@@ -41,7 +41,8 @@ demo: $(READY)
 	$(PY) -m ulmfit_fast demo --out demo-out --overwrite
 
 # So many tests at a time where pytest-xdist is there: each keeps to one core, see tests/conftest.py.
-parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) -p no:benchmark')
+# The tests of a file stay together, so that what they share is made once.
+parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) --dist worksteal -p no:benchmark')
 
 # What hands our objects to other libraries, or to what walks a module, runs in test-compat; what
 # compiles for a GPU and launches on a device that only listens, in compile-gate.

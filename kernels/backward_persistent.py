@@ -59,7 +59,7 @@ def backward_kernel(
 
     The 4H gate columns fall into K_PARTS ranges, the H columns into ranges of COLUMNS. Block (part,
     piece) multiplies by one piece of the weight, and owns COLUMNS / K_PARTS units of its K range
-    for what is done unit by unit. Two meetings a step: gate gradients, (1), partial sums, (2).
+    for what is done unit by unit. Two barriers a step: gate gradients, (1), partial sums, (2).
 
     Weight and slices as in the forward; exchange has the gates' gradients, of even and odd steps.
     With GROUPED a block waits only for those that it depends on: (1) among the blocks of its K
@@ -168,7 +168,7 @@ def backward_kernel(
             alive = wait(counter_2, error, target, alive, SPINS, INLINE_POLL)
             poison = tl.where(alive > 0, 0.0, float("nan"))
             total = tl.zeros((ROWS, UNITS), tl.float32)
-            total_at = rows[:, None] * PADDED + units[None, :] + 2 * zero
+            total_at = rows[:, None] * PADDED + units[None, :] + 2 * zero  # (ROWS, UNITS)
             # Always in this order: the sum is the same in every run.
             for j in tl.static_range(K_PARTS):
                 total += tl.load(
@@ -193,11 +193,11 @@ def backward_kernel(
             GATE_MASK,
         )
         if HAS_LENGTHS:
-            active = (t < length)[:, None]
+            active = (t < length)[:, None]  # (ROWS, 1)
             grads = tl.where(active, grads, 0.0)
             new_c = tl.where(active, new_c, carried_c)
-        carried_c = new_c
-        grads = grads.to(grad_gates.dtype.element_ty)
+        carried_c = new_c  # (ROWS, UNITS)
+        grads = grads.to(grad_gates.dtype.element_ty)  # (ROWS, 4 UNITS)
         left = exchange_rows + s % 2 * exchange_plane
         tl.store(left + columns[None, :], grads)
         arrive(gates_done)

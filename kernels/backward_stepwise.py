@@ -69,6 +69,7 @@ def backward_step_kernel(
     columns_to_sum = tl.where(s > 0, 4 * HIDDEN, 0)
     for k in range(0, columns_to_sum, BLOCK_K):
         k_in = k + ks < 4 * HIDDEN
+        # (ROWS, BLOCK_K) times (BLOCK_K, UNITS)
         a = tl.load(after_rows + (k + ks)[None, :], mask=row_in & k_in[None, :], other=0.0)
         w = tl.load(
             weight + (k + ks)[:, None] * HIDDEN + units[None, :],
@@ -81,7 +82,7 @@ def backward_step_kernel(
     carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0)
     if HAS_LENGTHS:
         length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
-        active = (t < length)[:, None]
+        active = (t < length)[:, None]  # (ROWS, 1)
         # A row that has not begun, or has ended, carries its gradient along.
         after_active = ((s > 0) & (t_after < length))[:, None]
         carried = tl.where(after_active, acc, carried)
@@ -105,7 +106,7 @@ def backward_step_kernel(
         ROWS,
         UNITS,
         GATE_MASK,
-    )
+    )  # (ROWS, 4 UNITS), (ROWS, UNITS)
     if HAS_LENGTHS:
         grads = tl.where(active, grads, 0.0)
         grad_c_new = tl.where(active, grad_c_new, grad_c_old)
@@ -151,7 +152,7 @@ def run(grad_output, gates, cells, dropped, grad_h, grad_c, lengths, seed, call,
         args = (grad_output, gates, cells, dropped, grad_gates, grad_h, grad_c, lengths, seed)
         scalars = (t, s, steps, batch_size, call.mask_stream, call.gate_drop.arguments)
         launch(backward_step_kernel, grid, (*args, *scalars), constants, options)
-    first = torch.mm(grad_gates[order[-1]].float(), dropped.float())
+    first = torch.mm(grad_gates[order[-1]].float(), dropped.float())  # (B, H)
     return grad_gates, carried_gradient(first, grad_h, lengths, order[-1])
 
 

@@ -54,7 +54,7 @@ def side_by_side(r_0, r_1, r_2, r_3, SHAPE: tl.constexpr):
 
 @triton.jit
 def locked_keep(seed, block, threshold, scale, BLOCK: tl.constexpr):
-    """Which elements of a block of a plane (B F,) survive; four of them share one Philox call."""
+    """Which elements of a block of a plane (B F,) are kept; four of them share one Philox call."""
     quad = block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
     r_0, r_1, r_2, r_3 = four_words(seed, quad, KIND_LOCKED)
     return kept(side_by_side(r_0, r_1, r_2, r_3, (BLOCK,)), threshold, scale)

@@ -67,18 +67,18 @@ def embed_kernel(
     for step in tl.static_range(STEPS):
         t = (tl.program_id(2) * STEPS + step).to(tl.int64)
         here = (rows < batch) & (t < steps)
-        token = tl.load(tokens + t * batch + rows, mask=here, other=0).to(tl.int64)
-        known = ((token >= 0) & (token < vocab))[:, None]
+        token = tl.load(tokens + t * batch + rows, mask=here, other=0).to(tl.int64)  # (ROWS,)
+        known = ((token >= 0) & (token < vocab))[:, None]  # (ROWS, 1)
         place = t * batch + row
         inside = here[:, None] & (column < WIDTH)
         if GATHER:
             at, readable = source + token[:, None] * stride + column, inside & known
         else:
             at, readable = source + place * stride + column, inside
-        value = tl.load(at, mask=readable, other=0.0).to(tl.float32)
+        value = tl.load(at, mask=readable, other=0.0).to(tl.float32)  # (ROWS, COLUMNS)
         if WORDS:
-            fate = four_words(key, token.to(tl.int32), KIND_EMBEDDING)
-            keep_word = kept(fate[0], word_threshold, word_scale)[:, None]
+            words = four_words(key, token.to(tl.int32), KIND_EMBEDDING)
+            keep_word = kept(words[0], word_threshold, word_scale)[:, None]  # (ROWS, 1)
             value = tl.where(keep_word, value, 0.0) * word_scale
         if LOCKED:
             value = tl.where(keep_feature, value, 0.0) * locked_scale

@@ -77,7 +77,7 @@ def forward_kernel(
     half of exchange, (2, rows, columns) padded to whole tiles, and writes to the other.
 
     With K_PARTS above 1 the weight is split both ways: K_PARTS neighbouring blocks multiply one
-    range of h each for the units of all of them, exchange their sums, and meet for it.
+    range of h each for the units of all of them, and exchange their sums behind a barrier.
     """
     DEPTH: tl.constexpr = (HIDDEN + K_PARTS * BLOCK_K - 1) // (K_PARTS * BLOCK_K) * BLOCK_K
     WIDTH: tl.constexpr = 4 * UNITS * K_PARTS
@@ -143,14 +143,14 @@ def forward_kernel(
         row_in = rows[:, None] < batch_size
         unit_in = row_in & (units[None, :] < HIDDEN)
         gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
-        gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
+        gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]  # (ROWS, 4 UNITS)
         # In twos: wider than what a thread has of the product, a load or store changes layouts.
         unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
         h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)
         t = steps - 1 - s if REVERSE else s
         slot_out = t if REVERSE else t + 1
         if K_PARTS == 1:
-            acc = next_gates.to(tl.float32) + poison
+            acc = next_gates.to(tl.float32) + poison  # (ROWS, 4 UNITS)
         else:
             acc = tl.zeros((ROWS, WIDTH), tl.float32) + poison
         acc = multiply(
@@ -166,7 +166,7 @@ def forward_kernel(
             PRECISION,
         )
         if K_PARTS > 1:
-            sums = _parts(acc, ROWS, 4 * UNITS, K_PARTS)
+            sums = _parts(acc, ROWS, 4 * UNITS, K_PARTS)  # each (ROWS, 4 UNITS)
             for j in tl.static_range(1, K_PARTS):
                 to = tl.program_id(0) // K_PARTS * K_PARTS + (tl.program_id(0) + j) % K_PARTS
                 to_columns = to * (4 * UNITS) + tl.arange(0, 4 * UNITS)
@@ -191,11 +191,11 @@ def forward_kernel(
             bits = bits ^ (c.to(tl.int32, bitcast=True) & zero)
         act, h, c_new = finish_step(
             acc, c, tl.arange(0, 4 * UNITS), bits, gate_drop, ROWS, UNITS, GATE_MASK
-        )
+        )  # (ROWS, 4 UNITS), (ROWS, UNITS), (ROWS, UNITS)
         h = h.to(states.dtype.element_ty)
         h_next = h
         if HAS_LENGTHS:
-            active = (t < length)[:, None]
+            active = (t < length)[:, None]  # (ROWS, 1)
             c_new = tl.where(active, c_new, c)
             act = tl.where(active, act, 0.0)
             h = tl.where(active, h, 0.0)

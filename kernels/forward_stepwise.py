@@ -64,7 +64,7 @@ def forward_step_kernel(
     h_rows = states + slot_in * plane + rows[:, None] * HIDDEN
     if HAS_LENGTHS:
         length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
-        active = (t < length)[:, None]
+        active = (t < length)[:, None]  # (ROWS, 1)
         if REVERSE:
             # A row's first step is its last one in time; what follows in memory is padding.
             slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
@@ -73,12 +73,12 @@ def forward_step_kernel(
     acc = tl.zeros((ROWS, 4 * UNITS), tl.float32)
     for k in range(0, HIDDEN, BLOCK_K):
         if HIDDEN % BLOCK_K == 0:
-            h = tl.load(h_rows + (k + ks)[None, :], mask=row_in, other=0.0)
+            h = tl.load(h_rows + (k + ks)[None, :], mask=row_in, other=0.0)  # (ROWS, BLOCK_K)
             w = tl.load(
                 weight + columns[None, :] * HIDDEN + (k + ks)[:, None],
                 mask=columns[None, :] < 4 * HIDDEN,
                 other=0.0,
-            )
+            )  # (BLOCK_K, 4 UNITS)
         else:
             k_in = k + ks < HIDDEN
             h = tl.load(h_rows + (k + ks)[None, :], mask=row_in & k_in[None, :], other=0.0)
@@ -102,7 +102,7 @@ def forward_step_kernel(
         ROWS,
         UNITS,
         GATE_MASK,
-    )
+    )  # (ROWS, 4 UNITS), (ROWS, UNITS), (ROWS, UNITS)
     if HAS_LENGTHS:
         c = tl.where(active, c, c_old)
         h = tl.where(active, h, 0.0)

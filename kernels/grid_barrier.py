@@ -1,6 +1,6 @@
 """A barrier among the blocks of one launch, whose co-residency the launch guarantees.
 
-Counters start at 0 and only grow: the s-th meeting of n blocks is over at (s + 1) n. Nothing is
+Counters start at 0 and only grow: the s-th barrier of n blocks is passed at (s + 1) n. Nothing is
 reset inside a kernel. README.md beside this file argues why this is correct.
 """
 

@@ -22,7 +22,7 @@ def finish_step(
 ):
     """Pre-activations (ROWS, 4 UNITS) and the old c to the activated gates, h and c."""
     act = activate(acc, columns)
-    i, f, g, o = split_gates(act, ROWS, UNITS)
+    i, f, g, o = split_gates(act, ROWS, UNITS)  # each (ROWS, UNITS)
     if GATE_MASK != 0:
         z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)
         i, f, g, o = i * z_i, f * z_f, g * z_g, o * z_o
@@ -44,7 +44,7 @@ def step_gradients(
     GATE_MASK: tl.constexpr,
 ):
     """Gradients of a step's pre-activations (ROWS, 4 UNITS), and of the cell state before it."""
-    s_i, s_f, s_g, s_o = split_gates(act, ROWS, UNITS)
+    s_i, s_f, s_g, s_o = split_gates(act, ROWS, UNITS)  # each (ROWS, UNITS)
     if GATE_MASK != 0:
         z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)
     else:

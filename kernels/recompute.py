@@ -39,7 +39,7 @@ def previous_states(output, h0, lengths, reverse):
         lengths: `(B,)` or None.
         reverse: the direction.
     """
-    first = h0.to(output.dtype)[None]
+    first = h0.to(output.dtype)[None]  # (1, B, H)
     if not reverse:
         return torch.cat([first, output[:-1]])
     before = torch.cat([output[1:], first])

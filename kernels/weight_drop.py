@@ -86,7 +86,7 @@ def unmix_gradient(grad, drop, seed, mask_stream):
 
 def interleave(matrix, dtype):
     """Reorder the rows of a `(4H, ...)` weight or bias, so that a unit's gates are adjacent."""
-    by_unit = matrix.unflatten(0, (4, -1)).transpose(0, 1)
+    by_unit = matrix.unflatten(0, (4, -1)).transpose(0, 1)  # (H, 4, ...)
     return by_unit.to(dtype, copy=True, memory_format=torch.contiguous_format).flatten(0, 1)
 
 

@@ -44,8 +44,8 @@ def mask_slice(
             HIDDEN,
             WEIGHT_DROP,
         )
-        by_unit = tl.join(tl.join(w_i, w_g), tl.join(w_f, w_o))
-        w = tl.reshape(tl.permute(by_unit, (0, 2, 3, 1)), (ROWS, ks.shape[0]))
+        by_unit = tl.join(tl.join(w_i, w_g), tl.join(w_f, w_o))  # (ROWS // 4, K, 2, 2)
+        w = tl.reshape(tl.permute(by_unit, (0, 2, 3, 1)), (ROWS, ks.shape[0]))  # (ROWS, K)
         tl.store(target, w.to(target.dtype.element_ty))
         units += UNITS_ON
         ks += KS_ON

@@ -73,7 +73,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     if backends.choose("auto", backends.step_request(x)).name == "reference":
-        logits = F.linear(x, weight, bias)
+        logits = F.linear(x, weight, bias)  # (N, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         keywords: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": smoothing}
         return F.cross_entropy(logits, targets, reduction="sum", **keywords) / count
@@ -147,10 +147,10 @@ def _summed_loss(
     # In half precision the sum over the chunks would be rounded at each.
     grad_weight = x.new_zeros(weight.shape if needs_weight else 0, dtype=wide)
     grad_bias = x.new_zeros(classes if needs_bias else 0, dtype=wide)
-    held = x.new_empty(rows, classes, dtype=dtype)
+    held = x.new_empty(rows, classes, dtype=dtype)  # of a chunk, (R, V)
     for start in range(0, x.shape[0], rows):
-        part = x[start : start + rows].to(dtype)
-        chosen = targets[start : start + rows]
+        part = x[start : start + rows].to(dtype)  # (R, E)
+        chosen = targets[start : start + rows]  # (R,)
         logits = held[: len(part)]
         if b is None or x.device.type == "cpu":
             torch.mm(part, w.t(), out=logits)
@@ -166,12 +166,12 @@ def _summed_loss(
             continue
         losses = softmax_cross_entropy_(
             logits, chosen, ignore_index=ignore_index, label_smoothing=label_smoothing
-        )
+        )  # (R,); the logits are their gradient, (R, V)
         summed += losses.sum()
         if needs_x:
-            grad_x[start : start + rows] = torch.mm(logits, w)
+            grad_x[start : start + rows] = torch.mm(logits, w)  # (R, E)
         if needs_weight and dtype == wide:
-            grad_weight.addmm_(logits.t(), part)
+            grad_weight.addmm_(logits.t(), part)  # (V, E)
         elif needs_weight:
             grad_weight += torch.mm(logits.t(), part)
         if needs_bias:
@@ -303,8 +303,8 @@ def _softmax_cross_entropy(
     else:
         log_p = torch.log_softmax(logits, 1, dtype=wide)
     ignored = targets == ignore_index
-    chosen = targets.masked_fill(ignored, 0)[:, None]
-    losses = log_p.gather(1, chosen).squeeze(1).mul_(label_smoothing - 1.0)
+    chosen = targets.masked_fill(ignored, 0)[:, None]  # (N, 1)
+    losses = log_p.gather(1, chosen).squeeze(1).mul_(label_smoothing - 1.0)  # (N,)
     if label_smoothing > 0.0:
         losses.sub_(log_p.mean(1), alpha=label_smoothing)
     # In half precision all is subtracted before the one rounding.

@@ -185,10 +185,10 @@ def embed_dropped(
             weight, tokens, seeds[0], drops[0], seeds[1], drops[1], padding
         )
         return embedded
-    vectors = F.embedding(tokens, weight, padding_idx)
+    vectors = F.embedding(tokens, weight, padding_idx)  # (T, B, E)
     seed = _on(tokens.device, seed_embedding, p_embedding)
     if seed is not None:
-        keep = rng.embedding_keep(seed, tokens, p_embedding)
+        keep = rng.embedding_keep(seed, tokens, p_embedding)  # (T, B)
         vectors = scale_kept(vectors, keep.unsqueeze(-1), p_embedding)
     seed = _on(tokens.device, seed_locked, p_locked)
     return vectors if seed is None else locked_dropout(vectors, seed, p_locked)
@@ -239,7 +239,7 @@ def dropout_and_regularisers(
         if placed is None:
             placed = torch.zeros((), dtype=torch.int64, device=raw.device)
         dropped, means = regularisers.dropout_and_means(raw, placed, p, ar_on == "raw")
-        mean_square, mean_difference = means.unbind(0)
+        mean_square, mean_difference = means.unbind(0)  # of (2,)
         return dropped, mean_square, mean_difference
     placed = _on(raw.device, seed, p)
     dropped = raw if placed is None else locked_dropout(raw, placed, p)
@@ -247,7 +247,8 @@ def dropout_and_regularisers(
     mean_square = (wide if ar_on == "raw" else dropped.to(wide.dtype)).square().mean()
     if raw.shape[0] == 1:
         return dropped, mean_square, wide.new_zeros(())
-    return dropped, mean_square, (wide[1:] - wide[:-1]).square().mean()
+    differences = wide[1:] - wide[:-1]  # (T - 1, B, F)
+    return dropped, mean_square, differences.square().mean()
 
 
 def check_time_first(x: Tensor) -> None:

@@ -246,7 +246,7 @@ def run_layer(
     if lengths is not None:
         x = _without_padding(x, lengths)
     if state is None:
-        zeros = x.new_zeros(sizes[0], sizes[2])
+        zeros = x.new_zeros(sizes[0], sizes[2])  # (B, H)
         state = (zeros, zeros)
     if request.drops and (backends.in_jit_trace() or torch.compiler.is_exporting()):
         backends.warn_of_own_operators()
@@ -314,7 +314,7 @@ def _lstm_torch(call: operators.LayerCall, training: bool) -> tuple[Tensor, Tens
     x, reverse = call.x, bool(call.stream & 1)
     w_hh = _dropped(call) if any(call.weight_p) else call.w_hh
     biases = _both_biases(call.b_ih, call.b_hh)
-    inputs = x.flip(0) if reverse else x
+    inputs = x.flip(0) if reverse else x  # (T, B, E)
     state = [call.h0[None], call.c0[None].to(x.dtype)]  # (1, B, H)
     if x.device.type == "cuda":
         # cuDNN takes no others, where all other backends do.
@@ -403,7 +403,8 @@ def _both_biases(b_ih: Tensor | None, b_hh: Tensor | None) -> list[Tensor]:
 def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """Set what lies past each row's length to zero, so that no NaN there reaches a product."""
     steps = torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
-    return x.masked_fill((steps[:, None] >= lengths)[:, :, None], 0.0)
+    outside = steps[:, None] >= lengths  # (T, B)
+    return x.masked_fill(outside[:, :, None], 0.0)
 
 
 def drop_between_layers(x: Tensor, seed: Tensor, p: float, layer: int) -> Tensor:

@@ -141,7 +141,7 @@ class TextClassifier(OnlyTraced):
                 outside [0, V).
         """
         features = self._pooled(tokens, lengths, regularisers)  # (B, 3E)
-        logits: Tensor = self.head(features if join is None else join(features))
+        logits: Tensor = self.head(features if join is None else join(features))  # (B, C)
         return logits
 
     def regularised(
@@ -206,7 +206,7 @@ class TextClassifier(OnlyTraced):
                 "ulmfit_fast.serving.export_classifier"
             )
         counts = _checked_counts(tokens, lengths)
-        ends = lengths.to(tokens.device, torch.int64)
+        ends = lengths.to(tokens.device, torch.int64)  # (B,)
         span = ((ends - self.max_len).clamp(min=0), ends)
         pool = ConcatPool(*span, self.encoder.encoder.weight)
         if regularisers is not None:

@@ -109,7 +109,8 @@ def language_model_loss(
         activation = alpha * active.square().mean()
     if beta > 0.0 and len(output.raw) > 1:
         raw = at_least_float32(output.raw)
-        temporal = beta * (raw[1:] - raw[:-1]).square().mean()
+        differences = raw[1:] - raw[:-1]  # (T - 1, B, E)
+        temporal = beta * differences.square().mean()
     return LMLoss(cross_entropy, activation, temporal, cross_entropy + activation + temporal)
 
 

@@ -284,7 +284,7 @@ class LSTM(PlainForward):
         batch_dim = 0 if self.batch_first else 1
         x = input if batched else input.unsqueeze(batch_dim)
         if self.batch_first:
-            x = x.transpose(0, 1)
+            x = x.transpose(0, 1)  # (T, B, E)
         if hx is not None:
             shape = self._state_shape(x.shape[1])
             check_hx(hx, shape if batched else (shape[0], shape[2]), x)
@@ -293,10 +293,10 @@ class LSTM(PlainForward):
         if is_walked(x.shape[0], lengths) and self._takes_plain(x, hx, seed, masks):
             return self._plain(input, hx, lengths)
         if hx is not None and not batched:
-            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))  # (D * L, 1, H)
         output, h_n, c_n = self._run(x, hx, lengths, seed, masks)
         if self.batch_first:
-            output = output.transpose(0, 1)
+            output = output.transpose(0, 1)  # (B, T, D * H)
         if not batched:
             output, h_n, c_n = output.squeeze(batch_dim), h_n.squeeze(1), c_n.squeeze(1)
         return output, (h_n, c_n)
@@ -401,7 +401,7 @@ class LSTM(PlainForward):
             )
         states: list[State | None] = [None] * len(weights)
         if hx is not None:
-            states = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
+            states = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))  # (B, H)
         finals: list[State] = []
         for layer in range(self.num_layers):
             outputs = []
@@ -419,7 +419,7 @@ class LSTM(PlainForward):
                     seed=seed,
                     masks=None if masks is None else masks[row],
                 )
-                outputs.append(output)
+                outputs.append(output)  # (T, B, H)
                 finals.append(final)
             x = outputs[0] if directions == 1 else torch.cat(outputs, dim=2)  # (T, B, D * H)
             if seed is not None and layer_p > 0 and layer < self.num_layers - 1:
@@ -427,7 +427,7 @@ class LSTM(PlainForward):
         h_n, c_n = zip(*finals, strict=True)
         if len(finals) == 1:
             return x, h_n[0][None], c_n[0][None]
-        return x, torch.stack(h_n), torch.stack(c_n)
+        return x, torch.stack(h_n), torch.stack(c_n)  # (D * L, B, H)
 
 
 def _shortest(p: tuple[float, ...]) -> float | tuple[float, ...]:

@@ -34,10 +34,10 @@ def padded(packed: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> tuple[Te
         torch._assert_async(batch_sizes[0] == rows, "h_0 has another B than the PackedSequence")
     else:
         rows = cast("int", batch_sizes[0].item())  # torch.export refuses int()
-    sizes = batch_sizes.to(data.device)
+    sizes = batch_sizes.to(data.device)  # (T,)
     row = torch.arange(rows, dtype=torch.int64, device=data.device)
-    inside = row < sizes[:, None]
-    index = (sizes.cumsum(0) - sizes)[:, None] + row
+    inside = row < sizes[:, None]  # (T, B)
+    index = (sizes.cumsum(0) - sizes)[:, None] + row  # (T, B)
     return data[index.masked_fill(~inside, 0)], inside.sum(0)
 
 
@@ -54,8 +54,8 @@ def packed_data(output: Tensor, lengths: Tensor, packed: PackedSequence) -> Tens
     """
     if not torch.compiler.is_compiling():
         return pack_padded_sequence(output, lengths).data
-    ends = packed.batch_sizes.to(output.device).cumsum(0)
+    ends = packed.batch_sizes.to(output.device).cumsum(0)  # (T,)
     place = torch.arange(packed.data.shape[0], dtype=torch.int64, device=output.device)
-    step = torch.searchsorted(ends, place, right=True)
-    starts = torch.cat([ends.new_zeros(1), ends])
+    step = torch.searchsorted(ends, place, right=True)  # (N,)
+    starts = torch.cat([ends.new_zeros(1), ends])  # (T + 1,)
     return output[step, place - starts[step]]

@@ -48,13 +48,13 @@ class ConcatPool:
             start: time step of output[0].
         """
         output = output.to(self.total.dtype)
-        outside = _outside(output, start, self.first, self.stop)
+        outside = _outside(output, start, self.first, self.stop)  # (T, B, 1)
         self.total = self.total + output.masked_fill(outside, 0.0).sum(0)
         self.maximum = torch.maximum(self.maximum, output.masked_fill(outside, -torch.inf).amax(0))
-        final = self.stop - 1 - start
+        final = self.stop - 1 - start  # (B,)
         ends_here = (final >= 0) & (final < output.shape[0]) & (self.stop > self.first)
         rows = torch.arange(output.shape[1], dtype=torch.int64, device=output.device)
-        at_end = output[final.clamp(0, output.shape[0] - 1), rows]
+        at_end = output[final.clamp(0, output.shape[0] - 1), rows]  # (B, E)
         self.last = torch.where(ends_here.unsqueeze(1), at_end, self.last)
 
     def result(self) -> Tensor:
@@ -63,9 +63,9 @@ class ConcatPool:
         Returns:
             [last, max, mean], (B, 3E); zeros for rows with an empty span.
         """
-        count = (self.stop - self.first).unsqueeze(1)
+        count = (self.stop - self.first).unsqueeze(1)  # (B, 1)
         maximum = torch.where(count > 0, self.maximum, 0.0)  # (B, E)
-        mean = self.total / count.clamp(min=1)
+        mean = self.total / count.clamp(min=1)  # (B, E)
         return torch.cat([self.last, maximum, mean], dim=1)
 
 
@@ -123,14 +123,14 @@ class SpanRegularisers:
         """
         output = at_least_float32(output)
         self._width = output.shape[-1]
-        outside = _outside(output, start, self.first, self.stop)
+        outside = _outside(output, start, self.first, self.stop)  # (T, B, 1)
         self._squares = self._squares + output.masked_fill(outside, 0.0).square().sum()
         if self._before is not None:
             output = torch.cat([self._before, output])  # (T + 1, B, E)
             start -= 1
         # Of two steps the later one is past the span's first, or the earlier is outside.
         apart = _outside(output[1:], start + 1, self.first + 1, self.stop)
-        steps = (output[1:] - output[:-1]).masked_fill(apart, 0.0)
+        steps = (output[1:] - output[:-1]).masked_fill(apart, 0.0)  # (T - 1, B, E)
         self._steps = self._steps + steps.square().sum()
         self._before = output[-1:]  # (1, B, E)
 

@@ -167,8 +167,8 @@ def generate_ids(
         tokens = torch.tensor(ids, dtype=torch.int64, device="cpu")
         state, new = None, list[int]()
         while len(new) < max_tokens:
-            hidden, state = model.encoder(tokens[:, None].to(device), state)
-            logits = model.decoder(hidden[-1, 0]).float().cpu()
+            hidden, state = model.encoder(tokens[:, None].to(device), state)  # (T, 1, E)
+            logits = model.decoder(hidden[-1, 0]).float().cpu()  # (V,)
             refused = [*banned, *(stop if len(new) < min_tokens else ())]
             places = torch.tensor(refused, dtype=torch.int64, device="cpu")
             logits = logits.index_fill(0, places, -math.inf)
@@ -199,7 +199,7 @@ def _draw(
         return int(logits.argmax())
     # Less the largest, so that a small temperature does not overflow.
     values, order = ((logits - logits.max()) / temperature).sort(descending=True, stable=True)
-    probabilities = values[:top_k].softmax(0)
+    probabilities = values[:top_k].softmax(0)  # (k,)
     if top_p is not None:
         before = probabilities.cumsum(0) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)

@@ -58,9 +58,9 @@ def quantize(model: Model) -> Model:
     classifier.eval()
     if isinstance(model, TextClassifier):
         return cast(Model, classifier)
-    twin = copy.copy(model)
-    twin.classifier, twin.language_model = classifier, None
-    return twin
+    quantised = copy.copy(model)
+    quantised.classifier, quantised.language_model = classifier, None
+    return quantised
 
 
 def is_quantized(classifier: TextClassifier) -> bool:
@@ -98,7 +98,7 @@ class _Int8LSTM(nn.Module):
             raise RuntimeError(
                 "a quantised classifier has no gradients; use the one that it was made from"
             )
-        output, state = self.layer(x, hx)
+        output, state = self.layer(x, hx)  # (T, B, H), (1, B, H)
         return output, state
 
 

@@ -140,8 +140,8 @@ class Predictor:
         """Yield the probabilities of each chunk; one that is no number is no answer."""
         before = 0
         for chunk in chunks:
-            found = self._probabilities(chunk, batch_size)
-            fine = np.isfinite(found).all(axis=1)
+            found = self._probabilities(chunk, batch_size)  # (N, C)
+            fine = np.isfinite(found).all(axis=1)  # (N,)
             if not fine.all():
                 row = int(fine.argmin())
                 raise ValueError(

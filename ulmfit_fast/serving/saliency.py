@@ -99,7 +99,7 @@ def explain(
         scores, logits = token_saliency(
             classifier, batch.tokens, batch.lengths, wanted, method=method
         )
-        probabilities = logits.softmax(1)
+        probabilities = logits.softmax(1)  # (B, C)
         if not (probabilities.isfinite().all() and scores.isfinite().all()):
             raise ValueError(
                 "the classifier's answer or its gradient is not finite, expected numbers; train "
@@ -175,17 +175,17 @@ def token_saliency(
     try:
         with torch.inference_mode(False), torch.enable_grad():
             embedded, logits = _logits(model, tokens.to(device), lengths.to(device))
-            log_p = logits.log_softmax(1)
+            log_p = logits.log_softmax(1)  # (B, C)
             chosen = logits.argmax(1) if label is None else torch.full_like(logits[:, 0], label)
             # Rows do not see one another, so the gradient of the sum is that of each.
             total = log_p.gather(1, chosen.long()[:, None]).sum()
-            (gradient,) = torch.autograd.grad(total, embedded)
+            (gradient,) = torch.autograd.grad(total, embedded)  # (T, B, E)
     finally:
         model.train(was_training)
     signed = method == "gradient_x_input"
     effect = (gradient * embedded.detach()) if signed else gradient.abs()
-    scores = effect.float().sum(2)
-    largest = scores.abs().amax(0, keepdim=True)
+    scores = effect.float().sum(2)  # (T, B)
+    largest = scores.abs().amax(0, keepdim=True)  # (1, B)
     scores = torch.where(largest > 0, scores / largest, 0.0)
     return scores.cpu(), logits.detach().float().cpu()
 
@@ -197,12 +197,12 @@ def _logits(model: TextClassifier, tokens: Tensor, lengths: Tensor) -> tuple[Ten
     embedded = F.embedding(tokens, weight.detach()).requires_grad_()
     batch = tokens.shape[1]
     state = first_state(encoder.sizes, batch=batch, dtype=weight.dtype, device=weight.device)
-    x = embedded
+    x = embedded  # (T, B, E)
     for rnn, hx in zip(encoder.rnns, state, strict=True):
-        x, _ = rnn(x, hx)
+        x, _ = rnn(x, hx)  # (T, B, H)
     pool = ConcatPool((lengths - model.max_len).clamp(min=0), lengths, weight)
     pool.add(x, 0)
-    features = pool.result().to(next(model.head.parameters()).dtype)
+    features = pool.result().to(next(model.head.parameters()).dtype)  # (B, 3E)
     return embedded, model.head(features).float()
 
 

@@ -302,10 +302,10 @@ class _Run:
         """Put the classifier's encoder under the language model's decoder, to see what it knows."""
         if job.start == SCRATCH:
             return None, None
-        twin = model.copy()
-        assert twin.language_model is not None and twin.classifier is not None
-        twin.language_model.encoder.load_state_dict(twin.classifier.encoder.state_dict())
-        return self._perplexities(twin)
+        copied = model.copy()
+        assert copied.language_model is not None and copied.classifier is not None
+        copied.language_model.encoder.load_state_dict(copied.classifier.encoder.state_dict())
+        return self._perplexities(copied)
 
     def _load(self, name: str) -> ULMFiT:
         return ULMFiT.load(self.models / name, device=self.device, progress=False)

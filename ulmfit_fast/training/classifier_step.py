@@ -194,7 +194,7 @@ class ClassifierStep(TrainingStep[TextClassifier]):
             raise ValueError("the batch has no labels, expected one for each text; pass labels")
         optimizer, precision = self.optimizer, self.objective.precision
         weights = self.weights
-        own = None if weights is None else weights[positions].to(self.device, torch.float32)
+        own = None if weights is None else weights[positions].to(self.device, torch.float32)  # (B,)
         with autocast(self.device, precision.dtype):
             terms = self._of_model(_terms)(
                 tokens, lengths, labels.to(self.device), own, self.objective
@@ -203,7 +203,7 @@ class ClassifierStep(TrainingStep[TextClassifier]):
         loss = terms[0]
         for term in terms[1:]:
             loss = loss + term
-        both = distributed.mean_(torch.stack([terms[0].detach(), loss.detach()]))
+        both = distributed.mean_(torch.stack([terms[0].detach(), loss.detach()]))  # (2,)
         cross_entropy, value = both.tolist()
         if not math.isfinite(value):
             raise not_finite(value, self.steps, self.rates())

@@ -395,7 +395,7 @@ class CapturedStep:
             self.replay = self._capture(self.seeds)
         self._refuse_other_numbers()
         if len(self.seeds):
-            seeds = torch.stack([draw_seed() for _ in range(len(self.seeds))])
+            seeds = torch.stack([draw_seed() for _ in range(len(self.seeds))])  # (seeds,)
             if self.seeds.device.type == "cuda":
                 seeds = seeds.pin_memory()
             self.seeds.copy_(seeds, non_blocking=True)

@@ -105,11 +105,11 @@ class _Gather(torch.autograd.Function):
         rows = rows.contiguous()
         found = [torch.empty_like(rows) for _ in range(size)]
         dist.all_gather(found, rows)
-        return torch.stack(found, 1)
+        return torch.stack(found, 1)  # (B', processes, F)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous()
+        grad = grads[0].contiguous()  # (B', processes, F)
         dist.all_reduce(grad)
-        own: Tensor = grad[:, ctx.rank]
+        own: Tensor = grad[:, ctx.rank]  # (B', F)
         return own

@@ -263,14 +263,14 @@ def check_model(name: str, model: LanguageModel | TextClassifier, num_labels: in
     """
     place = Place(f"the {name} cannot be saved", "mend it, or keep its state_dict by torch.save")
     if isinstance(model, LanguageModel):
-        twin = _without_memory(model.config)
+        expected = _without_memory(model.config)
     else:
         if num_labels != model.num_classes:
             raise place.error(
                 f"it has {model.num_classes} classes and there are {num_labels} labels, expected "
                 "one for each"
             )
-        twin = _without_memory(model.encoder.config, num_labels, hidden=model.hidden)
+        expected = _without_memory(model.encoder.config, num_labels, hidden=model.hidden)
     dtype = next(model.parameters()).dtype
     if not (dtype in _DTYPES and dtype.is_floating_point):
         raise place.error(f"it has {dtype}, expected float32, float64, float16 or bfloat16")
@@ -279,6 +279,6 @@ def check_model(name: str, model: LanguageModel | TextClassifier, num_labels: in
         key: _Entry(_DTYPES.get(value.dtype, str(value.dtype)), tuple(value.shape))
         for key, value in tensors.items()
     }
-    part = _Part(twin, dtype, "")
+    part = _Part(expected, dtype, "")
     _compare(place, entries, [part], _located(place, entries, [part]))
     check_finite(place, tensors)

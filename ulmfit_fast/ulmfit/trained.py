@@ -240,9 +240,9 @@ class TextModel(Predictor):
         Args:
             changes: attributes of the copy.
         """
-        twin = copy.deepcopy(self)
+        copied = copy.deepcopy(self)
         for name, value in changes.items():
-            if not hasattr(twin, name):
+            if not hasattr(copied, name):
                 raise AttributeError(f"ULMFiT has no attribute {name!r}")
-            setattr(twin, name, value)
-        return twin
+            setattr(copied, name, value)
+        return copied
