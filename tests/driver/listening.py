@@ -319,6 +319,17 @@ class Listener:
             raise TypeError("a tensor of the listening device has no memory to look into")
 
         fake.numpy = numpy
+        def deepcopy(tensor, memo):
+            """Copy without the storage, which has an address and nothing there."""
+            if id(tensor) not in memo:
+                with torch.no_grad():
+                    made = tensor.clone()
+                if isinstance(tensor, torch.nn.Parameter):
+                    made = torch.nn.Parameter(made, tensor.requires_grad)
+                memo[id(tensor)] = made.requires_grad_(tensor.requires_grad)
+            return memo[id(tensor)]
+
+        fake.__deepcopy__ = deepcopy
         # These would read at no address, and take the process with them.
         fake.apply_ = fake.map_ = fake.__dlpack__ = refuse
         self._stand_in_for_files(fake)
