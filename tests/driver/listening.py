@@ -278,8 +278,9 @@ class Listener:
         }
         for name, stand_in in stand_ins.items():
             setattr(torch.cuda, name, stand_in)
-        # It has this by name.
-        torch.cuda.random._lazy_init = lambda: None
+        # It has these by name.
+        for name in ("_lazy_init", "current_device"):
+            setattr(torch.cuda.random, name, stand_ins[name])
         torch._C._host_emptyCache = lambda: None
         # Many at once, as tensors of a device are.
         foreach._foreach_supported_types.append(fake_tensor.FakeTensor)
