@@ -279,7 +279,7 @@ class Listener:
         for name, stand_in in stand_ins.items():
             setattr(torch.cuda, name, stand_in)
         # It has these by name.
-        for name in ("_lazy_init", "current_device"):
+        for name in ("_lazy_init", "current_device", "device_count"):
             setattr(torch.cuda.random, name, stand_ins[name])
         torch._C._host_emptyCache = lambda: None
         # Many at once, as tensors of a device are.
@@ -320,8 +320,9 @@ class Listener:
             raise TypeError("a tensor of the listening device has no memory to look into")
 
         fake.numpy = numpy
+
         def deepcopy(tensor, memo):
-            """Copy without the storage, which has an address and nothing there."""
+            """Copy the tensor alone: PyTorch's way copies its mode too, and that ruins the heap."""
             if id(tensor) not in memo:
                 with torch.no_grad():
                     made = tensor.clone()

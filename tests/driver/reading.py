@@ -15,6 +15,7 @@ import listening
 listener = listening.connect(sys.argv[1])
 
 import numpy as np  # noqa: E402
+import programs  # noqa: E402
 import safetensors  # noqa: E402
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
@@ -34,7 +35,13 @@ def told(function, *args):
 def lists():
     device, host = torch.rand(2, 3, device="cuda"), torch.rand(2, 3)
     counts = torch.arange(3, device="cuda")
-    return [device.tolist(), host.tolist(), counts.tolist(), counts[0].tolist(), device[:0].tolist()]
+    return [
+        device.tolist(),
+        host.tolist(),
+        counts.tolist(),
+        counts[0].tolist(),
+        device[:0].tolist(),
+    ]
 
 
 def arrays():
@@ -107,6 +114,7 @@ def waits():
 
 
 def main():
+    programs.stand_in()
     with listener:
         for scenario in (lists, arrays, refused, generators, waits, files, copies):
             print(json.dumps([scenario.__name__, told(scenario)]), flush=True)
