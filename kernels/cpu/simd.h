@@ -102,7 +102,8 @@ INLINE floats hyperbolic_tangent(floats x) {
     p = p * square * x + x;
     floats far = 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f);
     ints near = (x < 0.625f) & (x > -0.625f);
-    return choose(near, p, far);
+    /* The sign is that of x: of -0 the polynomial makes 0. */
+    return (floats)((ints)choose(near, p, far) | ((ints)x & INT32_MIN));
 }
 
 /* The first n lanes from memory that ends after them, zeros in the others. */

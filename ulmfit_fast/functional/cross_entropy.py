@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast.checks import probability
+from ulmfit_fast.functional.dropout import in_c
 from ulmfit_fast.system.seeds import initialize_vector_functions
 
 __all__ = ["linear_cross_entropy", "softmax_cross_entropy_"]
@@ -134,6 +135,9 @@ def _summed_loss(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the sum of the losses and its gradients; those that are not needed are empty."""
+    from ulmfit_fast.kernels.cpu import cross_entropy
+    from ulmfit_fast.kernels.cpu.matmul import add_matmul
+
     needs_x, needs_weight, needs_bias = needs
     wide = torch.promote_types(dtype, torch.float32)
     classes = weight.shape[0]
@@ -148,32 +152,39 @@ def _summed_loss(
     grad_weight = x.new_zeros(weight.shape if needs_weight else 0, dtype=wide)
     grad_bias = x.new_zeros(classes if needs_bias else 0, dtype=wide)
     held = x.new_empty(rows, classes, dtype=dtype)  # of a chunk, (R, V)
+    native = in_c(held, targets, bias)
     for start in range(0, x.shape[0], rows):
         part = x[start : start + rows].to(dtype)  # (R, E)
         chosen = targets[start : start + rows]  # (R,)
         logits = held[: len(part)]
-        if b is None or x.device.type == "cpu":
+        if native:
+            add_matmul(logits, part, w.t(), fresh=True)
+        elif b is None or x.device.type == "cpu":
             torch.mm(part, w.t(), out=logits)
             if b is not None:
                 # On a CPU quicker than addmm, which fills the whole with the bias first.
                 logits += b
         else:
             torch.addmm(b, part, w.t(), out=logits)
-        if not any(needs):
+        if native:
+            _check_logits(logits, chosen, ignore_index)
+            # The bias is added on the way: a pass of its own would read and write all logits.
+            summed += cross_entropy.softmax_cross_entropy_(
+                logits, chosen, bias, ignore_index, label_smoothing, gradient=any(needs)
+            ).sum()
+        elif any(needs):
+            losses = softmax_cross_entropy_(
+                logits, chosen, ignore_index=ignore_index, label_smoothing=label_smoothing
+            )  # (R,); the logits are their gradient, (R, V)
+            summed += losses.sum()
+        else:
             keywords: dict[str, Any] = {"ignore_index": ignore_index, "reduction": "sum"}
             keywords["label_smoothing"] = label_smoothing
             summed += F.cross_entropy(logits.to(wide), chosen, **keywords)
-            continue
-        losses = softmax_cross_entropy_(
-            logits, chosen, ignore_index=ignore_index, label_smoothing=label_smoothing
-        )  # (R,); the logits are their gradient, (R, V)
-        summed += losses.sum()
         if needs_x:
-            grad_x[start : start + rows] = torch.mm(logits, w)  # (R, E)
-        if needs_weight and dtype == wide:
-            grad_weight.addmm_(logits.t(), part)  # (V, E)
-        elif needs_weight:
-            grad_weight += torch.mm(logits.t(), part)
+            add_matmul(grad_x[start : start + rows], logits, w, fresh=True)  # (R, E)
+        if needs_weight:
+            add_matmul(grad_weight, logits.t(), part)  # (V, E)
         if needs_bias:
             grad_bias += logits.sum(0, dtype=wide)
     bias_dtype = weight.dtype if bias is None else bias.dtype
@@ -249,8 +260,8 @@ def softmax_cross_entropy_(
 ) -> Tensor:
     """Compute each row's cross entropy, and overwrite the logits with the gradient of their sum.
 
-    No second tensor of the size of the logits is made on CUDA. It is a step of a hand-written
-    backward: autograd does not see it.
+    No second tensor of the size of the logits is made on CUDA, nor by the C kernel of a CPU. It is
+    a step of a hand-written backward: autograd does not see it.
 
     Example:
         >>> logits = torch.zeros(2, 4)
@@ -295,6 +306,14 @@ def _softmax_cross_entropy(
             logits, targets, ignore_index, label_smoothing
         )
         return losses
+    if in_c(logits, targets):
+        from ulmfit_fast.kernels.cpu import cross_entropy
+
+        if cross_entropy.takes(logits):
+            losses = cross_entropy.softmax_cross_entropy_(
+                logits, targets, None, ignore_index, label_smoothing
+            )
+            return losses
     initialize_vector_functions()
     wide = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type == "cpu" and logits.dtype == wide and logits.is_contiguous():

@@ -41,15 +41,15 @@ def scale_kept(x: Tensor, keep: Tensor, p: float) -> Tensor:
     return (x * mask).to(x.dtype)
 
 
-def in_c(*tensors: Tensor) -> bool:
-    """Say whether the C kernels may compute a step on these tensors of a CPU."""
-    if torch.compiler.is_compiling() or any(t.dtype not in _IN_C for t in tensors):
+def in_c(x: Tensor, *others: Tensor | None) -> bool:
+    """Say whether the C kernels may compute a step on x, and on what else it reads or writes."""
+    if torch.compiler.is_compiling() or x.dtype not in _IN_C:
         return False
-    if backends.requested("auto")[0] in ("torch", "eager", "reference"):
+    if backends.requested("auto")[0] not in ("auto", "native"):
         return False
     from ulmfit_fast.kernels.cpu import calls
 
-    return bool(calls.plain(*tensors))
+    return bool(calls.plain(x, *(other for other in others if other is not None)))
 
 
 class _LockedInC(torch.autograd.Function):
