@@ -250,8 +250,6 @@ def _compile(recipe, folder):
                 raise OSError(f"{folder} is full")
             raise BuildFailed(f"{shlex.join(recipe.command)} failed: {_first_error(done)}")
         _log.info("compiled the C kernels: %s", shlex.join(words))
-        # A linker leaves what only its owner may read, and a named folder may be for several.
-        made.chmod(0o755)
         target = folder / f"{recipe.key}-{_digest_of(made)}.so"
         os.replace(made, target)
     _tidy(folder, target)
@@ -273,7 +271,7 @@ def _tidy(folder, newest):
         libraries = [path for path in folder.glob("*.so") if _NAME.fullmatch(path.name)]
         ages = {path: now - path.lstat().st_mtime for path in libraries if path != newest}
         torn = {path for path in ages if path.name[:24] == newest.name[:24]}
-        old = sorted(ages, key=ages.__getitem__)[_KEPT - 1 :]
+        old = sorted(ages.keys() - torn, key=ages.__getitem__)[_KEPT - 1 :]
         for path in torn | {path for path in old if ages[path] > _DAYS * 86400}:
             path.unlink(missing_ok=True)
     for left in folder.glob(f"{_BUILDING}*"):
