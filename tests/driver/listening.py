@@ -90,6 +90,8 @@ class Listener:
         self.library = library
         self.events = []
         self.capturing = set()
+        # As `torch.cuda.set_sync_debug_mode` has it.
+        self.refuses_to_wait = False
         self.names = {}
         self._loaded = 0
         # Streams that have no name any more are numbers all the same.
@@ -110,6 +112,8 @@ class Listener:
         event["device"] = self.library.current_device()
         event["capturing"] = self.stream(event["device"]) in self.capturing
         self.events.append(event)
+        if what == "wait" and self.refuses_to_wait:
+            raise RuntimeError("called a synchronizing CUDA operation")
 
     def reset(self):
         """Put current device and streams back to the first ones."""
@@ -185,6 +189,9 @@ class Listener:
             def wait_stream(self, other):
                 pass
 
+            def synchronize(self):
+                listener.note("synchronize")
+
         class Event:
             def __init__(self, **_):
                 self.time = 0.0
@@ -231,6 +238,9 @@ class Listener:
                 listener.library.set_device(index)
             return before
 
+        def set_sync_debug_mode(mode):
+            listener.refuses_to_wait = mode in (2, "error")
+
         properties = types.SimpleNamespace(
             name="a device that only listens",
             major=9,
@@ -245,6 +255,9 @@ class Listener:
             "Stream": Stream,
             "current_device": lambda: listener.library.current_device(),
             "current_stream": current_stream,
+            # Those of the CPU know of no device, and draw nothing for fake tensors.
+            "default_generators": tuple(torch.Generator() for _ in range(8)),
+            "device_count": lambda: 8,
             "empty_cache": lambda: None,
             "get_device_properties": lambda device=None: properties,
             "is_available": lambda: True,
@@ -252,26 +265,127 @@ class Listener:
             "is_current_stream_capturing": lambda: (
                 listener.stream(listener.library.current_device()) in listener.capturing
             ),
+            # What was saved here is no state.
+            "set_rng_state": lambda state, device="cuda": None,
             "set_device": lambda device: listener.library.set_device(listener._index(device)),
             "set_stream": set_stream,
+            "set_sync_debug_mode": set_sync_debug_mode,
             "synchronize": lambda device=None: listener.note("synchronize"),
             "_exchange_device": exchange_device,
+            "_initialized": True,
             "_lazy_init": lambda: None,
             "_maybe_exchange_device": exchange_device,
         }
         for name, stand_in in stand_ins.items():
             setattr(torch.cuda, name, stand_in)
+        # It has these by name.
+        for name in ("_lazy_init", "current_device", "device_count"):
+            setattr(torch.cuda.random, name, stand_ins[name])
         torch._C._host_emptyCache = lambda: None
         # Many at once, as tensors of a device are.
         foreach._foreach_supported_types.append(fake_tensor.FakeTensor)
         fake_tensor.init_gpu_context = lambda device: None
 
         def data_ptr(tensor):
-            """Storages begin at multiples of 256 bytes, as those of the allocator do."""
+            """Storages begin at multiples of 256 bytes, as those of the allocator do.
+
+            Those of the host are nowhere: whoever is told of a place may read and write there.
+            """
+            if tensor.device.type == "cpu":
+                return 0
             start = tensor.untyped_storage()._cdata << 8
             return start + tensor.storage_offset() * tensor.itemsize
 
         fake_tensor.FakeTensor.data_ptr = data_ptr
+        self._stand_in_for_memory(fake_tensor.FakeTensor)
+
+    def _stand_in_for_memory(self, fake):
+        """Let the host have of a tensor what `read` says, where PyTorch looks past all modes."""
+        import numpy as np
+        import torch
+
+        listener = self
+
+        def numpy(tensor, *, force=False):
+            """As PyTorch's, with its refusals."""
+            if tensor.device.type != "cpu" and not force:
+                raise TypeError(f"can't convert {tensor.device} device type tensor to numpy")
+            if tensor.requires_grad and not force:
+                raise RuntimeError("can't call numpy() on a tensor that requires grad")
+            # Raises for a dtype that NumPy has not, as PyTorch does.
+            dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+            return np.full(tuple(tensor.shape), listener.read(tensor), dtype)
+
+        def refuse(tensor, *_, **__):
+            raise TypeError("a tensor of the listening device has no memory to look into")
+
+        fake.numpy = numpy
+
+        def deepcopy(tensor, memo):
+            """Copy the tensor alone: PyTorch's way copies its mode too, and that ruins the heap."""
+            if id(tensor) not in memo:
+                with torch.no_grad():
+                    made = tensor.clone()
+                if isinstance(tensor, torch.nn.Parameter):
+                    made = torch.nn.Parameter(made, tensor.requires_grad)
+                memo[id(tensor)] = made.requires_grad_(tensor.requires_grad)
+            return memo[id(tensor)]
+
+        fake.__deepcopy__ = deepcopy
+        # These would read at no address, and take the process with them.
+        fake.apply_ = fake.map_ = fake.__dlpack__ = refuse
+        self._stand_in_for_files(fake)
+        set_rng_state = torch.set_rng_state
+
+        def set_real_rng_state(state):
+            if not isinstance(state, fake):
+                set_rng_state(state)
+
+        torch.set_rng_state = torch.random.set_rng_state = set_real_rng_state
+
+    def _stand_in_for_files(self, fake):
+        """Write real tensors of what is read, and have of a file's the shapes."""
+        import safetensors
+        import safetensors.torch as files
+        import torch
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        listener, save_file, safe_open = self, files.save_file, safetensors.safe_open
+
+        def save(tensors, *args, **kwargs):
+            values = {name: listener.read(t) for name, t in tensors.items() if isinstance(t, fake)}
+            with _disable_current_modes():
+                made = {
+                    name: torch.full(tuple(tensors[name].shape), value, dtype=tensors[name].dtype)
+                    for name, value in values.items()
+                }
+                save_file({**tensors, **made}, *args, **kwargs)
+
+        class File:
+            def __init__(self, *args, **kwargs):
+                with _disable_current_modes():
+                    self.real = safe_open(*args, **kwargs)
+
+            def __enter__(self):
+                self.real.__enter__()
+                return self
+
+            def __exit__(self, *error):
+                return self.real.__exit__(*error)
+
+            def __getattr__(self, name):
+                return getattr(self.real, name)
+
+            def get_tensor(self, name):
+                with _disable_current_modes():
+                    found = self.real.get_tensor(name)
+                return listener.mode[0].from_tensor(found)
+
+            def get_tensors(self):
+                return {name: self.get_tensor(name) for name in self.real.keys()}
+
+        files.save_file = save
+        safetensors.safe_open = files.safe_open = File
 
     def _index(self, device):
         import torch

@@ -40,5 +40,14 @@ def stand_in():
     torch._C._set_only_lift_cpu_tensors(True)
     torch.nn.Module._apply = _move
     torch.lstm = torch._VF.lstm = _lstm
-    for name in ("max_memory_allocated", "memory_allocated", "reset_peak_memory_stats"):
+    memory = (
+        "max_memory_allocated",
+        "memory_allocated",
+        "memory_reserved",
+        "reset_peak_memory_stats",
+    )
+    for name in memory:
         setattr(torch.cuda, name, lambda device=None: 0)
+    # There is no end of memory, and no clock to sleep by.
+    torch.cuda.set_per_process_memory_fraction = lambda fraction, device=None: None
+    torch.cuda._sleep = lambda cycles: None
