@@ -14,6 +14,14 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 collect_ignore = ["conftest.py"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _freeze():
+    # What is there between two files, modules and tests, stays. A plan of unfreezing asks the
+    # collector for all that is alive, and was shown hundreds of thousands of objects each time.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -36,13 +44,6 @@ def nan_workspaces(monkeypatch):
         (torch.Tensor, "new_empty"),
     ):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
-
-
-def pytest_collection_finish():
-    # Nothing that is there by now goes again. A plan of unfreezing asks the collector for what is
-    # alive, and was shown all tests and what they import each time.
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
