@@ -16,6 +16,8 @@ _I, _P = ctypes.c_int64, ctypes.c_void_p
 # Rows, steps times batch, whose products with W are formed at once: the weight is read once for
 # them, and their sums stay in the cache.
 _ROWS = 256
+# Sums are in float32, whatever PyTorch's defaults are.
+_SUMS = {"dtype": torch.float32, "device": "cpu"}
 # Elements of the gradients of the pre-activations that are held at once.
 _HELD = 1 << 24
 
@@ -84,7 +86,7 @@ def _packed(weight, drop, *, transposed):
     width = 4 * lanes if transposed else lanes
     rows = 4 * hidden if transposed else _even(depth, pairs)
     dtype = torch.bfloat16 if pairs else torch.float32
-    packed = torch.empty(-(-hidden // width), rows, 4 * lanes, dtype=dtype)
+    packed = torch.empty(-(-hidden // width), rows, 4 * lanes, dtype=dtype, device="cpu")
     call = _Packing(hidden, depth, threads(), transposed, address(weight), address(packed), drop)
     function("pack_weight")(ctypes.byref(call), weight.dtype == torch.bfloat16, pairs)
     return packed
@@ -124,7 +126,7 @@ def forward(x, h0, c0, weights, bias, lengths, masks, *, keep):
     rows = None
     if x.dtype != panels.dtype or inputs != _even(inputs, pairs):
         rows = panels.new_empty(chunk, batch, _even(inputs, pairs))
-    sums = torch.empty(panels.shape[0], chunk, batch, 4 * lanes)
+    sums = torch.empty(panels.shape[0], chunk, batch, 4 * lanes, **_SUMS)
     call = _Forward(
         *(steps, batch, inputs, hidden, threads(), masks.stream & 1, masks.sequence, chunk),
         *map(address, (x, input_panels, panels, bias, lengths, h0, c_n, states, rows, sums)),
@@ -162,16 +164,16 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
     lengths = None if lengths is None else lengths.contiguous()
     panels = _packed(w_hh, masks.of_weight(), transposed=True)
     padded = panels.shape[0] * 4 * lanes
-    grad_h = torch.zeros(batch, padded)
+    grad_h = torch.zeros(batch, padded, **_SUMS)
     grad_h[:, :hidden] = grad_h_n
     grad_h = (
         grad_h.view(batch, panels.shape[0], 4 * lanes).transpose(0, 1).contiguous()
     )  # (P, B, 4 LANES)
     grad_c = grad_c_n.clone(memory_format=torch.contiguous_format)
     grad_x = x.new_empty(x.shape if needs[0] else 0)
-    grad_w_ih = torch.zeros(w_ih.shape if needs[3] else 0)
-    grad_w_hh = torch.zeros(w_hh.shape if needs[4] else 0)
-    grad_bias = torch.zeros(4 * hidden if needs[5] else 0)
+    grad_w_ih = torch.zeros(w_ih.shape if needs[3] else 0, **_SUMS)
+    grad_w_hh = torch.zeros(w_hh.shape if needs[4] else 0, **_SUMS)
+    grad_bias = torch.zeros(4 * hidden if needs[5] else 0, **_SUMS)
     before = _states_before(h0, output, lengths, reverse) if needs[4] else None
     chunk = max(1, min(steps, _HELD // max(1, 4 * hidden * batch)))
     starts = range(0, steps, chunk)

@@ -68,7 +68,7 @@ def _matmul(out, a, b, accumulate):
     (m, k), n, of = a.shape, b.shape[1], library()
     for size in (of.matmul_panels, of.matmul_edges):
         size.restype, size.argtypes = _I, [_I]
-    panels, edges = torch.empty(of.matmul_panels(n)), torch.empty(of.matmul_edges(threads()))
+    panels, edges = a.new_empty(of.matmul_panels(n)), a.new_empty(of.matmul_edges(threads()))
     call = _Matmul(
         *(m, n, k, threads(), accumulate, address(a), address(b), *a.stride(), *b.stride()),
         *(address(out), out.stride(0), address(panels), address(edges)),
