@@ -126,12 +126,12 @@ INLINE int64_t row(const loss_call *of, int64_t r, float *scratch, const int bfl
             sum *= exp((double)largest - found);
             largest = found;
         }
-        /* Of minus infinities alone nothing but 0 may be subtracted. */
+        /* Of minus infinities alone nothing but 0 may be subtracted; if no other logit follows, the
+         * logarithm of their sum makes the loss NaN, and the quotient by it the gradient. */
         float shift = largest == -INFINITY ? 0.0f : largest;
         sum += exponentials(x, shift, n, gradient);
         shifts[block] = shift;
     }
-    if (largest == -INFINITY) sum = NAN;
     double normaliser = largest + log(sum), smoothing = of->label_smoothing;
     double loss = (1.0 - smoothing) * (normaliser - chosen);
     if (smoothing > 0.0) loss += smoothing * (normaliser - total / classes);

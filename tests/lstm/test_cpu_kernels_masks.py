@@ -24,7 +24,8 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 PS = [(0.0,) * 4, (0.2,) * 4, (0.5,) * 4, (1.0,) * 4, (0.1, 0.5, 1.0, 0.0)]
 PS_IDS = ["p0", "p0.2", "p0.5", "p1", "four"]
 SEEDS = [0, 7, 2**63 - 2, 2**64 - 1]
-SPECIALS = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-40, 3e38]
+INF, NAN = float("inf"), float("nan")
+SPECIALS = [0.0, -0.0, INF, -INF, NAN, 1e-40, 3e38]
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_a_gradient_is_masked_as_its_weight_was(zeros, p, dtype, listener):
 @DTYPES
 def test_what_is_dropped_of_a_gradient_is_0_whatever_it_was(dtype):
     p = (0.5, 0.2, 1.0, 0.0)
-    grad = torch.full((68, 17), float("nan"), dtype=dtype)
+    grad = torch.full((68, 17), NAN, dtype=dtype)
     weight = torch.randn_like(grad)
     dropped = rng.drop_weight(weight, 7, p)
     masked = rng.mask_gradient(grad, weight, dropped, 7, p)
@@ -198,6 +199,49 @@ def test_every_bit_is_written(garbage, monkeypatch, listener):
     ]
     assert listener.heard()
     assert all(bool((keep != garbage).all()) for keep in kept)
+
+
+def test_the_word_at_the_threshold_is_kept():
+    words = rng.philox(7, torch.arange(64), 0, 0, rng.KIND_WEIGHT)
+    for gate in range(4):
+        p = [0.0] * 4
+        p[gate] = int(words[gate, 5]) / 2**32
+        wanted = words[gate] >= words[gate, 5]
+        assert wanted[5] and not wanted.all()
+        keep = rng.weight_keep(7, 8, p).view(4, 64)[gate]
+        assert torch.equal(keep, wanted)
+        assert torch.equal(rng.drop_weight(torch.ones(32, 8), 7, p).view(4, 64)[gate] != 0, wanted)
+
+
+def test_the_largest_word_is_dropped_at_p_1():
+    """p = 1 has no threshold of 32 bits: the largest one alone would keep this element."""
+    seed, gate, counter = 30_318_187, 2, 25
+    assert int(rng.philox(seed, torch.tensor([counter]), 0, 0, rng.KIND_WEIGHT)[gate]) == 2**32 - 1
+    p = (0.5, 0.5, 1.0, 0.5)
+    weight = torch.full((32, 8), -1.0)
+    assert not rng.weight_keep(seed, 8, p).view(4, 64)[gate].any()
+    dropped = rng.drop_weight(weight, seed, p)
+    assert not dropped.view(4, 64)[gate].any()
+    masked = rng.mask_gradient(torch.full((32, 8), NAN), weight, dropped, seed, p)
+    assert not masked.view(4, 64)[gate].any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 65, 255, 257, 1022])
+def test_nothing_is_written_beyond_the_end(n, listener):
+    guarded = torch.zeros(4 * n * n + 2 * 512, dtype=torch.bool)
+    zeros = (0.0,) * 4
+    seed, tokens = torch.tensor(7), torch.arange(n)
+    for size, write in (
+        (n, lambda keep: masks.keep_mask(keep, seed, 0.0, rng.KIND_LOCKED, 0)),
+        (n, lambda keep: masks.embedding_keep(keep, seed, tokens, 0.0)),
+        (4 * n, lambda keep: masks.gate_keep(keep, seed, range(1), 1, n, zeros, 0)),
+        (4 * n * n, lambda keep: masks.weight_keep(keep, seed, n, zeros, 0)),
+    ):
+        guarded.zero_()
+        write(guarded[512 : 512 + size])
+        assert listener.heard()
+        assert guarded[512 : 512 + size].all()
+        assert not guarded[:512].any() and not guarded[512 + size :].any()
 
 
 @DTYPES
