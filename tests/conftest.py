@@ -46,6 +46,14 @@ def nan_workspaces(monkeypatch):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
+@pytest.fixture
+def without_native(monkeypatch):
+    """Have the package find no C kernels, as on a machine without a compiler."""
+    from native import switch_off
+
+    switch_off(monkeypatch)
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

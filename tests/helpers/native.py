@@ -14,6 +14,10 @@ needs_native = pytest.mark.skipif(
 )
 
 
+# What auto takes on a CPU of a call that any backend can run.
+AUTO = "native" if compiled() else "torch"
+
+
 def switch_off(monkeypatch, why="switched off in a test"):
     """Have the package find no C kernels."""
     monkeypatch.setattr(library, "_found", (None, why))

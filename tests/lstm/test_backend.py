@@ -12,7 +12,7 @@ from ulmfit_fast.lstm import operators
 from ulmfit_fast.lstm.eager import Recurrence
 
 
-def test_auto_says_what_it_chose_and_why():
+def test_auto_says_what_it_chose_and_why(without_native):
     x = torch.randn(5, 2, 4)
     assert uf.backend.explain(uf.LSTM(4, 8, gate_p=0.1), x).startswith("eager: ")
     assert uf.backend.explain(uf.LSTM(4, 8, gate_p=0.1).eval(), x).startswith("torch: ")
@@ -31,7 +31,9 @@ def test_auto_says_what_it_chose_and_why():
         pytest.param({"backend": "eager"}, "lstm_eager", id="named"),
     ],
 )
-def test_the_explained_backend_is_the_one_that_runs(monkeypatch, settings, expected):
+def test_the_explained_backend_is_the_one_that_runs(
+    without_native, monkeypatch, settings, expected
+):
     ran = []
     for room, name in ((operators, "lstm_eager"), (layer, "_lstm_torch")):
         original = getattr(room, name)
@@ -63,7 +65,7 @@ def test_torch_asked_for_by_name_does_not_fall_back():
         uf.LSTM(4, 8, backend="torch")(x, lengths=torch.tensor([5, 3]))
 
 
-def test_use_forces_and_restores():
+def test_use_forces_and_restores(without_native):
     lstm, x = uf.LSTM(4, 8), torch.randn(5, 2, 4)
     with uf.backend.use("reference"):
         assert uf.backend.explain(lstm, x).startswith("reference: ")
@@ -92,10 +94,10 @@ def test_explain_wants_our_lstm():
         uf.backend.explain(torch.nn.LSTM(4, 8), torch.randn(5, 2, 4))
 
 
-def test_explain_takes_what_forward_takes():
+def test_explain_takes_what_forward_takes(without_native):
     lstm, x = uf.LSTM(4, 8), torch.randn(5, 2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert uf.backend.explain(lstm, x) == "eager: bfloat16 on the cpu"
+        assert uf.backend.explain(lstm, x).startswith("eager: bfloat16 on the cpu")
     assert "lengths" in uf.backend.explain(lstm, x, lengths=torch.tensor([5, 3]))
     wide = torch.zeros(1, 2, 8), torch.zeros(1, 2, 8, dtype=torch.float64)
     assert "round the state" in uf.backend.explain(lstm, x, wide)
@@ -114,7 +116,9 @@ def test_explain_takes_what_forward_takes():
     ],
     ids=str,
 )
-def test_a_wider_state_keeps_the_fused_lstm_on_cuda_alone(device, dtype, expected, monkeypatch):
+def test_a_wider_state_keeps_the_fused_lstm_on_cuda_alone(
+    device, dtype, expected, monkeypatch, without_native
+):
     none = uf.backend.KernelPlan(None, "of some reason")
     monkeypatch.setattr(uf.backend, "kernel_plan", lambda *_: none)
     request = uf.backend.Request(torch.device(device), dtype, 2, 4, 8, mixed_state=True)
@@ -208,7 +212,7 @@ def test_a_named_backend_refuses_transforms(transform, backend):
         transform(lambda w_hh: loss(backend, w_hh), weight)
 
 
-def test_explain_says_why_it_is_the_reference():
+def test_explain_says_why_it_is_the_reference(without_native):
     layer, x = uf.LSTM(4, 8), torch.randn(5, 2, 4)
     with forward_ad.dual_level():
         assert uf.backend.explain(layer, x).startswith("reference: forward-mode")

@@ -14,6 +14,7 @@ import numpy as np
 import public_calls
 import pytest
 import torch
+from native import AUTO
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
@@ -33,7 +34,7 @@ def chosen():
 @pytest.fixture(autouse=True)
 def _no_choice_is_left():
     yield
-    assert chosen() == "torch" and scoped.backend is None and scoped.seed_source is None
+    assert chosen() == AUTO and scoped.backend is None and scoped.seed_source is None
 
 
 def in_threads(*functions):
@@ -64,7 +65,7 @@ def test_threads_choose_for_themselves():
             entered.wait(20)
             assert chosen() == "reference"
         first_left.set()
-        assert chosen() == "torch"
+        assert chosen() == AUTO
 
     def second():
         with uf.backend.use("eager"):
@@ -73,7 +74,7 @@ def test_threads_choose_for_themselves():
 
     def outside():
         entered.wait(20)
-        assert chosen() == "torch"
+        assert chosen() == AUTO
 
     in_threads(first, second, outside)
 
@@ -96,7 +97,7 @@ def test_tasks_choose_for_themselves():
         await event.wait()
         return chosen()
 
-    assert asyncio.run(all_of_them()) == ["reference", "eager", "eager", "torch"]
+    assert asyncio.run(all_of_them()) == ["reference", "eager", "eager", AUTO]
 
 
 def test_generators_that_end_in_any_order_leave_nothing_behind():
@@ -110,7 +111,7 @@ def test_generators_that_end_in_any_order_leave_nothing_behind():
     first.close()
     assert [next(second), chosen()] == ["eager", "eager"]
     second.close()
-    assert chosen() == "torch"
+    assert chosen() == AUTO
     elsewhere = choosing("reference")
     next(elsewhere)
     in_threads(elsewhere.close)
@@ -119,7 +120,7 @@ def test_generators_that_end_in_any_order_leave_nothing_behind():
 def test_an_exception_ends_the_choice():
     with pytest.raises(ZeroDivisionError), uf.backend.use("eager"):
         with uf.backend.use("auto"):
-            assert chosen() == "torch"
+            assert chosen() == AUTO
         with pytest.raises(KeyError), uf.backend.use("reference"):
             raise KeyError
         assert chosen() == "eager"
@@ -159,7 +160,7 @@ def test_a_thread_of_autograd_takes_the_choice_of_the_backward():
         with uf.backend.use("eager"):
             assert chosen() == "eager"
         torch._C._stash_obj_in_tls("context", None)
-        assert chosen() == "torch"
+        assert chosen() == AUTO
 
     in_threads(of_autograd)
 
@@ -180,14 +181,15 @@ def test_what_is_compiled_in_a_block_is_for_that_choice(function):
     count = CompileCounterWithBackend("eager")
     compiled = torch.compile(function, backend=count, fullgraph=True)
 
-    def eager_ones():
-        return sum("lstm_eager" in str(node.target) for node in count.graphs[-1].graph.nodes)
+    def ours():
+        name = "lstm_native" if AUTO == "native" else "lstm_eager"
+        return sum(name in str(node.target) for node in count.graphs[-1].graph.nodes)
 
     compiled(X)
-    assert (count.frame_count, eager_ones()) == (1, 1)
+    assert (count.frame_count, ours()) == (1, 1)
     with uf.backend.use("reference"):
         compiled(X)
-        assert (count.frame_count, eager_ones()) == (2, 0)
+        assert (count.frame_count, ours()) == (2, 0)
     compiled(X)
     in_threads(lambda: compiled(X))
     assert count.frame_count == 2
