@@ -45,7 +45,7 @@ FLAGS_VARIABLE = "ULMFIT_FAST_CFLAGS"
 _log = logging.getLogger("ulmfit_fast")
 _SOURCES = Path(__file__).parent
 # How long a compiler may take, which needs three; and another process, whose library one waits for.
-_SECONDS = 120
+_SECONDS = 300
 # NaN and infinity keep their meaning: what these promise is that nobody looks at errno, or at the
 # exceptions of floating point.
 _COMMON = (

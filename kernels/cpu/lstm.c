@@ -102,11 +102,12 @@ INLINE void pack_transposed(const packing *of, int64_t panel, const int bfloat16
     }
 }
 
-INLINE void pack(const packing *of, const int bfloat16, const int fast) {
+INLINE void pack(const packing *of, int64_t thread, int64_t threads, const int bfloat16,
+                 const int fast) {
     int64_t width = of->transposed ? PANEL : LANES;
     int64_t panels = (of->hidden + width - 1) / width;
-#pragma omp parallel for num_threads(of->threads) schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++) {
+    for (int64_t panel = panels * thread / threads; panel < panels * (thread + 1) / threads;
+         panel++) {
         if (of->transposed) pack_transposed(of, panel, bfloat16, fast);
         else pack_gates(of, panel, bfloat16, fast);
     }
@@ -196,66 +197,64 @@ INLINE void cell(const forward_call *of, int64_t panel, const float *sums, int64
     }
 }
 
-INLINE void forward(const forward_call *of, const int bfloat16, const int fast) {
+/* One thread's part. */
+INLINE void forward(const forward_call *of, int64_t thread, int64_t threads, const int bfloat16,
+                    const int fast) {
     int64_t batch = of->batch, hidden = of->hidden, panels = (hidden + LANES - 1) / LANES;
     int64_t size = fast ? 2 : 4, input = of->input;
     int64_t wide_hidden = fast ? (hidden + 1) / 2 * 2 : hidden;
     int64_t wide_input = fast ? (input + 1) / 2 * 2 : input;
     char *states = of->h;
-#pragma omp parallel num_threads(of->threads)
-    {
-        int64_t thread, threads, panel, from, to;
-        which_thread(&thread, &threads);
-        for (int64_t row = batch * thread / threads; row < batch * (thread + 1) / threads; row++)
-            for (int64_t k = 0; k < wide_hidden; k++)
-                put(states, row * wide_hidden + k,
-                    k < hidden ? get(of->h0, row * hidden + k, bfloat16) : 0.0f, fast);
-        for (int64_t done = 0; done < of->steps; done += of->chunk) {
-            int64_t count = least(of->chunk, of->steps - done);
-            int64_t start = of->reverse ? of->steps - done - count : done, rows = count * batch;
-            const char *inputs = (const char *)of->x + start * batch * input * (bfloat16 ? 2 : 4);
-            if (of->rows) {
-                for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads;
-                     row++)
-                    for (int64_t k = 0; k < wide_input; k++)
-                        put(of->rows, row * wide_input + k,
-                            k < input ? get(inputs, row * input + k, bfloat16) : 0.0f, fast);
-                BARRIER
-                inputs = of->rows;
-            }
-            share own = share_of(panels, rows, thread, threads);
+    int64_t panel, from, to;
+    for (int64_t row = batch * thread / threads; row < batch * (thread + 1) / threads; row++)
+        for (int64_t k = 0; k < wide_hidden; k++)
+            put(states, row * wide_hidden + k,
+                k < hidden ? get(of->h0, row * hidden + k, bfloat16) : 0.0f, fast);
+    for (int64_t done = 0; done < of->steps; done += of->chunk) {
+        int64_t count = least(of->chunk, of->steps - done);
+        int64_t start = of->reverse ? of->steps - done - count : done, rows = count * batch;
+        const char *inputs = (const char *)of->x + start * batch * input * (bfloat16 ? 2 : 4);
+        if (of->rows) {
+            for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads;
+                 row++)
+                for (int64_t k = 0; k < wide_input; k++)
+                    put(of->rows, row * wide_input + k,
+                        k < input ? get(inputs, row * input + k, bfloat16) : 0.0f, fast);
+            BARRIER
+            inputs = of->rows;
+        }
+        share own = share_of(panels, rows, thread, threads);
+        while (next_panel(&own, &panel, &from, &to)) {
+            float *sums = of->sums + (panel * of->chunk * batch + from) * PANEL;
+            for (int64_t row = 0; row < to - from; row++)
+                for (int v = 0; v < 4; v++) {
+                    int64_t unit = panel * LANES, n = least(LANES, hidden - unit);
+                    floats bias = of->bias ? load_floats(of->bias + v * hidden + unit, n)
+                                           : splat(0.0f);
+                    *(floats *)(sums + row * PANEL + v * LANES) = bias;
+                }
+            add_product(sums,
+                        (const char *)of->input_panels + panel * wide_input * PANEL * size,
+                        inputs + from * wide_input * size, wide_input, wide_input, to - from,
+                        fast);
+        }
+        BARRIER
+        for (int64_t k = 0; k < count; k++) {
+            int64_t step = done + k, t = of->reverse ? of->steps - 1 - step : step;
+            char *h = states + step % 2 * batch * wide_hidden * size;
+            char *h_new = states + (step + 1) % 2 * batch * wide_hidden * size;
+            own = share_of(panels, batch, thread, threads);
             while (next_panel(&own, &panel, &from, &to)) {
-                float *sums = of->sums + (panel * of->chunk * batch + from) * PANEL;
-                for (int64_t row = 0; row < to - from; row++)
-                    for (int v = 0; v < 4; v++) {
-                        int64_t unit = panel * LANES, n = least(LANES, hidden - unit);
-                        floats bias = of->bias ? load_floats(of->bias + v * hidden + unit, n)
-                                               : splat(0.0f);
-                        *(floats *)(sums + row * PANEL + v * LANES) = bias;
-                    }
+                float *sums = of->sums +
+                              (panel * of->chunk * batch + (t - start) * batch + from) * PANEL;
                 add_product(sums,
-                            (const char *)of->input_panels + panel * wide_input * PANEL * size,
-                            inputs + from * wide_input * size, wide_input, wide_input, to - from,
+                            (const char *)of->panels + panel * wide_hidden * PANEL * size,
+                            h + from * wide_hidden * size, wide_hidden, wide_hidden, to - from,
                             fast);
+                cell(of, panel, sums, from, to, t, step == of->steps - 1, h, h_new, bfloat16,
+                     fast);
             }
             BARRIER
-            for (int64_t k = 0; k < count; k++) {
-                int64_t step = done + k, t = of->reverse ? of->steps - 1 - step : step;
-                char *h = states + step % 2 * batch * wide_hidden * size;
-                char *h_new = states + (step + 1) % 2 * batch * wide_hidden * size;
-                own = share_of(panels, batch, thread, threads);
-                while (next_panel(&own, &panel, &from, &to)) {
-                    float *sums = of->sums +
-                                  (panel * of->chunk * batch + (t - start) * batch + from) * PANEL;
-                    add_product(sums,
-                                (const char *)of->panels + panel * wide_hidden * PANEL * size,
-                                h + from * wide_hidden * size, wide_hidden, wide_hidden, to - from,
-                                fast);
-                    cell(of, panel, sums, from, to, t, step == of->steps - 1, h, h_new, bfloat16,
-                         fast);
-                }
-                BARRIER
-            }
         }
     }
 }
@@ -332,50 +331,60 @@ INLINE void cell_backward(const backward_call *of, int64_t panel, float *grad_h,
     }
 }
 
-INLINE void backward(const backward_call *of, const int bfloat16, const int fast) {
+/* One thread's part. */
+INLINE void backward(const backward_call *of, int64_t thread, int64_t threads, const int bfloat16,
+                    const int fast) {
     int64_t batch = of->batch, rows = 4 * of->hidden, panels = (of->hidden + PANEL - 1) / PANEL;
     int64_t size = fast ? 2 : 4, count = of->last - of->first;
-#pragma omp parallel num_threads(of->threads)
-    {
-        int64_t thread, threads, panel, from, to;
-        which_thread(&thread, &threads);
-        for (int64_t k = 0; k < count; k++) {
-            int64_t t = of->reverse ? of->first + k : of->last - 1 - k;
-            const char *grad_sums =
-                (const char *)of->grad_sums + (t - of->first) * batch * rows * size;
-            /* The same share at every step: what is carried stays with its thread. */
-            share own = share_of(panels, batch, thread, threads);
-            while (next_panel(&own, &panel, &from, &to))
-                cell_backward(of, panel, of->grad_h + (panel * batch + from) * PANEL, from, to, t,
-                              bfloat16, fast);
-            BARRIER
-            if (k == count - 1 && !of->products) break;
-            own = share_of(panels, batch, thread, threads);
-            while (next_panel(&own, &panel, &from, &to))
-                add_product(of->grad_h + (panel * batch + from) * PANEL,
-                            (const char *)of->panels + panel * rows * PANEL * size,
-                            grad_sums + from * rows * size, rows, rows, to - from, fast);
-        }
+    int64_t panel, from, to;
+    for (int64_t k = 0; k < count; k++) {
+        int64_t t = of->reverse ? of->first + k : of->last - 1 - k;
+        const char *grad_sums =
+            (const char *)of->grad_sums + (t - of->first) * batch * rows * size;
+        /* The same share at every step: what is carried stays with its thread. */
+        share own = share_of(panels, batch, thread, threads);
+        while (next_panel(&own, &panel, &from, &to))
+            cell_backward(of, panel, of->grad_h + (panel * batch + from) * PANEL, from, to, t,
+                          bfloat16, fast);
+        BARRIER
+        if (k == count - 1 && !of->products) break;
+        own = share_of(panels, batch, thread, threads);
+        while (next_panel(&own, &panel, &from, &to))
+            add_product(of->grad_h + (panel * batch + from) * PANEL,
+                        (const char *)of->panels + panel * rows * PANEL * size,
+                        grad_sums + from * rows * size, rows, rows, to - from, fast);
     }
 }
 
+/* The dtypes are told apart inside the parallel region: what is outlined of a function of known
+ * dtypes takes them as variables again. */
 #if HAS_BFLOAT16
-#define FOR_DTYPES(function, of)                        \
-    if (bfloat16 && fast) function(of, 1, 1);           \
-    else if (bfloat16) function(of, 1, 0);              \
-    else function(of, 0, 0);
+#define IN_BFLOAT16(part) if (bfloat16 && fast) part(of, thread, threads, 1, 1); else
 #else
-#define FOR_DTYPES(function, of)                        \
-    if (bfloat16) function(of, 1, 0);                   \
-    else function(of, 0, 0);
+#define IN_BFLOAT16(part)
 #endif
+#define IN_THREADS(part)                                  \
+    _Pragma("omp parallel num_threads(of->threads)") {    \
+        int64_t thread, threads;                          \
+        which_thread(&thread, &threads);                  \
+        IN_BFLOAT16(part)                                 \
+        if (bfloat16) part(of, thread, threads, 1, 0);    \
+        else part(of, thread, threads, 0, 0);             \
+    }
 
-EXPORT void pack_weight(const packing *of, int bfloat16, int fast) { FOR_DTYPES(pack, of) }
-EXPORT void lstm_forward(const forward_call *of, int bfloat16, int fast) {
-    FOR_DTYPES(forward, of)
+EXPORT void pack_weight(const packing *of, int bfloat16, int fast) {
+    (void)fast;
+    IN_THREADS(pack)
 }
+
+EXPORT void lstm_forward(const forward_call *of, int bfloat16, int fast) {
+    (void)fast;
+    IN_THREADS(forward)
+}
+
 EXPORT void lstm_backward(const backward_call *of, int bfloat16, int fast) {
-    FOR_DTYPES(backward, of)
+    (void)fast;
+    IN_THREADS(backward)
 }
 
 EXPORT int64_t lanes(void) { return LANES; }

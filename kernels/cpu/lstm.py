@@ -8,6 +8,7 @@ import torch
 
 from ulmfit_fast.kernels.cpu.calls import Dropout, address, dropout, function, threads
 from ulmfit_fast.kernels.cpu.library import library
+from ulmfit_fast.kernels.cpu.masks import drop_weight
 from ulmfit_fast.kernels.cpu.matmul import add_matmul
 
 __all__ = ["Masks", "backward", "fast", "forward"]
@@ -152,8 +153,7 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
         needs: which of the results are wanted.
 
     Returns:
-        grad_x as x, and in float32 grad_h0, grad_c0, grad_w_ih, that of the dropped w_hh, and
-        grad_bias.
+        grad_x as x, and in float32 grad_h0, grad_c0, grad_w_ih, grad_w_hh and grad_bias.
     """
     grad_output, grad_h_n, grad_c_n = grads
     output, gates, cells = kept
@@ -198,6 +198,8 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
             add_matmul(grad_w_hh, flat.t(), before[inside].reshape(len(flat), hidden))
         if needs[5]:
             grad_bias += flat.sum(0, dtype=torch.float32)
+    if needs[4] and any(masks.weight_p):
+        grad_w_hh = drop_weight(grad_w_hh, masks.seed, masks.weight_p, masks.stream, gradient=True)
     grad_h0 = grad_h.transpose(0, 1).reshape(batch, padded)[:, :hidden]
     return grad_x, grad_h0, grad_c, grad_w_ih, grad_w_hh, grad_bias
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ulmfit_fast import functional, rng
+from ulmfit_fast import functional
 from ulmfit_fast.kernels.cpu import library as native
 
 ROOT = Path(__file__).parents[2]
@@ -84,8 +84,6 @@ def test_no_size_reads_or_writes_beside_its_memory(
         forward = lstm.forward(*given, weights, bias, lengths, masks, keep=True)
         ones, kept = torch.ones(batch, hidden), (forward[0], *forward[3:])
         grads = lstm.backward((grad, ones, ones), *given, weights, lengths, masks, kept, [True] * 6)
-        grads = list(grads)
-        grads[4] = rng.drop_weight(grads[4], 7, (0.5,) * 4, stream=int(reverse))
         # Rounding in bfloat16 is 1/256 an operation; what was never written is NaN.
         allowed = 1e-5 if dtype == torch.float32 else 0.1
         for name, value, wanted in zip(NAMES, [*forward[:3], *grads], right, strict=True):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulmfit_fast import rng
 from ulmfit_fast.lstm.eager import copy_as
 
 __all__ = ["lstm_native", "lstm_native_backward"]
@@ -144,10 +143,6 @@ def lstm_native_backward(
             (output, gates, cells),
             needs,
         )
-    if needs[4] and any(weight_p):
-        grad_x, grad_h0, grad_c0, grad_w_ih, grad_w_hh, grad_bias = grads
-        grad_w_hh = rng.drop_weight(grad_w_hh, seed, weight_p, stream=stream)
-        grads = grad_x, grad_h0, grad_c0, grad_w_ih, grad_w_hh, grad_bias
     dtypes = x.dtype, x.dtype, c0.dtype, w_ih.dtype, w_hh.dtype, torch.float32
     results = (
         grad.to(dtype) if need else x.new_empty(0)
