@@ -20,13 +20,14 @@
 #define DEPTH 1536
 
 /* out (n, 4, LANES) += rows (n, K) panel; the rows are `stride` apart, their sums `width`. The rows
- * of a transposed matrix lie beside each other, and their elements `stride` apart. */
+ * of a transposed matrix lie beside each other, and their elements `stride` apart. The sum of a tile
+ * begins at 0: a single one over a large depth would lose what is small beside it. */
 INLINE void tile_float32(float *restrict out, int64_t width, const float *restrict panel,
                          const float *restrict rows, int64_t stride, int64_t depth, const int n,
                          const int transposed) {
     floats sum[ROWS_AT_ONCE][4];
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) sum[j][v] = *(const floats *)(out + j * width + v * LANES);
+        for (int v = 0; v < 4; v++) sum[j][v] = splat(0.0f);
     for (int64_t k = 0; k < depth; k++) {
         const floats *weight = (const floats *)(panel + k * PANEL);
         for (int j = 0; j < n; j++) {
@@ -35,7 +36,7 @@ INLINE void tile_float32(float *restrict out, int64_t width, const float *restri
         }
     }
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) *(floats *)(out + j * width + v * LANES) = sum[j][v];
+        for (int v = 0; v < 4; v++) *(floats *)(out + j * width + v * LANES) += sum[j][v];
 }
 
 #if HAS_BFLOAT16
@@ -45,7 +46,7 @@ INLINE void tile_bfloat16(float *restrict out, int64_t width, const uint16_t *re
                           const int n) {
     __m512 sum[ROWS_AT_ONCE][4];
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) sum[j][v] = _mm512_loadu_ps(out + j * width + v * LANES);
+        for (int v = 0; v < 4; v++) sum[j][v] = _mm512_setzero_ps();
     for (int64_t k = 0; k < depth; k += 2) {
         const uint16_t *weight = panel + k * PANEL;
         for (int j = 0; j < n; j++) {
@@ -59,7 +60,8 @@ INLINE void tile_bfloat16(float *restrict out, int64_t width, const uint16_t *re
         }
     }
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) _mm512_storeu_ps(out + j * width + v * LANES, sum[j][v]);
+        for (int v = 0; v < 4; v++)
+            *(floats *)(out + j * width + v * LANES) += (floats)sum[j][v];
 }
 #endif
 

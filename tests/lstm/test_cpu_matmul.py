@@ -62,3 +62,16 @@ def test_of_nothing(size, monkeypatch):
     out = torch.full((m, n), 7.0)
     matmul.add_matmul(out, torch.zeros(m, k), torch.zeros(k, n), fresh=True)
     assert torch.all(out == 0)
+
+
+@pytest.mark.parametrize("layout", ["rows", "transposed"])
+def test_many_small_terms_beside_a_large_one_are_not_lost(layout, monkeypatch):
+    """As in the gradient of a softmax over a large vocabulary: one sum over all loses them all."""
+    monkeypatch.setattr(matmul, "wins", lambda: True)
+    a = torch.full((3, 16_384), 2.0**-25)
+    a[:, 0] = 1.0
+    out = torch.empty(3, 1)
+    matmul.add_matmul(
+        out, a if layout == "rows" else a.t().contiguous().t(), torch.ones(16_384, 1), fresh=True
+    )
+    assert (out - (1.0 + 16_383 * 2.0**-25)).abs().max() < 5e-5
