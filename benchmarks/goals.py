@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.compared.baselines import KERNELS, PLAIN, TODAY
 from benchmarks.harness.rows import Row
-from benchmarks.questions import dropout_cost, layer, lm_step
+from benchmarks.questions import dropout_cost, layer, lm_step, masks
 
 _OURS = lm_step.OURS
 _KERNEL = f"ulmfit_fast {KERNELS[0]}"
@@ -33,33 +34,41 @@ class Goal:
     measure: str = "time"
 
 
-def _layer(batch_size: int, wanted: float, name: str) -> Goal:
-    shape = {"question": "layer", "passes": "training", "dtype": "float32", "steps": 70}
-    ours = {**shape, "input_size": 400, "hidden_size": 1152, "batch_size": batch_size}
-    what = f"CPU, layer 400→1152, B={batch_size}, forward + backward with weight_p, beside {name}"
-    return Goal(
-        what, wanted, {**ours, "implementation": "ulmfit_fast auto"}, {"implementation": name}
+def _layer(
+    widths: tuple[int, int],
+    batch_size: int,
+    dtype: str,
+    wanted: float,
+    name: str = TODAY,
+    beside: str = "",
+) -> Goal:
+    beside = beside or dtype
+    questions = {"float32": layer.QUESTION, "bfloat16": layer.BFLOAT16}
+    sizes = {"input_size": widths[0], "hidden_size": widths[1], "batch_size": batch_size}
+    ours = {"question": questions[dtype], "passes": "training", "dtype": dtype, **sizes}
+    what = (
+        f"CPU, layer {widths[0]}→{widths[1]}, B={batch_size}, forward + backward with weight_p, "
+        f"{dtype}, beside {name} in {beside}"
     )
-
-
-def _weight_drop(batch_size: int, dtype: str) -> Goal:
-    question = "layer" if dtype == "float32" else "layer_bfloat16"
-    shape = {"question": question, "passes": "training", "dtype": dtype}
-    ours = {**shape, "batch_size": batch_size, "input_size": 1152, "hidden_size": 1152, "steps": 70}
-    what = f"CPU, eager beside {TODAY}, 1152→1152, B={batch_size}, {dtype}"
-    return Goal(
-        what, 1.0, {**ours, "implementation": "ulmfit_fast eager"}, {"implementation": TODAY}
-    )
+    theirs = {"question": questions[beside], "implementation": name, "dtype": beside}
+    return Goal(what, wanted, {**ours, "implementation": "ulmfit_fast auto"}, theirs)
 
 
 def _step(
-    where: str, wanted: float, vocab_size: int, name: str, dtype: str, theirs: str = ""
+    where: str,
+    wanted: float,
+    vocab_size: int,
+    name: str,
+    dtype: str,
+    theirs: str = "",
+    **fields: Any,
 ) -> Goal:
     theirs = theirs or dtype
     shape = {"question": "lm_step", "passes": "step", "vocab_size": vocab_size, "dtype": dtype}
-    what = f"{where}, LM step, V={vocab_size:,}, {dtype}, beside {name} in {theirs}"
+    sizes = "".join(f", {key[0].upper()}={value}" for key, value in fields.items() if key[1] != "u")
+    what = f"{where}, LM step, V={vocab_size:,}{sizes}, {dtype}, beside {name} in {theirs}"
     other = {"implementation": name, "dtype": theirs}
-    return Goal(what, wanted, {**shape, "implementation": _OURS}, other)
+    return Goal(what, wanted, {**shape, **fields, "implementation": _OURS}, other)
 
 
 _STACK = {
@@ -72,18 +81,68 @@ _STACK = {
 }
 _LM = {"question": "lm_step", "passes": "step", "vocab_size": 60_008, "dtype": "bfloat16"}
 
+_SIZES = {"question": lm_step.SIZES}
+
 GOALS = [
     *(
-        _step("CPU", wanted, 15_008, name, dtype)
-        for dtype, wanted in (("float32", 1.3), ("bfloat16", 1.6))
-        for name in (lm_step.TODAY, lm_step.FASTAI)
+        _step("CPU", wanted, 15_008, lm_step.FASTAI, dtype, theirs)
+        for dtype, theirs, wanted in (
+            ("float32", "float32", 1.4),
+            ("bfloat16", "bfloat16", 2.0),
+            ("bfloat16", "float32", 2.5),
+        )
     ),
     *(
-        _layer(batch_size, wanted, name)
-        for batch_size, wanted in ((64, 1.1), (16, 1.3))
-        for name in (TODAY, "fastai WeightDropout")
+        _step("CPU", wanted, 15_008, lm_step.FASTAI, dtype, theirs, batch_size=64, **_SIZES)
+        for dtype, theirs, wanted in (
+            ("float32", "float32", 1.4),
+            ("bfloat16", "bfloat16", 2.2),
+            ("bfloat16", "float32", 4.5),
+        )
     ),
-    *(_weight_drop(b, dtype) for dtype in ("float32", "bfloat16") for b in (16, 64)),
+    *(
+        _step("CPU", 2.0, vocab_size, lm_step.FASTAI, dtype, hidden_size=hidden, **_SIZES)
+        for vocab_size, hidden in ((6_000, 192), (20_000, 256))
+        for dtype in ("float32", "bfloat16")
+    ),
+    *(
+        _layer(widths, batch_size, "float32", wanted)
+        for widths in ((400, 1152), (1152, 1152))
+        for batch_size, wanted in ((16, 1.3), (64, 1.12))
+    ),
+    *(
+        _layer((400, 1152), batch_size, "float32", wanted, "fastai WeightDropout")
+        for batch_size, wanted in ((16, 1.3), (64, 1.12))
+    ),
+    *(
+        _layer(widths, batch_size, "bfloat16", wanted, beside=beside)
+        for widths in ((400, 1152), (1152, 1152))
+        for batch_size, beside, wanted in (
+            (16, "bfloat16", 2.5),
+            (64, "bfloat16", 1.8),
+            (16, "float32", 4.0),
+            (64, "float32", 4.0),
+        )
+    ),
+    Goal(
+        "CPU, a weight of H=1152 dropped, beside F.dropout",
+        10.0,
+        {"question": masks.QUESTION, "passes": "drop", "implementation": "ulmfit_fast Philox"},
+        {"implementation": "F.dropout"},
+    ),
+    *(
+        Goal(
+            f"CPU, layer 400→1152, B=16, float32, {variant} against p=0",
+            1.1,
+            {
+                **{"question": "dropout_cost", "passes": "training", "dtype": "float32"},
+                "implementation": dropout_cost.name_of("auto", variant),
+            },
+            {"implementation": dropout_cost.name_of("auto", "p=0")},
+            "cost",
+        )
+        for variant in ("weight_p", "gate_p", "both")
+    ),
     Goal(f"GPU, stack beside {TODAY}", 3.0, _STACK, {"implementation": TODAY}),
     Goal(
         f"GPU, stack beside {PLAIN} in float16 without dropout",

@@ -116,7 +116,7 @@ def _answer(options: argparse.Namespace, out: Path) -> int:
 
 def _with_others(path: Path, rows: list[Row], asked: list[str]) -> list[Row]:
     """Keep the file's rows of questions that were not asked this time."""
-    names = {"layer": {"layer", "stack"}}
+    names = {"layer": {"layer", "stack", "layer_bfloat16"}}
     replaced = set().union(*(names.get(question, {question}) for question in asked))
     old = read_rows(path) if path.exists() else []
     return rows + [row for row in old if row.question not in replaced]

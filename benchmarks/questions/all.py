@@ -38,5 +38,6 @@ QUESTIONS: dict[str, Callable[[Settings], list[Row]]] = {
 ON_REQUEST: dict[str, Callable[[Settings], list[Row]]] = {
     "alternatives": alternatives.run,
     "layer_bfloat16": layer.run_bfloat16,
+    "lm_sizes": lm_step.run_sizes,
     "int8_accuracy": predict.run_accuracy,
 }

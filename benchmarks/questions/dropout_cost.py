@@ -29,7 +29,7 @@ def run(settings: Settings) -> list[Row]:
     rows = []
     widths = settings.sized((400, 1152), (1152, 1152), (6, 16))
     batch_size, steps = settings.sized((16, 70), (64, 70), (2, 2))
-    for backend in KERNELS if settings.gpu else ("torch", "eager"):
+    for backend in KERNELS if settings.gpu else ("torch", "auto"):
         makers = [
             ours(settings, backend, name=name_of(backend, variant), **drops)
             for variant, drops in _VARIANTS.items()

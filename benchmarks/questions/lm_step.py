@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from benchmarks.harness.timing import UNABLE
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 
 QUESTION = "lm_step"
+SIZES = "lm_sizes"
 TODAY = "fastai-style"
 OURS = "ulmfit_fast"
 CAPTURED = "ulmfit_fast, captured"
@@ -33,11 +35,37 @@ Step = Callable[[Tensor, Tensor], Tensor]
 Made = tuple[Step, dict[str, nn.Parameter]]
 
 
-def problem(settings: Settings) -> Problem:
+class Sizes(NamedTuple):
+    """A language model and its batch: E, H, layers, V, B and T."""
+
+    emb_size: int
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    batch_size: int
+    steps: int
+
+
+# The paper's with a batch of 64; the demo's; one between them.
+_ON_REQUEST = (
+    Sizes(400, 1152, 3, 15_008, 64, 70),
+    Sizes(96, 192, 3, 6_000, 64, 70),
+    Sizes(128, 256, 3, 20_000, 64, 70),
+)
+
+
+def problem(settings: Settings, sizes: Sizes | None = None) -> Problem:
     """Return the sizes of a run."""
-    vocab_size, batch_size, steps = settings.sized((15_008, 16, 70), (60_008, 64, 70), (40, 3, 5))
-    sizes = settings.sized({}, {}, {"emb_size": 6, "hidden_size": 16, "num_layers": 2})
-    config = AWDLSTMConfig.language_model(vocab_size, **sizes)
+    if sizes is None:
+        sizes = settings.sized(
+            Sizes(400, 1152, 3, 15_008, 16, 70),
+            Sizes(400, 1152, 3, 60_008, 64, 70),
+            Sizes(6, 16, 2, 40, 3, 5),
+        )
+    emb_size, hidden_size, num_layers, vocab_size, batch_size, steps = sizes
+    config = AWDLSTMConfig.language_model(
+        vocab_size, emb_size=emb_size, hidden_size=hidden_size, num_layers=num_layers
+    )
     torch.manual_seed(0)
     start = LanguageModel(config).state_dict()
     return Problem(config, batch_size, steps, start, settings.device)
@@ -88,6 +116,18 @@ def run(settings: Settings) -> list[Row]:
     return rows
 
 
+def run_sizes(settings: Settings) -> list[Row]:
+    """Measure the whole step at other sizes: `python -m benchmarks.report --only lm_sizes`."""
+    rows = []
+    for sizes in (None,) if settings.tiny or settings.gpu else _ON_REQUEST:
+        asked = problem(settings, sizes)
+        for dtype in dtypes(settings):
+            if settings.over(f"{SIZES} {sizes}"):
+                return rows
+            rows += _whole(settings, asked, dtype, SIZES)
+    return rows
+
+
 def dtypes(settings: Settings) -> list[torch.dtype]:
     """Return what the step is timed in."""
     if settings.gpu:
@@ -99,7 +139,9 @@ def dtypes(settings: Settings) -> list[torch.dtype]:
     return [torch.float32]
 
 
-def _whole(settings: Settings, asked: Problem, dtype: torch.dtype) -> list[Row]:
+def _whole(
+    settings: Settings, asked: Problem, dtype: torch.dtype, question: str = QUESTION
+) -> list[Row]:
     makers = {TODAY: make_plain, FASTAI: make_fastai, OURS: make_ours}
     if settings.gpu:
         makers[CAPTURED] = functools.partial(make_ours, capture=True)
@@ -125,7 +167,7 @@ def _whole(settings: Settings, asked: Problem, dtype: torch.dtype) -> list[Row]:
                 tokens=asked.batch_size * asked.steps,
             )
         )
-    return compare(entries, settings, question=QUESTION, baseline=TODAY, **_shape(asked))
+    return compare(entries, settings, question=question, baseline=TODAY, **_shape(asked))
 
 
 def costs_of(asked: Problem, dtype: torch.dtype) -> dict[str, roofline.Cost]:
