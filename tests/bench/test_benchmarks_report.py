@@ -14,6 +14,7 @@ from benchmarks import goals, plots, report, tables, warm
 from benchmarks.compared import baselines, optional
 from benchmarks.harness import machine, memory, show
 from benchmarks.harness.rows import Row, read_rows, write_rows
+from benchmarks.questions import dropout_cost, masks
 from benchmarks.questions import layer as bench_layer
 from benchmarks.questions import lm_step as bench_lm_step
 
@@ -56,9 +57,9 @@ def test_goals_say_by_how_much(settings):
             median_us=median,
         )
 
-    rows = [step(bench_lm_step.TODAY, 100.0), step(bench_lm_step.OURS, 80.0)]
+    rows = [step(bench_lm_step.FASTAI, 100.0), step(bench_lm_step.OURS, 80.0)]
     assert [line.partition(": ")[2] for line in goals.lines(rows)] == [
-        "1.25, wanted >= 1.3: missed by 4%"
+        "1.25, wanted >= 1.4: missed by 11%"
     ]
     assert goals.lines(rows[:1]) == []
     memory_goal = next(goal for goal in goals.GOALS if goal.measure == "memory")
@@ -72,7 +73,8 @@ def test_goals_say_by_how_much(settings):
 
 def test_the_goals_name_what_the_questions_measure(settings):
     names = {row.implementation for row in bench_layer.run(settings)}
-    names |= {row.implementation for row in bench_lm_step.run(settings)}
+    for question in (bench_lm_step, masks, dropout_cost):
+        names |= {row.implementation for row in question.run(settings)}
     cpu = [goal for goal in goals.GOALS if goal.what.startswith("CPU")]
     wanted = {goal.ours["implementation"] for goal in cpu}
     assert wanted <= names
@@ -86,13 +88,15 @@ def test_the_report_end_to_end(tmp_path, capsys):
     assert report.main([*arguments, "--only", *asked]) == 0
     (path,) = tmp_path.glob("*.csv")
     rows = read_rows(path)
-    assert {row.question for row in rows} == set(asked)
+    # With instructions for bfloat16 the layers are timed in it too.
+    expected = {*asked, *(["layer_bfloat16"] if machine.why_no_bfloat16() is None else [])}
+    assert {row.question for row in rows} == expected
     assert all(row.right and row.median_us > 0 for row in rows)
     assert {p.suffix for p in tmp_path.iterdir()} == {".csv", ".png"}
     text = capsys.readouterr().out
     assert "WRONG" not in text and "ceilings copy" in text
     assert report.main([*arguments, "--only", "masks"]) == 0
-    assert {row.question for row in read_rows(path)} == set(asked)
+    assert {row.question for row in read_rows(path)} == expected
 
 
 @pytest.mark.parametrize("how", ["--tiny", "--dry-run"])
@@ -148,7 +152,7 @@ def test_the_tables_are_written_from_the_rows(tmp_path, settings):
     write_rows(tmp_path / "cpu_x.csv", rows)
     section = plots.section(tmp_path)
     assert "| 400→1152 | float32 |    64 |             2.500 s |   2.000 s (1.25) |" in section
-    assert "1.25, wanted >= 1.1: met by 14%" in section
+    assert "1.25, wanted >= 1.12: met by 12%" in section
     short = plots.summary(tmp_path)
     assert re.search(r"\| layer 400→1152 with `weight_p`, B = 64 +\| .* \| +1.25 \|", short)
     assert "wanted" not in short and "decoder" not in short

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from native import compiled
 
 from benchmarks import plots
 from ulmfit_fast.report import format_table, scores
@@ -71,7 +72,7 @@ def test_the_examples_run(path, tmp_path, monkeypatch, capsys):
     for number, block in enumerate(code(path, "python"), start=1):
         exec(compile(block, f"{path.name}, block {number}", "exec"), names)
     if path == README:
-        assert capsys.readouterr().out.startswith("eager: ")
+        assert capsys.readouterr().out.startswith("native: " if compiled() else "eager: ")
 
 
 def test_the_api_fits_into_thirty_lines():
