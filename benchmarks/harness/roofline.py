@@ -169,7 +169,7 @@ def product_rate(settings: Settings, dtype: torch.dtype) -> float:
     try:
         seconds = _seconds(lambda turn: a @ b, settings)
         if settings.device == "cpu":
-            from ulmfit_fast.kernels.cpu.matmul import add_matmul
+            from ulmfit_fast.kernels.cpu.matmul import add_matmul  # noqa: TID251
 
             out = torch.empty_like(a)
             ours = _seconds(lambda turn: add_matmul(out, a, b, fresh=True), settings)
