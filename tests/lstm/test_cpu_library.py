@@ -534,7 +534,7 @@ def test_what_is_no_library_is_not_used(caplog, fake, small):
 @pytest.mark.parametrize(
     ("name", "old", "new", "why"),
     [
-        ("philox.h", "0xD2511F53ull", "0xD2511F55ull", "other random numbers"),
+        ("philox.h", "0xD2511F53u", "0xD2511F55u", "other random numbers"),
         ("philox.h", "uint32_t active;", "uint64_t active;", "another layout of structures"),
         ("simd.h", "0x4b400000u", "0x4b400001u", "tanh(-3.0) = "),
         (

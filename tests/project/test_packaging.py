@@ -119,8 +119,8 @@ if library.library() is None:
 else:
     x, state = torch.randn(3, 2, 5), torch.zeros(2, 7)
     weights = torch.randn(28, 5), torch.randn(28, 7)
-    rest = None, None, 1, (0.0,) * 4, (0.0,) * 4, False, 0
-    output, *_ = lstm.forward(x, state, state, *weights, *rest, keep=False, fast=False)
+    masks = lstm.Masks(1, (0.0,) * 4, (0.0,) * 4, False, 0)
+    output, *_ = lstm.forward(x, state, state, weights, None, None, masks, keep=False)
     plain = torch.nn.LSTM(5, 7, bias=False)
     with torch.no_grad():
         plain.weight_ih_l0.copy_(weights[0])

@@ -357,7 +357,8 @@ def test_balanced_weights_raise_the_recall_of_a_rare_class(kind) -> None:
         answers = model.predict(held_out)
         found = [a == t for a, t in zip(answers, truth, strict=True) if t == "rare"]
         recalls.append(sum(found) / len(found))
-    assert recalls[0] < 0.2 and recalls[1] > 0.6
+    # By the seed the plain model finds from none to a third of them, whatever its kernels are.
+    assert recalls[1] > max(0.6, recalls[0] + 0.3)
 
 
 def test_presets_and_the_dry_run_take_weights() -> None:
