@@ -10,6 +10,7 @@ from ulmfit_fast.kernels.cpu.calls import Dropout, address, dropout, function, t
 from ulmfit_fast.kernels.cpu.library import library
 from ulmfit_fast.kernels.cpu.masks import drop_weight
 from ulmfit_fast.kernels.cpu.matmul import add_matmul
+from ulmfit_fast.kernels.cpu.sums import add_column_sums
 
 __all__ = ["Masks", "backward", "fast", "forward"]
 
@@ -197,7 +198,7 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
         if before is not None:
             add_matmul(grad_w_hh, flat.t(), before[inside].reshape(len(flat), hidden))
         if needs[5]:
-            grad_bias += flat.sum(0, dtype=torch.float32)
+            add_column_sums(grad_bias, flat)
     if needs[4] and any(masks.weight_p):
         grad_w_hh = drop_weight(grad_w_hh, masks.seed, masks.weight_p, masks.stream, gradient=True)
     grad_h0 = grad_h.transpose(0, 1).reshape(batch, padded)[:, :hidden]

@@ -1,10 +1,10 @@
-"""The C kernels' large products against PyTorch's in float64."""
+"""The C kernels' large products, and sums over rows, against PyTorch's in float64."""
 
 import pytest
 import torch
 from native import needs_native
 
-from ulmfit_fast.kernels.cpu import matmul
+from ulmfit_fast.kernels.cpu import matmul, sums
 
 pytestmark = needs_native
 
@@ -74,4 +74,30 @@ def test_many_small_terms_beside_a_large_one_are_not_lost(layout, monkeypatch):
     matmul.add_matmul(
         out, a if layout == "rows" else a.t().contiguous().t(), torch.ones(16_384, 1), fresh=True
     )
+    assert (out - (1.0 + 16_383 * 2.0**-25)).abs().max() < 5e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (3, 17), (300, 5000), (129, 33), (0, 4), (4, 0)], ids=str)
+def test_sums_over_rows(size, dtype, monkeypatch):
+    rows, columns = size
+    x = torch.randn(rows, columns).to(dtype)
+    gaps = torch.zeros(rows, columns + 3, dtype=dtype)[:, 1 : columns + 1].copy_(x)
+    exact = 1 + x.double().sum(0)
+    first = None
+    for threads in (1, 3, 7):
+        monkeypatch.setattr(sums, "threads", lambda threads=threads: threads)
+        for given in (x, gaps, x.t().contiguous().t()):
+            out = torch.ones(columns)
+            sums.add_column_sums(out, given)
+            torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-4)
+            first = out if first is None else first
+            assert torch.equal(out, first)
+
+
+def test_many_small_rows_beside_a_large_one_are_not_lost():
+    x = torch.full((16_384, 3), 2.0**-25)
+    x[0] = 1.0
+    out = torch.zeros(3)
+    sums.add_column_sums(out, x)
     assert (out - (1.0 + 16_383 * 2.0**-25)).abs().max() < 5e-5

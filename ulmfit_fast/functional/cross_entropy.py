@@ -137,6 +137,7 @@ def _summed_loss(
     """Return the sum of the losses and its gradients; those that are not needed are empty."""
     from ulmfit_fast.kernels.cpu import cross_entropy
     from ulmfit_fast.kernels.cpu.matmul import add_matmul
+    from ulmfit_fast.kernels.cpu.sums import add_column_sums
 
     needs_x, needs_weight, needs_bias = needs
     wide = torch.promote_types(dtype, torch.float32)
@@ -185,7 +186,9 @@ def _summed_loss(
             add_matmul(grad_x[start : start + rows], logits, w, fresh=True)  # (R, E)
         if needs_weight:
             add_matmul(grad_weight, logits.t(), part)  # (V, E)
-        if needs_bias:
+        if needs_bias and native:
+            add_column_sums(grad_bias, logits)
+        elif needs_bias:
             grad_bias += logits.sum(0, dtype=wide)
     bias_dtype = weight.dtype if bias is None else bias.dtype
     return summed, grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype)
