@@ -172,6 +172,28 @@ def language_model(rows: Sequence[Row]) -> str:
     return f"{_wrapped(text)}\n\n{table(head, lines, left=2)}"
 
 
+def other_sizes(rows: Sequence[Row]) -> str:
+    """Write the training step at other sizes."""
+    chosen = [r for r in rows if r.question == lm_step.SIZES and r.tokens_per_second]
+    if not chosen:
+        return ""
+    lines = [
+        [
+            f"{row.input_size}/{row.hidden_size}",
+            f"{row.vocab_size:,}",
+            f"{row.batch_size}",
+            row.implementation,
+            row.dtype,
+            f"{row.tokens_per_second:,.0f}",
+            _ratio(row),
+        ]
+        for row in chosen
+    ]
+    head = ["E/H", "V", "B", "implementation", "dtype", "tokens/s", "times as fast"]
+    text = "The same step at other sizes, three layers each (`--only lm_sizes`):"
+    return f"{text}\n\n{table(head, lines)}"
+
+
 def decoder(rows: Sequence[Row]) -> str:
     """Write time and memory of the decoder with its loss."""
     chosen = [row for row in rows if row.question == "decoder" and row.median_us]
@@ -263,7 +285,7 @@ def reached(rows: Sequence[Row]) -> str:
 
 
 _SECTIONS = (
-    *(layers, language_model, decoder, dropout_cost, memory),
+    *(layers, language_model, other_sizes, decoder, dropout_cost, memory),
     *(predicting, tokenizing, reached),
 )
 
