@@ -41,7 +41,7 @@ demo: $(READY)
 	$(PY) -m ulmfit_fast demo --out demo-out --overwrite
 
 # So many tests at a time where pytest-xdist is there: each keeps to one core, see tests/conftest.py.
-# The tests of a file stay together, so that what they share is made once.
+# Those of a file begin on one core, so that what they share is mostly made once.
 parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) --dist worksteal -p no:benchmark')
 
 # What hands our objects to other libraries, or to what walks a module, runs in test-compat; what
@@ -113,6 +113,7 @@ sanitize: $(READY)
 # allocations apart, so that they are seen as well; those that it never frees are not looked for.
 # What a fault prints comes through as the process ends there.
 sanitize-cpu: $(READY)
+	@command -v gcc > /dev/null || { echo "sanitize-cpu needs GCC, and there is none"; exit 1; }
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc CC=gcc \
 	ULMFIT_FAST_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
