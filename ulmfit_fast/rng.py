@@ -158,7 +158,7 @@ def weight_keep(
     stream: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return which recurrent weights survive: bool `(4H, H)`, gate blocks in the order i, f, g, o.
+    """Return which recurrent weights are kept: bool `(4H, H)`, gate blocks in the order i, f, g, o.
 
     Args:
         seed: the forward call's seed.
@@ -219,8 +219,8 @@ def mask_gradient(
 ) -> Tensor:
     """Apply to a gradient the mask that made `dropped` of `weight`.
 
-    The C kernels draw it again. Without them, on a CPU, a survivor that is not zero shows that it
-    survived: one pass, the derivative of hardshrink, instead of ten rounds of Philox. A weight that
+    The C kernels draw it again. Without them, on a CPU, what is kept and not zero shows that it
+    was kept: one pass, the derivative of hardshrink, instead of ten rounds of Philox. A weight that
     is zero itself shows nothing; then the mask is drawn again, as it is where the question whether
     there is one would wait for the device.
 
@@ -257,7 +257,7 @@ def gate_keep(
     stream: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return which activated gates survive at the given time steps: bool `(S, B, 4H)`.
+    """Return which activated gates are kept at the given time steps: bool `(S, B, 4H)`.
 
     Args:
         seed: the forward call's seed.
@@ -336,7 +336,7 @@ def keep_mask(
     stream: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return which of n elements survive dropout: element j is word j % 4 of counter j // 4.
+    """Return which of n elements dropout keeps: element j is word j % 4 of counter j // 4.
 
     Example:
         >>> keep_mask(torch.tensor(7), 6, 0.5, kind=KIND_LOCKED).tolist()
@@ -358,7 +358,7 @@ def keep_mask(
 
 
 def embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
-    """Return whether each token's embedding row survives; equal ids share their fate.
+    """Return whether each token's embedding row is kept; equal ids share their fate.
 
     Example:
         >>> embedding_keep(torch.tensor(7), torch.tensor([[5, 4], [4, 5]]), 0.5).tolist()

@@ -62,23 +62,23 @@ def drop_weight(weight, seed, p, stream, *, gradient=False):
 
 
 def weight_keep(keep, seed, hidden, p, stream):
-    """Write which recurrent weights survive into bool `(4, HH)`."""
+    """Write which recurrent weights are kept, into bool `(4, HH)`."""
     _call("weight_keep", dropout(seed, stream, p), n=hidden * hidden, target=keep)
 
 
 def gate_keep(keep, seed, steps, batch, hidden, p, stream):
-    """Write which gates survive at a range of S steps into bool `(S, B, 4H)`."""
+    """Write which gates are kept at a range of S steps into bool `(S, B, 4H)`."""
     sizes = {"start": steps.start, "steps": len(steps), "rows": batch, "columns": hidden}
     _call("gate_keep", dropout(seed, stream, p), target=keep, **sizes)
 
 
 def keep_mask(keep, seed, p, kind, stream):
-    """Write which of n elements survive into bool `(n,)`."""
+    """Write which of n elements are kept, into bool `(n,)`."""
     _call("keep_mask", _one(seed, stream, p), n=keep.numel(), kind=kind, target=keep)
 
 
 def embedding_keep(keep, seed, tokens, p):
-    """Write which rows of an embedding survive into bool `(n,)`, of n int64 token ids.
+    """Write which rows of an embedding are kept, into bool `(n,)`, of n int64 token ids.
 
     Returns:
         False where an id is no counter of 32 bits, and what was written is nothing.
