@@ -9,7 +9,7 @@ import pytest
 import torch
 
 # Each runs in a process of its own, where the device must be there before torch is.
-collect_ignore = ["scenarios.py", "site"]
+collect_ignore = ["reading.py", "scenarios.py", "site"]
 
 
 @pytest.fixture(scope="session")
