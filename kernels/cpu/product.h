@@ -6,14 +6,15 @@
 #ifndef ULMFIT_FAST_PRODUCT_H
 #define ULMFIT_FAST_PRODUCT_H
 
-#include "simd.h"
+#include "tiles.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #include <immintrin.h>
-#define HAS_BFLOAT16 1
+#define HAS_DOT 1
 #else
-#define HAS_BFLOAT16 0
+#define HAS_DOT 0
 #endif
+#define HAS_BFLOAT16 (HAS_DOT || HAS_TILES)
 
 #define PANEL (4 * LANES)
 /* As much of a panel as the second-level cache keeps beside the rows. */
@@ -40,28 +41,35 @@ INLINE void tile_float32(float *restrict out, int64_t width, const float *restri
 }
 
 #if HAS_BFLOAT16
-/* An intrinsic, for no loop becomes this instruction. */
+/* sum + weight (LANES, 2) times a pair: an intrinsic, for no loop becomes this instruction. */
+INLINE floats add_pairs(floats sum, const uint16_t *weight, uint32_t pair) {
+#if HAS_DOT
+    __m512bh with = (__m512bh)_mm512_loadu_si512(weight);
+    return (floats)_mm512_dpbf16_ps((__m512)sum, with, (__m512bh)_mm512_set1_epi32((int)pair));
+#else
+    words both = *(const words *)weight;
+    floats odd = (floats)(both & 0xffff0000u), even = (floats)(both << 16);
+    return sum + even * from_bfloat16((uint16_t)pair) + odd * from_bfloat16(pair >> 16);
+#endif
+}
+
 INLINE void tile_bfloat16(float *restrict out, int64_t width, const uint16_t *restrict panel,
                           const uint16_t *restrict rows, int64_t stride, int64_t depth,
                           const int n) {
-    __m512 sum[ROWS_AT_ONCE][4];
+    floats sum[ROWS_AT_ONCE][4];
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++) sum[j][v] = _mm512_setzero_ps();
+        for (int v = 0; v < 4; v++) sum[j][v] = splat(0.0f);
     for (int64_t k = 0; k < depth; k += 2) {
         const uint16_t *weight = panel + k * PANEL;
         for (int j = 0; j < n; j++) {
             uint32_t pair;
             memcpy(&pair, rows + j * stride + k, 4);
-            __m512bh value = (__m512bh)_mm512_set1_epi32((int)pair);
-            for (int v = 0; v < 4; v++) {
-                __m512bh with = (__m512bh)_mm512_loadu_si512(weight + v * 2 * LANES);
-                sum[j][v] = _mm512_dpbf16_ps(sum[j][v], with, value);
-            }
+            for (int v = 0; v < 4; v++)
+                sum[j][v] = add_pairs(sum[j][v], weight + v * 2 * LANES, pair);
         }
     }
     for (int j = 0; j < n; j++)
-        for (int v = 0; v < 4; v++)
-            *(floats *)(out + j * width + v * LANES) += (floats)sum[j][v];
+        for (int v = 0; v < 4; v++) *(floats *)(out + j * width + v * LANES) += sum[j][v];
 }
 #endif
 
@@ -81,6 +89,22 @@ INLINE void tile(float *out, int64_t width, const void *panel, const void *rows,
 INLINE void tiles(float *out, int64_t width, const void *panel, const void *rows, int64_t stride,
                   int64_t depth, int64_t n, const int bfloat16, const int transposed) {
     int64_t size = bfloat16 ? 2 : 4, groups = (n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+#if HAS_TILES
+    if (bfloat16 && tiles_allowed) {
+        /* A row's sum is made in one way, whatever rows are beside it. */
+        int64_t whole = depth / TILE_DEPTH * TILE_DEPTH, most = 2 * TILE_ROWS;
+        int64_t blocks = whole ? (n + most - 1) / most : 0;
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t first = n * block / blocks, count = n * (block + 1) / blocks - first;
+            whole_tiles(out + first * width, width, panel,
+                        (const uint16_t *)rows + first * stride, stride, whole, (int)count);
+        }
+        if (whole == depth) return;
+        panel = (const uint16_t *)panel + whole * PANEL;
+        rows = (const uint16_t *)rows + whole;
+        depth -= whole;
+    }
+#endif
     for (int64_t group = 0; group < groups; group++) {
         int64_t first = n * group / groups, count = n * (group + 1) / groups - first;
         float *sums = out + first * width;
