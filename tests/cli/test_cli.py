@@ -152,14 +152,45 @@ def model_of(directory: Path) -> dict[str, bytes]:
 def test_info_names_versions_device_and_backend() -> None:
     lines = succeed("info").stdout.splitlines()
     starts = [line.split()[0] for line in lines]
-    assert starts == ["ulmfit-fast", "tokenizers", "python", "device:", "C", *["LSTM"] * 4]
+    assert starts == [
+        "ulmfit-fast",
+        "tokenizers",
+        "python",
+        "device:",
+        "C",
+        *["LSTM"] * 4,
+        "--precision",
+    ]
     assert (
         f"torch {torch.__version__.split('+')[0]}" in lines[0] and "not installed" not in lines[1]
     )
     assert lines[4] == f"C kernels: {uf.backend.native_status()}"
     layer = uf.LSTM(400, 1152, gate_p=0.5, dtype=torch.bfloat16)
     reason = uf.backend.explain(layer, torch.zeros(1, 1, 400, dtype=torch.bfloat16))
-    assert lines[-1] == f"LSTM with gate_p, bfloat16: {reason}"
+    assert lines[-2] == f"LSTM with gate_p, bfloat16: {reason}"
+    gain = re.match(
+        r"--precision bfloat16 trains (\d+\.\d) times as fast as float32 here, ", lines[-1]
+    )
+    assert gain and 0.02 < float(gain[1]) < 50
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain --text {0}/texts.txt --emb-size 8 --hidden-size 12 --bptt 10 --batch-size 4",
+        "fine-tune --model {0}/lm --text {0}/texts.txt --bptt 10 --batch-size 4",
+        "fit-classifier --model {0}/lm --text {0}/rows.jsonl",
+    ],
+)
+def test_the_precision_is_that_of_the_training(folder: Path, command: str) -> None:
+    command = command.format(folder) + f" --out {folder}/new --epochs 1"
+    succeed(*command.split(), "--precision", "bfloat16")
+    (described,) = folder.glob("new/checkpoints/*/run.json")
+    settings = json.loads(described.read_text())["fingerprint"]["settings"]
+    assert settings["precision"] == "bfloat16"
+    result = run(*command.split(), "--overwrite", "--precision", "int4")
+    assert result.exit_code == 2
+    assert "precision is 'int4', expected one of float32, bfloat16, float16" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -176,7 +207,11 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(
     before = contents(folder)
     command = f"{command} --out {{0}}/new --epochs 7 --batch-size 4 --dry-run"
     lines = succeed(*command.format(folder).split()).stdout.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["model", "steps", "memory", "time"]
+    assert [line.split(":")[0] for line in lines] == [
+        *("model", "steps", "memory", "time", "in bfloat16"),
+    ]
+    pattern = r"in bfloat16: \d.* at \d+\.\d{3} s a step, \d+\.\d times as fast"
+    assert re.fullmatch(pattern, lines[-1])
     steps = int(lines[1].split()[1].replace(",", ""))
     assert steps % 7 == 0 and steps >= 7 and "in 7 epochs" in lines[1]
     assert contents(folder) == before

@@ -36,6 +36,7 @@ __all__ = [
     "Model",
     "Out",
     "Overwrite",
+    "Precision",
     "Seed",
     "SkipBadRows",
     "TextColumn",
@@ -89,6 +90,10 @@ ClassWeight = Annotated[
 WeightColumn = Annotated[
     str | None,
     typer.Option("--weight-column", help="Column of the weights of texts; none when not given."),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="float32 or bfloat16, on a GPU also float16; float32."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import time
 
 import torch
 
@@ -43,6 +44,31 @@ def info() -> None:
             x = torch.zeros(1, 1, 400, device=device, dtype=dtype)
             kind = f"LSTM with {name}, {str(dtype).removeprefix('torch.')}"
             typer.echo(f"{kind}: {backend.explain(layer, x)}")
+    if device == "cpu":
+        typer.echo(
+            f"--precision bfloat16 trains {_gain_of_bfloat16():.1f} times as fast as float32 here, "
+            "as one layer of 400 to 1152 in a batch of 16 has it; --dry-run measures a whole step"
+        )
+
+
+def _gain_of_bfloat16() -> float:
+    """Measure the training of a layer in both precisions, in a second or two."""
+    from ulmfit_fast.nn import LSTM
+    from ulmfit_fast.training.precision import Precision, autocast
+
+    layer, x = LSTM(400, 1152, weight_p=0.5, device="cpu"), torch.randn(70, 16, 400)
+    best = {}
+    for name in ("float32", "bfloat16"):
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            with autocast(x.device, Precision.of(name, "cpu").dtype):
+                output, _ = layer(x)
+            output.sum().backward()
+            times.append(time.perf_counter() - begun)
+        # The first one warms up.
+        best[name] = min(times[1:])
+    return best["float32"] / best["bfloat16"]
 
 
 def _version(package: str) -> str:

@@ -16,6 +16,7 @@ from ulmfit_fast.cli.app import (
     Model,
     Out,
     Overwrite,
+    Precision,
     Seed,
     SkipBadRows,
     TextColumn,
@@ -51,8 +52,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="NAME=VALUE for any other field of TrainingSettings, such as precision=bfloat16, "
-        "random_bptt=true or gradual_unfreezing=[1,1]; repeatable.",
+        help="NAME=VALUE for any other field of TrainingSettings, such as random_bptt=true or "
+        "gradual_unfreezing=[1,1]; repeatable.",
     ),
 ]
 
@@ -194,6 +195,7 @@ def pretrain(
     backwards: Annotated[
         bool, typer.Option("--backwards", help="Read every text from its end.")
     ] = False,
+    precision: Precision = None,
     settings: Settings = None,
     kept: RunOptions,
     seed: Seed = 0,
@@ -217,7 +219,9 @@ def pretrain(
     model = ULMFiT(
         preset=preset, backwards=backwards, device=device, seed=seed, checkpoint_dir=out, **sizes
     )
-    given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt)
+    given = _given(
+        settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, precision=precision
+    )
     with _reported(model, "pretrain", out, run):
         model.pretrain(_corpus(text), run=run, **rows.arguments(), **given)
 
@@ -241,6 +245,7 @@ def fine_tune(
     batch_size: MaybeBatchSize = None,
     bptt: Bptt = None,
     drop_mult: DropMult = None,
+    precision: Precision = None,
     settings: Settings = None,
     kept: RunOptions,
     seed: Seed = 0,
@@ -251,7 +256,13 @@ def fine_tune(
     run = _run("fine_tune_lm", out, [model, *text], kept)
     learner = _load(model, out, seed, device)
     given = _given(
-        settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, drop_mult=drop_mult
+        settings,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        bptt=bptt,
+        drop_mult=drop_mult,
+        precision=precision,
     )
     with _reported(learner, "fine_tune_lm", out, run):
         learner.fine_tune_lm(_corpus(text), run=run, **rows.arguments(), **given)
@@ -268,6 +279,7 @@ def fit_classifier(
     batch_size: MaybeBatchSize = None,
     drop_mult: DropMult = None,
     class_weight: ClassWeight = None,
+    precision: Precision = None,
     settings: Settings = None,
     kept: RunOptions,
     seed: Seed = 0,
@@ -286,6 +298,7 @@ def fit_classifier(
         lr=lr,
         batch_size=batch_size,
         drop_mult=drop_mult,
+        precision=precision,
         class_weight=weights,
         weight_column=weight_column,
     )
