@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ulmfit_fast.kernels.cpu.calls import Dropout, address, dropout, function, threads
+from ulmfit_fast.kernels.cpu.held import once
 from ulmfit_fast.kernels.cpu.library import library
 from ulmfit_fast.kernels.cpu.masks import drop_weight
 from ulmfit_fast.kernels.cpu.matmul import add_matmul
@@ -136,8 +137,12 @@ def forward(x, h0, c0, weights, bias, lengths, masks, *, keep):
     hidden, lanes, pairs = w_hh.shape[1], library().lanes(), fast(x.dtype)
     x, h0 = x.contiguous(), h0.contiguous()
     lengths = None if lengths is None else lengths.contiguous()
-    input_panels = _packed(w_ih, dropout(0, 0, (0.0,) * 4), transposed=False)
-    panels = _packed(w_hh, masks.of_weight(), transposed=False)
+    whole = dropout(0, 0, (0.0,) * 4)
+    input_panels = once(("packed", pairs), w_ih, lambda: _packed(w_ih, whole, transposed=False))
+    if any(masks.weight_p):
+        panels = _packed(w_hh, masks.of_weight(), transposed=False)
+    else:
+        panels = once(("packed", pairs), w_hh, lambda: _packed(w_hh, whole, transposed=False))
     chunk = max(1, min(steps, -(-_ROWS // max(1, batch))))
     output, h_n = x.new_empty(steps, batch, hidden), x.new_empty(batch, hidden)
     c_n = c0.clone(memory_format=torch.contiguous_format)

@@ -348,3 +348,51 @@ def test_rounding_tells_a_lost_gate_mask():
     bounds = reach(lambda moved: run("reference", moved, seed=1, gate_p=0.3), inputs, terms=24)
     with pytest.raises(AssertionError, match="off by"):
         assert_within(found, truth, bounds)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weights_are_packed_once_where_they_stay(autocast, monkeypatch):
+    layer, x = uf.LSTM(5, 7, num_layers=2, bidirectional=True).eval(), torch.randn(3, 2, 5)
+    packed, real = [], lstm_kernels._packed
+
+    def counted(weight, drop, *, transposed):
+        packed.append(tuple(weight.shape))
+        return real(weight, drop, transposed=transposed)
+
+    monkeypatch.setattr(lstm_kernels, "_packed", counted)
+
+    def outputs(count):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return [layer(x)[0] for _ in range(count)]
+
+    with torch.no_grad():
+        expected = outputs(1)[0]
+        assert len(packed) == 8
+        with operators.holding_weights():
+            found = outputs(2)
+            assert len(packed) == 16
+            # A change is seen, and the memory of another tensor is not taken for the old one's.
+            layer.weight_hh_l0.mul_(2.0)
+            changed = outputs(1)[0]
+            assert len(packed) == 17
+            for weight in layer.parameters():
+                weight.data = weight.data.clone()
+            assert torch.equal(outputs(1)[0], changed)
+        again = outputs(1)[0]
+    assert all(torch.equal(output, expected) for output in found)
+    assert torch.equal(changed, again) and not torch.equal(changed, expected)
+
+
+def test_what_is_trained_or_dropped_is_packed_each_time():
+    layer, x = uf.LSTM(5, 7, weight_p=0.5), torch.randn(3, 2, 5)
+    with operators.holding_weights():
+        output, _ = layer(x)
+        output.sum().backward()
+        with torch.no_grad():
+            one, other = (layer(x, seed=seed)[0] for seed in (1, 2))
+            assert torch.equal(layer(x, seed=1)[0], one) and not torch.equal(one, other)
+    assert layer.weight_hh_l0.grad is not None
+    with pytest.raises(RuntimeError, match="inside"), operators.holding_weights():
+        raise RuntimeError("inside")
+    with torch.no_grad():
+        assert torch.equal(layer(x, seed=1)[0], one)
