@@ -37,14 +37,12 @@ class Curve(NamedTuple):
         seed: of weights, order and masks.
         losses: cross entropy of each step, nats.
         held_out: perplexity on texts that were not trained on, computed in float32.
-        seconds: the training took.
     """
 
     precision: str
     seed: int
     losses: list[float]
     held_out: float
-    seconds: float
 
 
 def train(
@@ -62,9 +60,8 @@ def train(
     sizes, settings = ({n: values.get(n, v) for n, v in own.items()} for own in (SIZES, SETTINGS))
     model = uf.ULMFiT(**sizes, drop_mult=0.5, device="cpu", seed=seed, progress=False)
     model.pretrain(texts, epochs=1, precision=precision, **settings)
-    history = model.histories["pretrain"]
-    seconds = history.epochs[-1].seconds
-    return Curve(precision, seed, history.losses, model.perplexity(held_out), seconds)
+    losses = model.histories["pretrain"].losses
+    return Curve(precision, seed, losses, model.perplexity(held_out))
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
@@ -88,13 +85,12 @@ def write(folder: Path, curves: Sequence[Curve]) -> None:
     from matplotlib.figure import Figure
 
     facts = machine.facts("cpu")
-    names = ["precision", "seed", "step", "loss", "held_out_perplexity", "seconds", *facts]
+    names = ["precision", "seed", "step", "loss", "held_out_perplexity", *facts]
     rows = [
         {
             **{"precision": curve.precision, "seed": curve.seed},
             **{"step": (place + 1) * _WINDOW, "loss": round(loss, 4)},
             "held_out_perplexity": round(curve.held_out, 2),
-            "seconds": round(curve.seconds, 1),
             **facts,
         }
         for curve in curves
@@ -129,8 +125,8 @@ def main(arguments: list[str] | None = None, say: Callable[[str], object] = prin
         for precision in PRECISIONS:
             curve = train(texts, held_out, precision, seed, **values)
             say(
-                f"{precision}, seed {seed}: {len(curve.losses)} steps in {curve.seconds:.0f} s, "
-                f"held-out perplexity {curve.held_out:.2f}"
+                f"{precision}, seed {seed}: {len(curve.losses)} steps, held-out perplexity "
+                f"{curve.held_out:.2f}"
             )
             curves.append(curve)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def test_both_precisions_take_the_same_steps_on_the_same_texts(tmp_path):
 def test_curves_that_part_are_a_failure(tmp_path, monkeypatch):
     def train(texts, held_out, precision, seed, **values):
         losses = [4.0 + 0.1 * seed + (precision == "bfloat16")] * 40
-        return loss_curves.Curve(precision, seed, losses, 50.0, 1.0)
+        return loss_curves.Curve(precision, seed, losses, 50.0)
 
     monkeypatch.setattr(loss_curves, "train", train)
     arguments = ["--out", str(tmp_path), "--packages", "networkx", "--tiny"]
