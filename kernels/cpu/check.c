@@ -39,7 +39,7 @@ EXPORT int ulmfit_fast_check_product(void) {
     for (int i = 0; i < N * K; i++) rows[i] = to_bfloat16((float)(i % 13));
     for (int n = N; n > 0; n -= 12) {
         float out[N * PANEL] = {0.0f};
-        add_product(out, panel, rows, K, K, n, 1);
+        add_product(out, panel, rows, K, K, n, PANEL, 1);
         for (int i = 0; i < n * PANEL; i++) {
             int sum = 0;
             for (int k = 0; k < K; k++)

@@ -36,9 +36,9 @@ def once(kind, tensor, make):
     if made is None or torch.is_grad_enabled() or tensor.is_inference():
         return make()
     key = kind, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-    # The tensor is kept, so that no other one can come to lie in its place.
+    # Its memory is kept, also if the tensor is given another one: nothing can come to lie there.
     _, version, value = made.get(key, (None, None, None))
     if version != tensor._version:
         value = make()
-        made[key] = tensor, tensor._version, value
+        made[key] = tensor.detach(), tensor._version, value
     return value

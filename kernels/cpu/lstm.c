@@ -236,7 +236,7 @@ INLINE void forward(const forward_call *of, int64_t thread, int64_t threads, con
             add_product(sums,
                         (const char *)of->input_panels + panel * wide_input * PANEL * size,
                         inputs + from * wide_input * size, wide_input, wide_input, to - from,
-                        fast);
+                        PANEL, fast);
         }
         BARRIER
         for (int64_t k = 0; k < count; k++) {
@@ -250,7 +250,7 @@ INLINE void forward(const forward_call *of, int64_t thread, int64_t threads, con
                 add_product(sums,
                             (const char *)of->panels + panel * wide_hidden * PANEL * size,
                             h + from * wide_hidden * size, wide_hidden, wide_hidden, to - from,
-                            fast);
+                            PANEL, fast);
                 cell(of, panel, sums, from, to, t, step == of->steps - 1, h, h_new, bfloat16,
                      fast);
             }
@@ -352,7 +352,8 @@ INLINE void backward(const backward_call *of, int64_t thread, int64_t threads, c
         while (next_panel(&own, &panel, &from, &to))
             add_product(of->grad_h + (panel * batch + from) * PANEL,
                         (const char *)of->panels + panel * rows * PANEL * size,
-                        grad_sums + from * rows * size, rows, rows, to - from, fast);
+                        grad_sums + from * rows * size, rows, rows, to - from,
+                        of->hidden - panel * PANEL, fast);
     }
 }
 
