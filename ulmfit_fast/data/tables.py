@@ -20,7 +20,7 @@ from ulmfit_fast.data.columns import (
 )
 from ulmfit_fast.system.files import name_in_utf8
 
-__all__ = ["column_values", "is_table", "parquet_records", "table_records"]
+__all__ = ["column_values", "is_table", "parquet_columns", "parquet_records", "table_records"]
 
 # At a time at most, so that memory does not grow with the table, nor with the length of its texts.
 _ROWS = 1_000
@@ -163,6 +163,21 @@ def _column(where: str, name: str, values: Any) -> Iterable[Any]:
         )
     check_ordered(f"{name!r} of {where}", values)
     return column_values(values, name)
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of a Parquet file's columns; none where only reading it tells what is wrong.
+
+    Args:
+        path: an existing file.
+    """
+    try:
+        from pyarrow import parquet
+
+        with name_in_utf8(path) as name:
+            return list(parquet.read_schema(name).names)
+    except (ImportError, OSError, ValueError):
+        return []
 
 
 def parquet_records(
