@@ -14,6 +14,7 @@ from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.reading.outputs import check_apart, paths_in
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+from ulmfit_fast.data.tokens.unknown import tell_unknown_words
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.nn.vocabulary import with_vocabulary
 from ulmfit_fast.nn.weights import Place
@@ -275,7 +276,9 @@ class ULMFiT(TextModel):
         """Adapt the language model to the text of the task, labels not needed (stage 2).
 
         With a word tokenizer the vocabulary becomes that of the new texts; a word known before
-        keeps its weights, a new word starts from the mean of all. A subword vocabulary stays.
+        keeps its weights, a new word starts from the mean of all. A subword vocabulary stays. The
+        log tells which share of the texts' words the model's vocabulary lacks, and warns above
+        20 %.
 
         Args:
             texts: text like that of the task.
@@ -377,9 +380,12 @@ class ULMFiT(TextModel):
         run: Run | DryRun | None,
     ) -> None:
         trained = Trained(tokenizer, model)
+        documents = self._encoded(tokenizer, corpus)
+        if stage == "fine_tune_lm" and world().rank == 0:
+            tell_unknown_words(documents, tokenizer.vocab, self._require_tokenizer().vocab)
         pipeline.train_language_model(
             model,
-            self._encoded(tokenizer, corpus),
+            documents,
             training,
             seed=self.seed,
             description=description,
