@@ -175,6 +175,11 @@ def _reported(
         say_next(*map(str, following))
 
 
+def _column(name: str) -> tuple[str, ...]:
+    """Return the option that names the column of texts, where it has to be named."""
+    return () if name == "text" else ("--text-column", name)
+
+
 @flat
 def pretrain(
     *,
@@ -263,9 +268,7 @@ def fine_tune(
     labelled = [path for path in text if kind_of(path) in READABLE[1:]] or [Path("labelled.csv")]
     following: list[object] = ["fit-classifier", "--model", out]
     following += [part for path in labelled for part in ("--text", path)]
-    if rows.text_column != "text":
-        following += ["--text-column", rows.text_column]
-    following += ["--out", f"{out}-classifier"]
+    following += [*_column(rows.text_column), "--out", f"{out}-classifier"]
     with _reported(learner, "fine_tune_lm", out, run, *following):
         learner.fine_tune_lm(_corpus(text), run=run, **rows.arguments(), **given)
 
@@ -302,7 +305,8 @@ def fit_classifier(
         class_weight=weights,
         weight_column=weight_column,
     )
-    following = ("predict", "--model", out, "--text", "new.csv", "--out", "answers.csv")
+    files = ("--text", "new.csv", *_column(rows.text_column))
+    following = ("predict", "--model", out, *files, "--out", "answers.csv")
     with _reported(learner, "fit_classifier", out, run, *following):
         learner.fit_classifier(
             text, label_column=label_column, run=run, **rows.arguments(), **given

@@ -93,9 +93,9 @@ def tell_unknown_words(documents: Iterable[AnyIds], vocab: Vocab, known: Vocab) 
         known: the model's vocabulary.
     """
     found = unknown_words(documents, vocab, known)
-    which = "running words"
+    which = "tokens"
     if found.distinct is not None:
-        which += f" and {found.distinct:.1%} of its {found.words:,} distinct ones"
+        which = f"running words and {found.distinct:.1%} of its {found.words:,} distinct ones"
     line = f"the model's vocabulary lacks {found.running:.1%} of the text's {which}"
     if found.running > LARGEST_SHARE:
         _log.warning(
