@@ -140,10 +140,10 @@ def test_the_log_tells_which_words_a_model_lacks(caplog, kind: str, lacking: str
     model = new(tokenizer=kind, max_vocab=60).pretrain(
         ["a fine film", "a dull film"] * 20, epochs=1, batch_size=4, bptt=5
     )
-    stages = dict(epochs=1, batch_size=4, bptt=5)
+    settings = dict(epochs=1, batch_size=4, bptt=5)
     for text, level in (("a fine film", "INFO"), ("привет, мир", "WARNING")):
         caplog.clear()
-        model.copy().fine_tune_lm([text] * 40, **stages)
+        model.copy().fine_tune_lm([text] * 40, **settings)
         (record,) = [r for r in caplog.records if r.name == "ulmfit_fast.vocabulary"]
         assert record.levelname == level
         share = "0.0%" if level == "INFO" else lacking

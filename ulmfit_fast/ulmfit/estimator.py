@@ -434,6 +434,15 @@ class ULMFiT(TextModel):
         `classifier_step.ClassifierStep`; the losses of the history are the weighted ones. Neither
         the vocabulary and the language model, nor AR, TAR and BatchNorm know of weights.
 
+        Example:
+            >>> import ulmfit_fast as uf
+            >>> texts, labels = ["a fine film", "a dull evening"] * 20, ["good", "bad"] * 20
+            >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, num_layers=2, min_freq=1,
+            ...                   progress=False)
+            >>> _ = model.fit_classifier(texts, labels, epochs=4, lr=0.05, batch_size=8)
+            >>> model.labels, model.predict("so fine a film")
+            (['bad', 'good'], 'good')
+
         Args:
             texts: the labelled texts.
             labels: a str, int or bool for each text, in a list, an array, a table with
