@@ -32,7 +32,7 @@ def test_shares_are_those_of_a_count_by_hand(monkeypatch, tmp_path, block):
 def test_a_vocabulary_that_stays_lacks_what_is_unknown():
     tokenizer = Tokenizer.from_vocab(Vocab(["cat", "the"]))
     documents = tokenizer.encode_batch(["The cat and the dog", "xxunk"])
-    found = unknown_words(documents, tokenizer.vocab, Vocab(["cat", "the"]))
+    found = unknown_words(documents, tokenizer.vocab, tokenizer.vocab)
     assert found == (0.5, None, 2)
 
 

@@ -53,14 +53,14 @@ def unknown_words(documents: Iterable[AnyIds], vocab: Vocab, known: Vocab) -> Un
     Args:
         documents: token ids of each text.
         vocab: that of the ids.
-        known: the model's vocabulary; the same one where texts are read with it.
+        known: the model's vocabulary; the same object where texts are read with it.
     """
     counts = np.zeros(len(vocab), dtype=np.int64)
     for ids in _blocks(documents):
         counts += np.bincount(ids, minlength=len(vocab))
     words = counts[_SPECIALS:]
     distinct = int(np.count_nonzero(words))
-    if vocab == known:
+    if vocab is known:
         lacking = int(counts[UNK])
         return UnknownWords(lacking / max(1, int(words.sum()) + lacking), None, distinct)
     is_new = vocab.transfer(known).numpy()[_SPECIALS:] < 0
