@@ -38,7 +38,7 @@ setup(
     license="Apache-2.0",
     keywords=["ULMFiT", "AWD-LSTM", "LSTM", "text classification", "language model", "PyTorch"],
     classifiers=[
-        "Development Status :: 4 - Beta",
+        "Development Status :: 3 - Alpha",
         "Environment :: Console",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",

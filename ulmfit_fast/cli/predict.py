@@ -41,7 +41,7 @@ def predict(
     model: Model,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts to classify, each in quotes."),
+        typer.Argument(metavar="TEXT", help="Texts to classify, each in quotes."),
     ] = None,
     text: Annotated[
         list[Path] | None,
@@ -124,7 +124,10 @@ def _paths(texts: list[str] | None, given: list[Path] | None, keep: str | None) 
 
     for text in texts or ():
         if not is_text(text):
-            raise ValueError(f"{text!r:.60} is a file, expected a text; pass --text {text}")
+            raise ValueError(
+                f"{text!r:.60} is the name of a file, expected a text; pass --text for a file, or "
+                "the text by --text -"
+            )
     if texts and given:
         raise ValueError(
             f"there are the text {texts[0]!r:.60} and --text {given[0]}, expected texts or files; "
@@ -147,7 +150,10 @@ def _rows(
 
     if texts:
         return [], ((text, ()) for text in texts)
-    names = kept_columns(paths, keep)
+    try:
+        names = kept_columns(paths, keep)
+    except ValueError as error:
+        raise ValueError(f"--keep: {error}" if keep else error) from error
     return names, read_rows(paths, names, text_column=text_column)
 
 

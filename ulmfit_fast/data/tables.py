@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_fast.data.columns import (
+    Kept,
     check_ordered,
     checked_values,
     column_positions,
@@ -214,7 +215,9 @@ def parquet_records(
         return
     with file:
         column_positions(path, columns, present)
-        names = _class_names(_written_features(metadata), columns[1]) if len(columns) > 1 else None
+        names = None
+        if len(columns) > 1 and not isinstance(columns[1], Kept):
+            names = _class_names(_written_features(metadata), columns[1])
         first = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group)
