@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ __all__ = [
     "names_in",
     "on_error",
     "say",
+    "say_next",
     "typer",
 ]
 
@@ -101,6 +103,16 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found
 def say(line: str) -> None:
     """Write one line to standard error."""
     typer.echo(line, err=True)
+
+
+def say_next(command: str, *parts: object) -> None:
+    """Write the command that goes on from here, as a shell takes it.
+
+    Args:
+        command: its name.
+        parts: its options and their values.
+    """
+    say(f"next: ulmfit-fast {shlex.join([command, *map(str, parts)])}")
 
 
 # What a shell reports of a program that wrote into a closed pipe, 128 + SIGPIPE.
@@ -158,7 +170,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(_BROKEN_PIPE) from None
-        except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             say(f"error: {_in_one_line(str(error))}")
             raise typer.Exit(2) from None
         except (RuntimeError, MemoryError) as error:

@@ -18,6 +18,7 @@ from ulmfit_fast.cli.app import (
     check_out_file,
     class_weight_of,
     say,
+    say_next,
     typer,
 )
 
@@ -101,4 +102,17 @@ def find_lr(
     result.plot(out)
     for name in ("valley", "steep", "minimum"):
         typer.echo(f"{name} {getattr(result.suggestions, name):.2e}")
-    say(f"the curve of {len(result.lrs)} steps is in {out}")
+    rate = f"{result.suggestions.valley:.2e}"
+    say(
+        f"take --lr {rate}, half-way along the longest fall of the loss; the curve of "
+        f"{len(result.lrs)} steps is in {out}"
+    )
+    files: list[object] = [part for path in text for part in ("--text", path)]
+    if text_column != "text":
+        files += ["--text-column", text_column]
+    if label_column is None:
+        say_next("fine-tune", "--model", model, *files, "--lr", rate, "--out", f"{model}-tuned")
+    else:
+        files += ["--label-column", label_column]
+        out = Path(f"{model}-classifier")
+        say_next("fit-classifier", "--model", model, *files, "--lr", rate, "--out", out)

@@ -7,6 +7,8 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 
@@ -56,7 +58,8 @@ def _gain_of_bfloat16() -> float:
     from ulmfit_fast.nn import LSTM
     from ulmfit_fast.training.precision import Precision, autocast
 
-    layer, x = LSTM(400, 1152, weight_p=0.5, device="cpu"), torch.randn(70, 16, 400)
+    layer = LSTM(400, 1152, weight_p=0.5, device="cpu", dtype=torch.float32)
+    x = torch.randn(70, 16, 400, dtype=torch.float32, device="cpu")
     best = {}
     for name in ("float32", "bfloat16"):
         times = []
@@ -78,24 +81,81 @@ def _version(package: str) -> str:
         return f"{package} not installed"
 
 
+# In the order in which one needs them; a blank line between two lines is what keeps them apart.
+_WORKFLOW = (
+    "From texts to answers:",
+    "ulmfit-fast pretrain --text general.txt --out general",
+    "ulmfit-fast fine-tune --model general --text texts.csv --out tuned",
+    "ulmfit-fast fit-classifier --model tuned --text labelled.csv --out model",
+    "ulmfit-fast predict --model model --text new.csv --out answers.csv",
+)
+# The commands in groups, each with an example.
+_GROUPS: dict[str, list[tuple[Callable[..., None], str]]] = {
+    "Start": [
+        (demo, "demo --out demo-out"),
+        (info, "info"),
+    ],
+    "Stages": [
+        (pretrain, "pretrain --text general.txt --out general --preset paper"),
+        (fine_tune, "fine-tune --model general --text texts.csv --out tuned"),
+        (fit_classifier, "fit-classifier --model tuned --text labelled.csv --out model"),
+        (find_lr, "find-lr --model general --text texts.csv --out lr.png"),
+    ],
+    "Use": [
+        (predict, "predict --model model --text new.csv --keep all --out answers.csv"),
+        (explain, "explain --model model --text new.csv --out why.html"),
+        (generate, 'generate --model tuned --prompt "The film"'),
+    ],
+    "Data": [
+        (tokenize, "tokenize --text general.txt --out general-ids"),
+        (convert, "convert --weights lstm_fwd.pth --vocab itos_wt103.pkl --out general"),
+    ],
+    "Study": [
+        (ablate, "ablate --task swap --out ablation-out"),
+    ],
+}
+
 app = typer.Typer(
     help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
+    epilog="\n\n".join(_WORKFLOW),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# In the order in which one needs them.
-for command in (
-    *(demo, pretrain, fine_tune, fit_classifier, predict),
-    *(find_lr, generate, explain, tokenize, convert, ablate, info),
-):
-    app.command(command.__name__.replace("_", "-"))(guarded(command))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        check_standard_output()
+        typer.echo(f"ulmfit-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
+
+for group, commands in _GROUPS.items():
+    for command, example in commands:
+        app.command(
+            command.__name__.replace("_", "-"),
+            rich_help_panel=group,
+            epilog=f"Example: ulmfit-fast {example}",
+        )(guarded(command))
 
 
 def main() -> None:
     """Run the command line."""
     _open_standard_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("ulmfit_fast.vocabulary").setLevel(logging.INFO)
     with launched():
         try:
             app()

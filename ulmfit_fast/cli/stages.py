@@ -27,8 +27,10 @@ from ulmfit_fast.cli.app import (
     flat,
     on_error,
     say,
+    say_next,
     typer,
 )
+from ulmfit_fast.data.reading.records import READABLE, kind_of
 from ulmfit_fast.system.distributed import rank_zero_only, world
 
 if TYPE_CHECKING:
@@ -155,8 +157,10 @@ def _run(stage: str, out: Path, read: Sequence[Path], options: RunOptions) -> Ru
 
 
 @contextmanager
-def _reported(model: ULMFiT, stage: str, out: Path, run: Run | DryRun) -> Iterator[None]:
-    """Say what a stage came to, or what it would take."""
+def _reported(
+    model: ULMFiT, stage: str, out: Path, run: Run | DryRun, *following: object
+) -> Iterator[None]:
+    """Say what a stage came to and which command follows, or what it would take."""
     from ulmfit_fast.runs import DryRun
 
     if isinstance(run, DryRun):
@@ -169,6 +173,12 @@ def _reported(model: ULMFiT, stage: str, out: Path, run: Run | DryRun) -> Iterat
     last = model.histories[stage].epochs[-1]
     if world().rank == 0:
         say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
+        say_next(*map(str, following))
+
+
+def _column(name: str) -> tuple[str, ...]:
+    """Return the option that names the column of texts, where it has to be named."""
+    return () if name == "text" else ("--text-column", name)
 
 
 @flat
@@ -222,7 +232,8 @@ def pretrain(
     given = _given(
         settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, precision=precision
     )
-    with _reported(model, "pretrain", out, run):
+    following = ("fine-tune", "--model", out, "--text", "texts.csv", "--out", f"{out}-tuned")
+    with _reported(model, "pretrain", out, run, *following):
         model.pretrain(_corpus(text), run=run, **rows.arguments(), **given)
 
 
@@ -264,7 +275,12 @@ def fine_tune(
         drop_mult=drop_mult,
         precision=precision,
     )
-    with _reported(learner, "fine_tune_lm", out, run):
+    # The same files, where they can have labels.
+    labelled = [path for path in text if kind_of(path) in READABLE[1:]] or [Path("labelled.csv")]
+    following: list[object] = ["fit-classifier", "--model", out]
+    following += [part for path in labelled for part in ("--text", path)]
+    following += [*_column(rows.text_column), "--out", f"{out}-classifier"]
+    with _reported(learner, "fine_tune_lm", out, run, *following):
         learner.fine_tune_lm(_corpus(text), run=run, **rows.arguments(), **given)
 
 
@@ -302,7 +318,9 @@ def fit_classifier(
         class_weight=weights,
         weight_column=weight_column,
     )
-    with _reported(learner, "fit_classifier", out, run):
+    files = ("--text", "new.csv", *_column(rows.text_column))
+    following = ("predict", "--model", out, *files, "--out", "answers.csv")
+    with _reported(learner, "fit_classifier", out, run, *following):
         learner.fit_classifier(
             text, label_column=label_column, run=run, **rows.arguments(), **given
         )

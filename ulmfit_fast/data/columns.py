@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "Kept",
     "Label",
     "LabelKinds",
     "MissingLabelError",
@@ -30,6 +31,15 @@ __all__ = [
 Label = str | int
 # Of the columns of a file; a damaged record can have any number.
 _SHOWN = 100
+
+
+class Kept(str):
+    """The name of a column beside the text whose values are taken as they are.
+
+    A record may lack it: its value is None there.
+    """
+
+    __slots__ = ()
 
 
 class MissingLabelError(TypeError, ValueError):
@@ -130,7 +140,9 @@ def checked_record(
     """
     values = [record[column] for column in columns if column in record]
     if len(values) < len(columns):
-        column_positions(where, columns, list(record))
+        needed = [column for column in columns if not isinstance(column, Kept)]
+        column_positions(where, needed, list(record))
+        values = [record.get(column) for column in columns]
     return checked_values(where, columns, values)
 
 
@@ -152,6 +164,9 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
         )
     checked: list[Any] = [str(values[0])]
     for column, value in zip(columns[1:2], values[1:2], strict=True):
+        if isinstance(column, Kept):
+            checked.append(value)
+            continue
         # A scalar of NumPy, torch or another library.
         if getattr(value, "ndim", None) == 0 and not is_missing(value):
             value = value.item()

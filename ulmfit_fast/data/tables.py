@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_fast.data.columns import (
+    Kept,
     check_ordered,
     checked_values,
     column_positions,
@@ -20,7 +21,7 @@ from ulmfit_fast.data.columns import (
 )
 from ulmfit_fast.system.files import name_in_utf8
 
-__all__ = ["column_values", "is_table", "parquet_records", "table_records"]
+__all__ = ["column_values", "is_table", "parquet_columns", "parquet_records", "table_records"]
 
 # At a time at most, so that memory does not grow with the table, nor with the length of its texts.
 _ROWS = 1_000
@@ -165,6 +166,21 @@ def _column(where: str, name: str, values: Any) -> Iterable[Any]:
     return column_values(values, name)
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of a Parquet file's columns; none where only reading it tells what is wrong.
+
+    Args:
+        path: an existing file.
+    """
+    try:
+        from pyarrow import parquet
+
+        with name_in_utf8(path) as name:
+            return list(parquet.read_schema(name).names)
+    except (ImportError, OSError, ValueError):
+        return []
+
+
 def parquet_records(
     path: Path, columns: Sequence[str], refuse: Callable[[ValueError], None]
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -199,7 +215,9 @@ def parquet_records(
         return
     with file:
         column_positions(path, columns, present)
-        names = _class_names(_written_features(metadata), columns[1]) if len(columns) > 1 else None
+        names = None
+        if len(columns) > 1 and not isinstance(columns[1], Kept):
+            names = _class_names(_written_features(metadata), columns[1])
         first = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group)

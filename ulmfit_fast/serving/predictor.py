@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.data.reading.corpus import Label, Source, read_texts
+from ulmfit_fast.data.reading.corpus import Label, Source, is_text, read_texts
 from ulmfit_fast.data.tokens.texts import BLOCK_CHARACTERS
 
 __all__ = ["CHUNK_SIZE", "Prediction", "Predictor"]
@@ -38,6 +38,9 @@ class Predictor:
     `chunk_size`, but for the rounding of products of other sizes: below 1e-5 in float32. Only a
     model in int8 measures its texts together, see `quantize`.
 
+    A string is a path where something of that name exists or it ends in .txt, .csv, .jsonl or
+    .parquet, with .gz behind it or without; any other string is one text.
+
     Attributes:
         labels: the classes, in the order of the probabilities.
     """
@@ -52,38 +55,67 @@ class Predictor:
         """Return the probability of each class, `(N, C)`, for texts that fit into memory."""
         raise NotImplementedError
 
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, texts: str, *, text_column: str = "text", batch_size: int = 64
+    ) -> Label | list[Label]: ...
+
+    @overload
     def predict(
         self, texts: Source, *, text_column: str = "text", batch_size: int = 64
-    ) -> list[Label]:
+    ) -> list[Label]: ...
+
+    def predict(
+        self, texts: Source, *, text_column: str = "text", batch_size: int = 64
+    ) -> Label | list[Label]:
         """Return the most probable label of each text, in the order of the texts.
 
+        Example:
+            >>> import ulmfit_fast as uf
+            >>> texts, labels = ["a fine film", "a dull evening"] * 20, ["good", "bad"] * 20
+            >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, num_layers=2, min_freq=1,
+            ...                   progress=False)
+            >>> _ = model.fit_classifier(texts, labels, epochs=4, lr=0.05, batch_size=8)
+            >>> model.predict(["a dull film", "a fine evening"]), model.predict("so fine a film")
+            (['bad', 'good'], 'good')
+
         Args:
-            texts: what to classify, as `read_texts` takes it.
+            texts: what to classify, as `read_texts` takes it; or one text, see `Predictor`.
             text_column: column of .csv and .jsonl files.
             batch_size: texts at a time; the result does not depend on it.
+
+        Returns:
+            A label for each text, of the kind that the classifier was fitted on: str, int or bool;
+            of one text its label, without a list.
 
         Raises:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
                 not finite.
         """
         stream = self.predict_stream(texts, text_column=text_column, batch_size=batch_size)
-        return [prediction.label for prediction in stream]
+        found = [prediction.label for prediction in stream]
+        return found[0] if is_text(texts) else found
 
     def predict_proba(
         self, texts: Source, *, text_column: str = "text", batch_size: int = 64
     ) -> Probabilities:
-        """Return the probability of each class, `(N, C)`, classes in the order of `labels`.
+        """Return the probability of each class, classes in the order of `labels`.
 
         Args:
-            texts: what to classify, as `read_texts` takes it.
+            texts: what to classify, as `read_texts` takes it; or one text, see `Predictor`.
             text_column: column of .csv and .jsonl files.
             batch_size: texts at a time; the result does not depend on it.
+
+        Returns:
+            float32, `(N, C)`; of one text `(C,)`.
 
         Raises:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
                 not finite.
         """
-        return np.concatenate(list(self._stream(texts, text_column, CHUNK_SIZE, batch_size)))
+        chunks = list(self._stream(texts, text_column, CHUNK_SIZE, batch_size))
+        found = np.concatenate(chunks)  # (N, C)
+        return found[0] if is_text(texts) else found
 
     def predict_stream(
         self,
@@ -109,7 +141,8 @@ class Predictor:
             2
 
         Args:
-            texts: what to classify, as `read_texts` takes it; a generator is read as it goes.
+            texts: what to classify, as `read_texts` takes it; a generator is read as it goes. One
+                text, see `Predictor`, has one prediction.
             text_column: column of .csv and .jsonl files.
             chunk_size: texts that are read ahead, fewer where they have more than a million
                 characters together. With 1 each text is answered before the next one is read.
@@ -133,7 +166,8 @@ class Predictor:
         for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
-        chunks = _chunks(read_texts(texts, text_column=text_column), chunk_size)
+        source = [texts] if is_text(texts) else texts
+        chunks = _chunks(read_texts(source, text_column=text_column), chunk_size)
         return self._checked(chunks, batch_size)
 
     def _checked(self, chunks: Iterable[list[str]], batch_size: int) -> Iterator[Probabilities]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,10 @@ __all__ = [
     "text_weights",
     "weighed",
 ]
+
+_log = logging.getLogger("ulmfit_fast")
+
+_SEPARATOR = "|"
 
 ClassWeight = Literal["balanced"] | Mapping[Any, float]
 Weights = npt.NDArray[np.float64]
@@ -160,8 +165,10 @@ def require_labels(name: str, labels: Iterable[Any]) -> None:
             raise missing_label(f"{name}[{position}]", label)
 
 
-def classes_of(labels: Iterable[Label]) -> list[Label]:
+def classes_of(labels: Collection[Label]) -> list[Label]:
     """Return the classes in the order of a classifier's logits.
+
+    A warning tells of labels that look like several in one, which are classes like any other.
 
     >>> classes_of(["good", 2, "bad", 1])
     [1, 2, 'bad', 'good']
@@ -175,6 +182,17 @@ def classes_of(labels: Iterable[Label]) -> list[Label]:
     classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
     if len(classes) < 2:
         raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
+    joined = [label for label in labels if isinstance(label, str) and _SEPARATOR in label]
+    if 10 * len(joined) >= len(labels):
+        _log.warning(
+            "%s of %s labels have %r in them, such as %.60r, and each such value is a class of its "
+            "own: several labels of a text (multi-label) are not supported; keep one label a text, "
+            "or fit a classifier for each",
+            f"{len(joined):,}",
+            f"{len(labels):,}",
+            _SEPARATOR,
+            joined[0],
+        )
     return classes
 
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-__all__ = ["ZIPPED", "BadRows", "Line", "OnError", "decoded_lines", "numbered_lines"]
+__all__ = [
+    "STANDARD_INPUT",
+    "ZIPPED",
+    "BadRows",
+    "Line",
+    "OnError",
+    "decoded_lines",
+    "numbered_lines",
+]
 
 _log = logging.getLogger("ulmfit_fast")
 
@@ -18,6 +28,8 @@ OnError = Literal["raise", "skip"]
 # So many of the skipped rows are logged in full.
 _SHOWN = 5
 ZIPPED = ".gz"
+# Read as it comes, also where the system has no file of this name.
+STANDARD_INPUT = Path("/dev/stdin")
 # What is longer has lost its line ends. Memory stays bounded.
 _LINE_BYTES = 2**28
 # As classic Mac OS ended its lines. One at the very end may be the first half of a CRLF.
@@ -100,7 +112,7 @@ class Line(NamedTuple):
 def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
     """Yield all lines; `bad` takes the rest of a file that cannot be read on."""
     number = offset = 0
-    with gzip.open(path) if path.suffix.lower() == ZIPPED else path.open("rb") as file:
+    with _opened(path) as file:
         try:
             pieces = _pieces(file)
             for number, raw in enumerate(pieces, start=1):
@@ -134,6 +146,14 @@ def numbered_lines(path: Path, bad: BadRows) -> Iterator[Line]:
 class _Readable(Protocol):
     def readline(self, size: int, /) -> bytes:
         """Return what is left up to the next line feed, at most so many bytes."""
+
+
+def _opened(path: Path) -> AbstractContextManager[_Readable]:
+    if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise OSError("standard input is closed, expected texts, one a line")
+        return nullcontext(sys.stdin.buffer)
+    return gzip.open(path) if path.suffix.lower() == ZIPPED else path.open("rb")
 
 
 def _pieces(file: _Readable) -> Iterator[bytes]:

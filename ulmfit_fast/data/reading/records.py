@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulmfit_fast.data.columns import checked_record, column_positions
+from ulmfit_fast.data.columns import Kept, checked_record, column_positions
 from ulmfit_fast.data.reading.lines import ZIPPED, BadRows, Line, decoded_lines, numbered_lines
-from ulmfit_fast.data.tables import parquet_records
+from ulmfit_fast.data.tables import parquet_columns, parquet_records
 from ulmfit_fast.data.tokens.rules import SURROGATE
 
 __all__ = [
     "READABLE",
+    "columns_of",
     "csv_rows",
     "kind_of",
     "read_records",
@@ -48,6 +49,28 @@ def kind_of(name: str | Path) -> str:
 def unit_of(path: Path) -> str:
     """Return what an error counts in this file: lines from 1, rows of .parquet from 0."""
     return "row" if kind_of(path) == ".parquet" else "line"
+
+
+def columns_of(path: Path) -> list[str]:
+    """Return the names of a file's columns, in their order; those of .jsonl in its first record.
+
+    A .txt file has none, and nor has what can be read only once, such as a pipe.
+
+    Args:
+        path: an existing file of a readable kind.
+
+    Raises:
+        ValueError: if its first row cannot be read.
+    """
+    kind = kind_of(path)
+    if kind not in READABLE[1:] or not path.is_file():
+        return []
+    if kind == ".parquet":
+        return parquet_columns(path)
+    if kind == ".csv":
+        return next((row for _, row in csv_rows(path, _RAISING, header=True)), [])
+    lines = ((number, line) for number, line in decoded_lines(path, _RAISING) if line.strip())
+    return next((list(_json_object(f"{path}, line {n}", line)) for n, line in lines), [])
 
 
 def read_records(
@@ -239,19 +262,25 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ...]:
+def _json_object(where: str, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON ({error}); one object a line") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {line.strip()!r:.60}, expected a JSON object")
+    return record
+
+
+def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ...]:
+    record = _json_object(where, line)
     if isinstance(record, _Repeating):
         column_positions(where, columns, record.names)
     values = checked_record(where, columns, record)
     if "\\u" not in line:
         return values
-    if any(isinstance(label, str) and SURROGATE.search(label) for label in values[1:2]):
+    labels = () if isinstance(columns[-1], Kept) else values[1:2]
+    if any(isinstance(label, str) and SURROGATE.search(label) for label in labels):
         raise ValueError(
             f"{where}: {columns[1]!r} is {values[1]!r:.60}, half a character, expected whole ones; "
             "write the label anew"
