@@ -216,6 +216,26 @@ def test_the_gain_of_a_second_process_is_the_committed_one():
     )
 
 
+def test_what_is_said_of_bfloat16_is_what_was_measured():
+    with (RESULTS / "loss_curves.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    curves, perplexities = {}, {}
+    for row in rows:
+        key = row["precision"], row["seed"]
+        curves.setdefault(key, []).append(float(row["loss"]))
+        perplexities[key] = row["held_out_perplexity"]
+
+    def apart(one, other):
+        return max(abs(a - b) for a, b in zip(curves[one], curves[other], strict=True))
+
+    text = " ".join(TEXTS[ROOT / "docs" / "benchmarks.md"].split())
+    rounding = max(apart(("float32", seed), ("bfloat16", seed)) for seed in "01")
+    seeds = apart(("float32", "0"), ("float32", "1"))
+    assert f"{rounding:.3f} nats apart at most; two seeds in float32 are {seeds:.3f} apart" in text
+    told = [perplexities[name, seed] for seed in "01" for name in ("float32", "bfloat16")]
+    assert "{} in float32 and {} in bfloat16 with one seed, {} and {} with".format(*told) in text
+
+
 @pytest.mark.parametrize("name", plots.DOCUMENTS)
 def test_the_tables_of_speed_are_written_from_the_committed_rows(name):
     text = TEXTS[ROOT / name]
