@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "COLUMN_ARGUMENTS",
     "Label",
     "LabelKinds",
     "MissingLabelError",
@@ -30,6 +32,8 @@ __all__ = [
 Label = str | int
 # Of the columns of a file; a damaged record can have any number.
 _SHOWN = 100
+# In the order in which columns are wanted everywhere.
+COLUMN_ARGUMENTS = ("text_column", "label_column", "weight_column")
 
 
 class MissingLabelError(TypeError, ValueError):
@@ -37,7 +41,10 @@ class MissingLabelError(TypeError, ValueError):
 
 
 def column_positions(
-    where: object, wanted: Sequence[Any], present: Collection[Any], mend: str | None = None
+    where: object,
+    wanted: Sequence[Any],
+    present: Collection[Any],
+    arguments: Sequence[str] = (),
 ) -> list[int]:
     """Return where the wanted columns stand; each has to be there once.
 
@@ -53,7 +60,7 @@ def column_positions(
         where: what has the columns, for the error.
         wanted: names of columns, those of a frame may be numbers or tuples.
         present: the names of all columns, in their order.
-        mend: of a name that is missing; None names the nearest.
+        arguments: that the wanted names were handed in by, for the error; fewer for none.
 
     Raises:
         ValueError: if a name is missing or occurs more than once; it names all columns.
@@ -62,7 +69,7 @@ def column_positions(
     # Looked up by hash: some names, such as pandas.NA, have no truth when they are compared.
     for position, name in enumerate(present):
         found.setdefault(name, []).append(position)
-    for column in wanted:
+    for number, column in enumerate(wanted):
         count = len(found.get(column, ())) if isinstance(column, Hashable) else 0
         if count != 1:
             names = ", ".join(f"{name!r:.60}" for name in list(present)[:_SHOWN]) or "none"
@@ -71,7 +78,8 @@ def column_positions(
                 has, mend = f"the column {column!r} {count} times", "rename or drop all but one"
             else:
                 has = f"no column {column!r}"
-                mend = mend or f"pass the name of one{nearest(column, found)}"
+                argument = f" as {arguments[number]}=" if number < len(arguments) else ""
+                mend = f"pass the name of one{argument}{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
     return [found[column][0] for column in wanted]
 
@@ -79,10 +87,16 @@ def column_positions(
 def nearest(given: Any, names: Collection[Any]) -> str:
     """Return the end of an error of an unknown name: those that differ in blanks and case alone.
 
-    >>> nearest("true", [False, True]), nearest("yes", [False, True])
-    (', such as True', '')
+    Where there is none, it is the one that is written most like it.
+
+    >>> nearest("true", [False, True]), nearest("yes", [False, True]), nearest("text", ["texto"])
+    (', such as True', '', ", such as 'texto'")
     """
     near = [f"{name!r:.60}" for name in names if _folded(name) == _folded(given)]
+    if not near and isinstance(given, str):
+        written = {_folded(name): name for name in names if isinstance(name, str)}
+        close = difflib.get_close_matches(_folded(given), written, n=1, cutoff=0.75)
+        near = [f"{written[name]!r:.60}" for name in close]
     return f", such as {' or '.join(near[:3])}" if near else ""
 
 
@@ -121,16 +135,16 @@ def check_ordered(what: str, values: object) -> None:
 
 
 def checked_record(
-    where: str, columns: Sequence[str], record: Mapping[Any, Any]
+    where: str, columns: Sequence[str], record: Mapping[Any, Any], arguments: Sequence[str] = ()
 ) -> tuple[Any, ...]:
-    """Return the wanted values of a record with keys; see `checked_values`.
+    """Return the wanted values of a record with keys; see `checked_values`, `column_positions`.
 
     Raises:
         ValueError: if a key is missing.
     """
     values = [record[column] for column in columns if column in record]
     if len(values) < len(columns):
-        column_positions(where, columns, list(record))
+        column_positions(where, columns, list(record), arguments)
     return checked_values(where, columns, values)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_fast.data.columns import (
+    COLUMN_ARGUMENTS,
     check_ordered,
     checked_values,
     column_positions,
@@ -198,7 +199,7 @@ def parquet_records(
         refuse(_damaged(f"{path} is no whole Parquet file", error))
         return
     with file:
-        column_positions(path, columns, present)
+        column_positions(path, columns, present, COLUMN_ARGUMENTS)
         names = _class_names(_written_features(metadata), columns[1]) if len(columns) > 1 else None
         first = 0
         for group in range(file.num_row_groups):

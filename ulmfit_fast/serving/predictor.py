@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,43 +53,68 @@ class Predictor:
         raise NotImplementedError
 
     def predict(
-        self, texts: Source, *, text_column: str = "text", batch_size: int = 64
+        self,
+        texts: Source,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
     ) -> list[Label]:
         """Return the most probable label of each text, in the order of the texts.
 
         Args:
             texts: what to classify, as `read_texts` takes it.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             batch_size: texts at a time; the result does not depend on it.
 
         Raises:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
                 not finite.
         """
-        stream = self.predict_stream(texts, text_column=text_column, batch_size=batch_size)
+        stream = self.predict_stream(
+            texts,
+            text_column=text_column,
+            delimiter=delimiter,
+            encoding=encoding,
+            batch_size=batch_size,
+        )
         return [prediction.label for prediction in stream]
 
     def predict_proba(
-        self, texts: Source, *, text_column: str = "text", batch_size: int = 64
+        self,
+        texts: Source,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
     ) -> Probabilities:
         """Return the probability of each class, `(N, C)`, classes in the order of `labels`.
 
         Args:
             texts: what to classify, as `read_texts` takes it.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             batch_size: texts at a time; the result does not depend on it.
 
         Raises:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
                 not finite.
         """
-        return np.concatenate(list(self._stream(texts, text_column, CHUNK_SIZE, batch_size)))
+        form = {"text_column": text_column, "delimiter": delimiter, "encoding": encoding}
+        return np.concatenate(list(self._stream(texts, form, CHUNK_SIZE, batch_size)))
 
     def predict_stream(
         self,
         texts: Source,
         *,
         text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         chunk_size: int = CHUNK_SIZE,
         batch_size: int = 64,
     ) -> Iterator[Prediction]:
@@ -110,7 +135,9 @@ class Predictor:
 
         Args:
             texts: what to classify, as `read_texts` takes it; a generator is read as it goes.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             chunk_size: texts that are read ahead, fewer where they have more than a million
                 characters together. With 1 each text is answered before the next one is read.
             batch_size: texts of a chunk at a time.
@@ -122,18 +149,19 @@ class Predictor:
             ValueError: if no classifier has been fitted, or a size is below 1; and, as the texts
                 are read, what `read_texts` raises, and if a probability is not finite.
         """
-        chunks = self._stream(texts, text_column, chunk_size, batch_size)
+        form = {"text_column": text_column, "delimiter": delimiter, "encoding": encoding}
+        chunks = self._stream(texts, form, chunk_size, batch_size)
         return (self._prediction(row) for chunk in chunks for row in chunk)
 
     def _stream(
-        self, texts: Source, text_column: str, chunk_size: int, batch_size: int
+        self, texts: Source, form: Mapping[str, Any], chunk_size: int, batch_size: int
     ) -> Iterator[Probabilities]:
         """Check everything that can be checked now, and classify chunk by chunk later."""
         self._require_classifier()
         for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
-        chunks = _chunks(read_texts(texts, text_column=text_column), chunk_size)
+        chunks = _chunks(read_texts(texts, **form), chunk_size)
         return self._checked(chunks, batch_size)
 
     def _checked(self, chunks: Iterable[list[str]], batch_size: int) -> Iterator[Probabilities]:

@@ -50,6 +50,8 @@ def labelled_texts(
     text_column: str = "text",
     label_column: str = "label",
     on_error: OnError = "raise",
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[list[str], list[Label], Iterable[float] | None]:
     """Return texts, a label for each and their weights, as passed or from columns.
 
@@ -61,7 +63,9 @@ def labelled_texts(
             None.
         text_column: of the texts.
         label_column: of the labels.
-        on_error: "raise" or "skip".
+        on_error: as for `read_texts`.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
 
     Raises:
         TypeError: if a label is neither a str nor an int nor a bool.
@@ -76,12 +80,13 @@ def labelled_texts(
             f"weight_column is {weight_column!r} beside {given}, expected both in columns of the "
             f"texts or both passed; leave out {'one' if labels is None else 'weight_column'}"
         )
+    form: dict[str, Any] = {"on_error": on_error, "delimiter": delimiter, "encoding": encoding}
     if weight_column is not None:
-        return read_weighted(texts, text_column, label_column, weight_column, on_error=on_error)
+        return read_weighted(texts, text_column, label_column, weight_column, **form)
     if labels is None:
-        return *read_labelled(texts, text_column, label_column, on_error=on_error), sample_weight
+        return *read_labelled(texts, text_column, label_column, **form), sample_weight
     check_ordered("texts", texts)
-    corpus = list(read_texts(texts, text_column=text_column, on_error=on_error))
+    corpus = list(read_texts(texts, text_column=text_column, **form))
     own = plain_labels(labels, label_column)
     if len(corpus) != len(own):
         raise ValueError(
