@@ -93,8 +93,8 @@ def test_int8(made):
     ("options", "message"),
     [
         (("--format", "tsv"), "--format is 'tsv', expected csv or jsonl"),
-        (("--chunk-size", 0), "chunk_size is 0, expected at least 1"),
-        (("--batch-size", 0), "batch_size is 0, expected at least 1"),
+        (("--chunk-size", 0), "--chunk-size is 0, expected at least 1"),
+        (("--batch-size", 0), "--batch-size is 0, expected at least 1"),
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(made, tmp_path, options, message):

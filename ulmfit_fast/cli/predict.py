@@ -16,10 +16,11 @@ from ulmfit_fast.cli.app import (
     Device,
     Model,
     Overwrite,
-    TextColumn,
+    TableOptions,
     TextFiles,
     check_out_file,
     check_standard_output,
+    flat,
     say,
     typer,
 )
@@ -33,7 +34,9 @@ __all__ = ["predict"]
 _FORMATS = ("csv", "jsonl")
 
 
+@flat
 def predict(
+    *,
     model: Model,
     text: TextFiles,
     out: Annotated[
@@ -54,7 +57,7 @@ def predict(
     int8: Annotated[
         bool, typer.Option("--int8", help="LSTM weights in int8: faster on a CPU, less exact.")
     ] = False,
-    text_column: TextColumn = "text",
+    table: TableOptions,
     device: Device = None,
 ) -> None:
     """Write label and probability of each text, in the order of the texts, as they are read."""
@@ -69,7 +72,7 @@ def predict(
         if int8:
             learner = quantize(learner)
         predictions = learner.predict_stream(
-            text, text_column=text_column, chunk_size=chunk_size, batch_size=batch_size
+            text, chunk_size=chunk_size, batch_size=batch_size, **table.arguments()
         )
         classes = learner.labels if every_class else []
         # Before anything is written, so that wrong input leaves nothing behind.
@@ -87,7 +90,8 @@ def _format_of(asked: str | None, out: Path | None) -> str:
     if asked is not None and asked not in _FORMATS:
         raise ValueError(f"--format is {asked!r}, expected {' or '.join(_FORMATS)}")
     ending = "" if out is None else out.suffix.lower().removeprefix(".")
-    if ending in ("gz", "parquet") or (ending in _FORMATS and asked not in (None, ending)):
+    others = ("gz", "parquet", "tsv", "xlsx")
+    if ending in others or (ending in _FORMATS and asked not in (None, ending)):
         wanted = " or ".join(f".{name}" for name in ([asked] if asked else _FORMATS))
         raise ValueError(
             f"--out {out} ends in .{ending}, and {asked or 'csv or jsonl'} is written, expected "

@@ -9,7 +9,8 @@ import platform
 
 import torch
 
-from ulmfit_fast.cli.app import check_standard_output, guarded, say, typer
+from ulmfit_fast.cli.app import check_standard_output, guarded, in_flags, say, typer
+from ulmfit_fast.cli.check import check
 from ulmfit_fast.cli.convert import convert
 from ulmfit_fast.cli.find_lr import find_lr
 from ulmfit_fast.cli.predict import predict
@@ -52,6 +53,13 @@ def _version(package: str) -> str:
         return f"{package} not installed"
 
 
+class _InFlags(logging.Formatter):
+    """Writes the message alone, in the words of the shell."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_flags(super().format(record))
+
+
 app = typer.Typer(
     help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
     no_args_is_help=True,
@@ -60,7 +68,7 @@ app = typer.Typer(
 )
 # In the order in which one needs them.
 for command in (
-    *(demo, pretrain, fine_tune, fit_classifier, predict),
+    *(demo, check, pretrain, fine_tune, fit_classifier, predict),
     *(find_lr, generate, explain, tokenize, convert, ablate, info),
 ):
     app.command(command.__name__.replace("_", "-"))(guarded(command))
@@ -69,7 +77,9 @@ for command in (
 def main() -> None:
     """Run the command line."""
     _open_standard_streams()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_InFlags())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     with launched():
         try:
             app()

@@ -18,7 +18,7 @@ from ulmfit_fast.cli.app import (
     Overwrite,
     Seed,
     SkipBadRows,
-    TextColumn,
+    TableOptions,
     TextFiles,
     WeightColumn,
     check_out,
@@ -87,15 +87,16 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class RowOptions:
-    """Which rows of the files are read."""
+class RowOptions(TableOptions):
+    """How the files of texts are written, and which of their rows are read."""
 
-    text_column: TextColumn = "text"
     skip_bad_rows: SkipBadRows = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return them as a stage of `ULMFiT` takes them."""
-        return {"text_column": self.text_column, "on_error": on_error(self.skip_bad_rows)}
+        """Return them as `read_texts` and the stages of `ULMFiT` take them."""
+        given = super().arguments()
+        skip = given.pop("skip_bad_rows")
+        return {**given, "on_error": on_error(skip)}
 
 
 def _epochs(default: int) -> Any:

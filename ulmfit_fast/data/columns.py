@@ -24,6 +24,7 @@ __all__ = [
     "is_whole_float",
     "missing_label",
     "nearest",
+    "no_classes",
     "no_label",
     "shown",
     "weight_of",
@@ -32,6 +33,8 @@ __all__ = [
 Label = str | int
 # Of the columns of a file; a damaged record can have any number.
 _SHOWN = 100
+# Of so many a few classes can have one row each.
+_FEWEST_ROWS = 20
 # In the order in which columns are wanted everywhere.
 COLUMN_ARGUMENTS = ("text_column", "label_column", "weight_column")
 
@@ -239,6 +242,25 @@ def shown(value: object) -> str:
     """
     value = value.item() if isinstance(value, np.generic) else value
     return " ".join(line.strip() for line in f"{value!r:.60}".splitlines())
+
+
+def no_classes(counts: Mapping[Any, int]) -> str | None:
+    """Return why values are no classes: more than half of them differ, among more than twenty.
+
+    >>> no_classes({f"ticket {n}": 1 for n in range(30)})
+    "30 different values in 30 rows, such as 'ticket 0', expected classes that many rows share"
+    >>> no_classes({"good": 20, "bad": 10})
+
+    Args:
+        counts: how often each value occurs.
+    """
+    rows = sum(counts.values())
+    if rows <= _FEWEST_ROWS or 2 * len(counts) <= rows:
+        return None
+    return (
+        f"{len(counts):,} different values in {rows:,} rows, such as {shown(next(iter(counts)))}, "
+        "expected classes that many rows share"
+    )
 
 
 class LabelKinds:

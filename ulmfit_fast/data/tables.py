@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from ulmfit_fast.data.columns import (
 )
 from ulmfit_fast.system.files import name_in_utf8
 
-__all__ = ["column_values", "is_table", "parquet_records", "table_records"]
+__all__ = ["column_values", "is_table", "parquet_names", "parquet_records", "table_records"]
 
 # At a time at most, so that memory does not grow with the table, nor with the length of its texts.
 _ROWS = 1_000
@@ -166,6 +167,33 @@ def _column(where: str, name: str, values: Any) -> Iterable[Any]:
     return column_values(values, name)
 
 
+def parquet_names(path: Path) -> tuple[str, ...]:
+    """Return the names of a Parquet file's columns; none of a file that is damaged.
+
+    Args:
+        path: an existing file.
+
+    Raises:
+        ImportError: if the package pyarrow is missing.
+    """
+    pyarrow, parquet = _pyarrow(path)
+    damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+    with contextlib.suppress(*damage), name_in_utf8(path) as name:
+        return tuple(parquet.read_schema(name).names)
+    return ()
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs the package pyarrow; pip install 'ulmfit-fast[datasets]'"
+        ) from error
+    return pyarrow, parquet
+
+
 def parquet_records(
     path: Path, columns: Sequence[str], refuse: Callable[[ValueError], None]
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -183,13 +211,7 @@ def parquet_records(
         ImportError: if the package pyarrow is missing.
         ValueError: if a column is missing, or there more than once.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{path} needs the package pyarrow; pip install 'ulmfit-fast[datasets]'"
-        ) from error
+    pyarrow, parquet = _pyarrow(path)
     damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     try:
         with name_in_utf8(path) as name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from ulmfit_fast.data.columns import (
     is_missing,
     missing_label,
     nearest,
+    no_classes,
     shown,
     weight_of,
 )
@@ -175,11 +177,15 @@ def classes_of(labels: Iterable[Label]) -> list[Label]:
         labels: of the texts.
 
     Raises:
-        ValueError: if there is one class only.
+        ValueError: if there is one class only, or so many that the labels are none.
     """
-    classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
+    counts = Counter(labels)
+    classes = sorted(counts, key=lambda label: (str(type(label)), label))
     if len(classes) < 2:
         raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
+    fault = no_classes(counts)
+    if fault is not None:
+        raise ValueError(f"labels hold {fault}; pass another column as label_column=")
     return classes
 
 

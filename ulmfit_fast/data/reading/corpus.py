@@ -34,7 +34,7 @@ from ulmfit_fast.data.tokens.texts import not_a_text
 from ulmfit_fast.system.directories import STORE_META, owned_names
 from ulmfit_fast.system.files import user_path
 
-__all__ = ["Label", "Source", "read_labelled", "read_texts", "read_weighted"]
+__all__ = ["Label", "Source", "checked_path", "read_labelled", "read_texts", "read_weighted"]
 
 # A table is not named here: it has columns, and comes from a package that need not be installed.
 Source = str | os.PathLike[str] | Iterable[Any]
@@ -107,13 +107,13 @@ def read_texts(
     if is_table(source):
         return _some(_first(table_records(source, (text_column,), reading.take)), source, reading)
     if isinstance(source, (str, os.PathLike)):
-        source = [_checked_path(source)]
+        source = [checked_path(source)]
     items = _items(source)
     if isinstance(source, (list, tuple)):
         # A list can be checked before the first text is used; an iterator only as it goes.
         for item in source:
             if isinstance(item, os.PathLike):
-                _checked_path(item)
+                checked_path(item)
     return _some(_texts(items, text_column, reading), source, reading)
 
 
@@ -155,7 +155,7 @@ def _record(
 def _texts(source: Iterable[Any], text_column: str, reading: Reading) -> Iterator[str]:
     for position, item in enumerate(source):
         if isinstance(item, os.PathLike):
-            path = _checked_path(item)
+            path = checked_path(item)
             for file in _files_of(path) if path.is_dir() else [path]:
                 if path.is_dir() and kind_of(file) == ".txt":
                     text = read_whole(file, reading)
@@ -270,7 +270,7 @@ def _read(
                 f"got the string {name!r:.60} and no labels; pass labels, or the path of a .csv or "
                 ".jsonl file that holds them"
             )
-    items = [item if isinstance(item, Mapping) else _checked_path(item) for item in items]
+    items = [item if isinstance(item, Mapping) else checked_path(item) for item in items]
     return _collected(_labelled_records(items, columns, reading), columns, items, reading)
 
 
@@ -405,7 +405,17 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _checked_path(name: str | os.PathLike[str]) -> Path:
+def checked_path(name: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or folder that can be read.
+
+    Args:
+        name: as the user wrote it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        TypeError: if it is no path.
+        ValueError: if it is a text, an archive or of an unknown kind.
+    """
     if not isinstance(name, (str, os.PathLike)):
         mend = "; pass a single table, several joined into one" if is_table(name) else ""
         raise TypeError(f"{shown(name)} is a {type(name).__name__}, expected a path{mend}")

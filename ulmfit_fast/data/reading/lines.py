@@ -80,6 +80,7 @@ class Reading:
     Attributes:
         count: rows skipped so far; a file whose rest cannot be read counts as one.
         first: what was wrong with the first of them.
+        tells: whether it is logged what was assumed.
         assumed: of each file the delimiter and the encoding, as far as they are not the usual ones.
 
     Raises:
@@ -102,7 +103,14 @@ class Reading:
         self.first: list[str] = []
         self.assumed: dict[Path, dict[str, str]] = {}
         self.delimiter, self.encoding = _checked_delimiter(delimiter), _checked_encoding(encoding)
+        self.tells = True
         self._few = on_error == "skip_few"
+
+    def likewise(self) -> Reading:
+        """Return a reading of the same files that says nothing and skips what cannot be read."""
+        other = Reading("skip", self.delimiter, self.encoding)
+        other.tells = False
+        return other
 
     def assume(self, path: Path, **found: str) -> None:
         """Say in the log how a file is read, where that was not said nor is what is usual.
@@ -116,7 +124,7 @@ class Reading:
         own = {n: value for n, value in found.items() if n not in known and value != usual[n]}
         if own and path not in self.assumed:
             self.assumed[path] = own
-            if len(self.assumed) <= _SHOWN:
+            if self.tells and len(self.assumed) <= _SHOWN:
                 what = " and ".join(f"{name} {value!r}" for name, value in own.items())
                 names = " or ".join(f"{name}=" for name in own)
                 _log.warning("%s is read with %s; where that is wrong, pass %s", path, what, names)

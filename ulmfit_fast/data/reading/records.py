@@ -29,12 +29,13 @@ from ulmfit_fast.data.reading.lines import (
     usual_delimiter,
 )
 from ulmfit_fast.data.reading.sheets import sheet_rows
-from ulmfit_fast.data.tables import parquet_records
+from ulmfit_fast.data.tables import parquet_names, parquet_records
 from ulmfit_fast.data.tokens.rules import SURROGATE
 
 __all__ = [
     "READABLE",
     "TEXT_KINDS",
+    "column_names",
     "csv_rows",
     "delimiter_of",
     "kind_of",
@@ -99,6 +100,30 @@ def read_records(
         yield record
     if empty and reading.count == before:
         reading.take(_empty(path))
+
+
+def column_names(path: Path, reading: Reading, text_column: str) -> tuple[str, ...]:
+    """Return the names of a file's columns, of a .jsonl file the first object's keys; or none.
+
+    Args:
+        path: an existing file of a readable kind.
+        reading: how it is read; what is wrong with the file is left for those who read it.
+        text_column: which of the columns should be there.
+    """
+    reading, kind = reading.likewise(), kind_of(path)
+    if kind == ".parquet":
+        return parquet_names(path)
+    if kind == ".jsonl":
+        first = next((line for _, line in decoded_lines(path, reading) if line.strip()), "")
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(first)
+            return tuple(record) if isinstance(record, dict) else ()
+    if kind in (".csv", ".tsv"):
+        return tuple(next(csv_rows(path, reading, (text_column,)), (0, []))[1])
+    if kind == ".xlsx":
+        _, row = next(sheet_rows(path, reading.take), (0, ()))
+        return tuple("" if name is None else str(name) for name in row)
+    return ()
 
 
 def _empty(path: Path) -> ValueError:
