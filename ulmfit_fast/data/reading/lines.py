@@ -270,8 +270,8 @@ def guessed_encoding(start: bytes) -> str:
     r"""Return the encoding of a file by its first bytes; all but Western ones have to be named.
 
     A file is in cp1252 if of the sequences beyond ASCII at least ten to one are broken as UTF-8,
-    and most of these touch a letter, as accents do and damage does not. A broken line in a file of
-    UTF-8 leaves it UTF-8, as does one that comes after some megabytes.
+    and a quarter of these or more touch a letter, as accents do and damage does not. A broken line
+    in a file of UTF-8 leaves it UTF-8, as does one that comes after some megabytes.
 
     >>> guessed_encoding("n\u00e3o \u00e9".encode("cp1252")), guessed_encoding(b"no\xff\n\xc3\xa9")
     ('cp1252', 'utf-8')
@@ -293,7 +293,7 @@ def guessed_encoding(start: bytes) -> str:
         return "utf-8"
     whole = len(_BEYOND_ASCII.findall(text))
     touching = len(_BROKEN_AT_LETTER.findall(text))
-    return "cp1252" if broken >= 10 * whole and 2 * touching > broken else "utf-8"
+    return "cp1252" if broken >= 10 * whole and 4 * touching >= broken else "utf-8"
 
 
 def _decoder_of(encoding: str) -> Callable[[bytes, str], str]:

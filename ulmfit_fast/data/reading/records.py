@@ -232,7 +232,7 @@ def delimiter_of(lines: Sequence[str], columns: Sequence[str], usual: str = ",")
             continue
         fitting = sum(len(row) == len(rows[0]) for row in rows[1:]) / max(1, len(rows) - 1)
         evidence = (set(columns) <= set(rows[0]), fitting)
-        if evidence > best:
+        if evidence > best and (fitting or len(rows) == 1):
             best, found = evidence, sign
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from zipfile import BadZipFile
 from ulmfit_fast.system.scoped import ignoring
 
 __all__ = ["sheet_rows"]
+
+# An XML parser's error is a SyntaxError.
+_DAMAGE = (BadZipFile, zlib.error, EOFError, KeyError, ValueError, SyntaxError)
 
 
 def sheet_rows(
@@ -44,8 +48,7 @@ def sheet_rows(
             for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
                 if any(value is not None for value in row):
                     yield number, row
-        except (BadZipFile, InvalidFileException, KeyError, SyntaxError) as error:
-            # An XML parser's error is a SyntaxError.
+        except (*_DAMAGE, InvalidFileException) as error:
             reason = " ".join(str(error).split())
             refuse(
                 ValueError(
