@@ -289,7 +289,7 @@ def test_few_rows_are_skipped_and_many_refused(tmp_path: Path, caplog) -> None:
         caplog.clear()
     for good, bad in ((94, 6), (1, 4), (12, 388)):
         message = (
-            rf"{bad} of {good + bad} rows cannot be read, expected at most 5%: .*line \d+: 1 f"
+            rf"{bad} of {good + bad} rows cannot be read, expected at most 5 %: .*line \d+: 1 f"
         )
         with pytest.raises(ValueError, match=message):
             list(read_texts(path(good, bad), on_error="skip_few"))

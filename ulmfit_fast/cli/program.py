@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+from typing import Any
 
 import torch
 
@@ -53,8 +54,19 @@ def _version(package: str) -> str:
         return f"{package} not installed"
 
 
-class _InFlags(logging.Formatter):
-    """Writes the message alone, in the words of the shell."""
+class _Log(logging.StreamHandler[Any]):
+    """Writes messages to standard error in the words of the shell, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        # What reads a file twice finds the same in it.
+        if text not in self._said:
+            self._said.add(text)
+            super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
         return in_flags(super().format(record))
@@ -77,9 +89,7 @@ for command in (
 def main() -> None:
     """Run the command line."""
     _open_standard_streams()
-    handler = logging.StreamHandler()
-    handler.setFormatter(_InFlags())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", handlers=[_Log()], level=logging.WARNING)
     with launched():
         try:
             app()

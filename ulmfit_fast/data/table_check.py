@@ -380,7 +380,7 @@ class _Found:
             yield f"no column 'label'; those that would fit are {names}; pass label_column="
         rare = [label for label, count in found.classes.items() if count < _FEW_TEXTS]
         if rare and not no_classes(found.classes):
-            names = ", ".join(map(shown, rare[:5]))
+            names = ", ".join(map(str, rare[:5]))
             more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
             yield f"fewer than {_FEW_TEXTS} texts of {names}{more}"
         if found.unknown_tokens is not None and found.unknown_tokens > _MANY_UNKNOWN:

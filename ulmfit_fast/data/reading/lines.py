@@ -157,7 +157,7 @@ class Reading:
         if self._few and self.too_many(read):
             raise ValueError(
                 f"{self.count:,} of {self.count + read:,} rows cannot be read, expected at most "
-                f"{_FEW_SHARE:.0%}: {self.first[0]}; mend them, or pass the delimiter= or "
+                f"{100 * _FEW_SHARE:.0f} %: {self.first[0]}; mend them, or pass the delimiter= or "
                 "encoding= of the files"
             )
         if self.count:

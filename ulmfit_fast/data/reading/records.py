@@ -230,9 +230,9 @@ def delimiter_of(lines: Sequence[str], columns: Sequence[str], usual: str = ",")
                 rows += [row] if row else []
         if not rows or len(rows[0]) < 2:
             continue
-        fitting = sum(len(row) == len(rows[0]) for row in rows[1:]) / max(1, len(rows) - 1)
-        evidence = (set(columns) <= set(rows[0]), fitting)
-        if evidence > best and (fitting or len(rows) == 1):
+        fitting = [len(row) == len(rows[0]) for row in rows[1:]] or [True]
+        evidence = (set(columns) <= set(rows[0]), sum(fitting) / len(fitting))
+        if evidence > best and any(fitting):
             best, found = evidence, sign
     return found
 
