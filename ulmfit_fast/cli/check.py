@@ -34,7 +34,7 @@ def check(
 ) -> None:
     """Look through a table of texts and labels before a model is trained on it."""
     from ulmfit_fast.cli.tokenize import tokenizer_of
-    from ulmfit_fast.data.table_check import check_table
+    from ulmfit_fast.data.reading.table_check import check_table
 
     check_standard_output()
     tokenizer = None if model is None else tokenizer_of(model)
