@@ -270,12 +270,14 @@ def in_flags(text: str) -> str:
     pattern = re.compile(
         rf"(?<![\w./'\"-])(?:(?P<given>{'|'.join(flags)})=(?P<value>(?=[\w'\"(\[]))?"
         rf"|(?P<first>(?<!.)(?:{'|'.join(flags)}))(?= (?:is|has|must|should)\b)"
-        rf"|(?<!, )(?P<odd>{odd})(?![\w./'\"=-]))"
+        rf"|(?<!, )(?P<odd>{odd})(?![\w./'\"=-])(?:\[(?P<key>[^]]*)\])?)"
     )
 
     def flag(found: re.Match[str]) -> str:
         own = flags[found["given"] or found["first"] or found["odd"]]
         between = "=" if own.startswith("--set ") else " "
+        if found["key"] is not None:
+            return f"{own} {found['key']}"
         return own + between * (found["value"] is not None)
 
     return pattern.sub(flag, text)

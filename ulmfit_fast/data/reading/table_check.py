@@ -171,7 +171,7 @@ def check_table(
 ) -> TableCheck:
     r"""Look through a file of texts before a model is trained on it.
 
-    It is read once, row by row; what grows with it are some bytes a row.
+    It is read once, row by row; what grows with it are a few hundred bytes a row.
 
     Example:
         >>> import tempfile
