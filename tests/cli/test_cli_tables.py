@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,13 @@ def test_errors_are_in_the_words_of_the_shell(folder: Path, command: str, messag
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
     assert message in done.stderr, done.stderr
     assert "(" not in done.stderr.split(";")[-1] and "__init__" not in done.stderr
+
+
+def test_a_package_that_is_missing_is_one_line(folder: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    (tmp_path / "a.xlsx").write_bytes(b"x")
+    done = run(f"predict --model @model --text {tmp_path}/a.xlsx", folder)
+    assert done.exit_code == 2 and done.stderr.endswith("pip install 'ulmfit-fast[excel]'\n")
 
 
 def test_an_error_of_the_system_has_no_number(folder: Path, monkeypatch) -> None:

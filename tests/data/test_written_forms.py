@@ -90,6 +90,15 @@ def test_what_separates_is_named_where_the_guess_is_wrong(tmp_path: Path) -> Non
     assert list(read_texts(path, delimiter=r"\t")) == ["x"]
 
 
+def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sep=;\r\ntext;n\r\na, b;1\r\n")
+    assert list(read_texts(path)) == ["a, b"]
+    with pytest.raises(ValueError, match="line 3: 3 fields, expected 2"):
+        list(read_texts(write(path, "sep=;\r\ntext;n\r\na;b;1\r\n")))
+    # A text is none, nor is a column of that name.
+    assert list(read_texts(write(path, "text\nsep=;\n"))) == ["sep=;"]
+
+
 def test_cp1252_is_decided_once_a_file(tmp_path: Path) -> None:
     broken, whole = "não é\n".encode("cp1252"), "não é\n".encode()
     path = tmp_path / "a.txt"

@@ -181,7 +181,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(_BROKEN_PIPE) from None
-        except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
             say(f"error: {_in_one_line(in_flags(_without_number(error)))}")
             raise typer.Exit(2) from None
         except (RuntimeError, MemoryError) as error:

@@ -195,15 +195,15 @@ def opened(path: Path, encoding: str | None = None) -> Iterator[TextFile]:
 
     Args:
         path: an existing file.
-        encoding: as `Reading` returns it, or None: then a mark at the start decides, the
-            NUL bytes that UTF-16 has in Western text, and `guessed_encoding`. Of a pipe no more is
+        encoding: as `Reading` has it, or None: then a mark at the start decides, the
+            NUL bytes that UTF-16 has in Western text, and `_guessed_encoding`. Of a pipe no more is
             looked at than has come.
     """
     with ExitStack() as stack:
         raw: Any = gzip.open(path) if path.suffix.lower() == ZIPPED else path.open("rb")
         stack.enter_context(raw)
         start = _start_of(raw, is_pipe=not path.is_file())
-        found = encoding or guessed_encoding(start)
+        found = encoding or _guessed_encoding(start)
         file: _Readable = raw
         if not _holds_ascii(found):
             file = stack.enter_context(_Transcoded(raw, found))
@@ -266,14 +266,14 @@ def _checked_encoding(name: str | None) -> str | None:
     return "utf-8" if found == "utf-8-sig" else found
 
 
-def guessed_encoding(start: bytes) -> str:
+def _guessed_encoding(start: bytes) -> str:
     r"""Return the encoding of a file by its first bytes; all but Western ones have to be named.
 
     A file is in cp1252 if of the sequences beyond ASCII at least ten to one are broken as UTF-8,
     and a quarter of these or more touch a letter, as accents do and damage does not. A broken line
     in a file of UTF-8 leaves it UTF-8, as does one that comes after some megabytes.
 
-    >>> guessed_encoding("n\u00e3o \u00e9".encode("cp1252")), guessed_encoding(b"no\xff\n\xc3\xa9")
+    >>> _guessed_encoding("n\u00e3o".encode("cp1252")), _guessed_encoding(b"no\xff\n\xc3\xa9")
     ('cp1252', 'utf-8')
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,8 @@ READABLE = (*TEXT_KINDS, ".parquet", ".xlsx")
 _CSV_FIELD_CHARACTERS = 2**27
 _FIELD_LIMIT = threading.Lock()
 _RAISING = Reading()
+# A line for Excel above the header.
+_DECLARED = re.compile(r"sep=([^\s\"]|\t)\s*")
 # So many rows at the start of a file are tried with each delimiter.
 _TRIED_ROWS = 100
 
@@ -271,11 +274,16 @@ def csv_rows(
             None if there is none.
     """
     with opened(path, reading.encoding) as file:
-        sign = reading.delimiter or delimiter_of(
-            file.first_lines(), header or (), usual_delimiter(path)
+        first, lines = file.first_lines(), numbered_lines(file, reading)
+        declared = _DECLARED.fullmatch(first[0]) if first else None
+        if declared:
+            next(lines)
+        found = (
+            declared[1] if declared else delimiter_of(first, header or (), usual_delimiter(path))
         )
+        sign = reading.delimiter or found
         reading.assume(path, delimiter=sign, encoding=file.encoding)
-        yield from _csv_rows(path, numbered_lines(file, reading), sign, reading, header is not None)
+        yield from _csv_rows(path, lines, sign, reading, header is not None)
 
 
 def _csv_rows(
