@@ -169,6 +169,6 @@ def test_a_device_that_is_not_there_is_one_line(folder, command, device):
     arguments = [*command.format(folder).split(" "), "--device", device]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2 and result.stdout == ""
-    assert result.stderr.startswith(f"error: device is '{device}', expected cpu, or cuda where ")
+    assert result.stderr.startswith(f"error: --device is '{device}', expected cpu, or cuda where ")
     assert result.stderr.count("\n") == 1 and len(result.stderr) < 200
     assert sorted(path.name for path in folder.iterdir()) == before

@@ -112,6 +112,8 @@ def test_cp1252_is_decided_once_a_file(tmp_path: Path) -> None:
     # Half and half is neither.
     path.write_bytes(whole * 20 + broken * 20)
     assert len(list(read_texts(path, on_error="skip"))) == 20
+    path.write_bytes("é: à vista, “já” 5 €\n".encode("cp1252") * 3)
+    assert list(read_texts(path)) == ["é: à vista, “já” 5 €"] * 3
     # All of it is cp1252, also what would be UTF-8 by chance.
     path.write_bytes(broken * 20 + "Ã©\n".encode("cp1252"))
     assert list(read_texts(path))[-1] == "Ã©"
@@ -122,10 +124,17 @@ def test_damage_and_other_alphabets_are_not_taken_for_cp1252(tmp_path: Path) -> 
     path.write_bytes(b"good\n" * 50 + b"\xff\n")
     with pytest.raises(ValueError, match="line 51: byte 0xff is not UTF-8"):
         list(read_texts(path))
-    path.write_bytes("привет мир\n".encode("cp1251") * 9)
-    with pytest.raises(ValueError, match=r"not UTF-8 .* or pass the encoding= of the whole file"):
-        list(read_texts(path))
-    assert list(read_texts(path, encoding="cp1251")) == ["привет мир"] * 9
+    for text, encoding in (
+        ("мы и они в доме, но мир не в нём", "cp1251"),
+        ("Ολα είναι καλά και η μέρα", "cp1253"),
+        ("我不知道发生了什么,请帮助我", "gb18030"),
+        ("これは日本語のテキストです", "shift_jis"),
+    ):
+        path.write_bytes(f"{text}\n".encode(encoding) * 9)
+        message = r"not UTF-8 .* or pass the encoding= of the whole file"
+        with pytest.raises(ValueError, match=message):
+            list(read_texts(path))
+        assert list(read_texts(path, encoding=encoding)) == [text] * 9
     path.write_bytes("não\n".encode("cp1252") + b"\0\n")
     with pytest.raises(ValueError, match="line 1: byte 0xe3 is not UTF-8"):
         list(read_texts(path))

@@ -56,6 +56,7 @@ __all__ = [
     "on_error",
     "say",
     "typer",
+    "without_number",
 ]
 
 TextFiles = Annotated[
@@ -182,7 +183,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(_BROKEN_PIPE) from None
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-            say(f"error: {_in_one_line(in_flags(_without_number(error)))}")
+            say(f"error: {_in_one_line(in_flags(without_number(error)))}")
             raise typer.Exit(2) from None
         except (RuntimeError, MemoryError) as error:
             # PyTorch's messages can go on for pages; the first line says what there is to say.
@@ -283,7 +284,7 @@ def in_flags(text: str) -> str:
     return pattern.sub(flag, text)
 
 
-def _without_number(error: BaseException) -> str:
+def without_number(error: BaseException) -> str:
     """Return the text of an error; that of the system without its number and Python's brackets."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         reason = error.strerror[:1].lower() + error.strerror[1:]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ulmfit_fast.cli.app import check_standard_output, guarded, in_flags, say, typer
+from ulmfit_fast.cli.app import check_standard_output, guarded, in_flags, say, typer, without_number
 from ulmfit_fast.cli.check import check
 from ulmfit_fast.cli.convert import convert
 from ulmfit_fast.cli.find_lr import find_lr
@@ -95,7 +95,7 @@ def main() -> None:
             app()
         except OSError as error:
             # Of the help, which no command writes.
-            say(f"error: {error}")
+            say(f"error: {without_number(error)}")
             raise SystemExit(2) from None
 
 

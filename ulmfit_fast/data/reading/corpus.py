@@ -67,9 +67,9 @@ def read_texts(
     Of a .csv or .tsv file the header and the first rows tell what separates the columns: a comma, a
     semicolon, a tab or a bar. A text file is in UTF-8, in UTF-16 or UTF-32, which its first bytes
     give away, or else in cp1252: if in its first 4 MiB at least ten to one of the sequences beyond
-    ASCII are broken as UTF-8, and a quarter of these or more touch a letter. So one broken line
-    does not change how the others are read. What is found, if it is not a comma (in .tsv a tab) and
-    UTF-8, is said in the log once a file; other encodings have to be named.
+    ASCII are broken as UTF-8, and half of these or more are accents at a letter or usual signs. So
+    one broken line does not change how the others are read. What is found, if it is not a comma (in
+    .tsv a tab) and UTF-8, is said in the log once a file; other encodings have to be named.
 
     A row of a file or table that cannot be read stops the reading, and so does a file without a
     text: the error names the file and the line, what is wrong, and the mend. Such rows are bytes

@@ -56,9 +56,18 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _CP1252 = {byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 160)}
+# Vowels with accents that are words, and signs: the euro, dashes, quotes and the like, in cp1252.
+_ALONE = (
+    r"\udc80\udc85\udc91-\udc94\udc96\udc97\udca0\udca1\udca3\udca7\udcaa\udcab\udcb0\udcb7\udcba"
+    r"\udcbb\udcbf\udcc0\udcc1\udcc9\udcd3\udce0\udce1\udce8\udce9\udcec\udced\udcf2-\udcf4"
+)
 # Bytes that are not UTF-8 come as halves of characters.
 _BROKEN = re.compile("[\udc80-\udcff]+")
-_BROKEN_AT_LETTER = re.compile("[A-Za-z][\udc80-\udcff]+|[\udc80-\udcff]+(?=[A-Za-z])")
+# Such as Western texts have: few in a row and at a letter, or a word or a sign alone.
+_WESTERN = re.compile(
+    "(?<![\udc80-\udcff])(?:(?<=[A-Za-z])[\udc80-\udcff]{1,3}|[\udc80-\udcff]{1,3}(?=[A-Za-z])"
+    f"|[{_ALONE}])(?![\udc80-\udcff])"
+)
 _BEYOND_ASCII = re.compile("[^\0-\x7f\udc80-\udcff]")
 _DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
 
@@ -270,8 +279,8 @@ def _guessed_encoding(start: bytes) -> str:
     r"""Return the encoding of a file by its first bytes; all but Western ones have to be named.
 
     A file is in cp1252 if of the sequences beyond ASCII at least ten to one are broken as UTF-8,
-    and a quarter of these or more touch a letter, as accents do and damage does not. A broken line
-    in a file of UTF-8 leaves it UTF-8, as does one that comes after some megabytes.
+    and half of these or more are at a letter or a usual sign, as accents are and damage is not. A
+    broken line in a file of UTF-8 leaves it UTF-8, as does one that comes after some megabytes.
 
     >>> _guessed_encoding("n\u00e3o".encode("cp1252")), _guessed_encoding(b"no\xff\n\xc3\xa9")
     ('cp1252', 'utf-8')
@@ -292,8 +301,8 @@ def _guessed_encoding(start: bytes) -> str:
     if not broken or b"\0" in start:
         return "utf-8"
     whole = len(_BEYOND_ASCII.findall(text))
-    touching = len(_BROKEN_AT_LETTER.findall(text))
-    return "cp1252" if broken >= 10 * whole and 4 * touching >= broken else "utf-8"
+    is_western = 2 * len(_WESTERN.findall(text)) >= broken
+    return "cp1252" if is_western and broken >= 10 * whole else "utf-8"
 
 
 def _decoder_of(encoding: str) -> Callable[[bytes, str], str]:
