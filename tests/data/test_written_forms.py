@@ -95,6 +95,11 @@ def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path: Path) -> No
     assert list(read_texts(path)) == ["a, b"]
     with pytest.raises(ValueError, match="line 3: 3 fields, expected 2"):
         list(read_texts(write(path, "sep=;\r\ntext;n\r\na;b;1\r\n")))
+    # A file whose first line cannot be read on has none.
+    path.write_bytes(b"\xff\xfe" + "sep=;\n".encode("utf-16-le") + b"\x00\xd8\x00")
+    with pytest.raises(ValueError, match="cannot be read on"):
+        list(read_texts(path))
+    assert list(read_texts([path, write(tmp_path / "b.txt", "good")], on_error="skip")) == ["good"]
     # A text is none, nor is a column of that name.
     assert list(read_texts(write(path, "text\nsep=;\n"))) == ["sep=;"]
 

@@ -277,7 +277,7 @@ def csv_rows(
         first, lines = file.first_lines(), numbered_lines(file, reading)
         declared = _DECLARED.fullmatch(first[0]) if first else None
         if declared:
-            next(lines)
+            next(lines, None)
         found = (
             declared[1] if declared else delimiter_of(first, header or (), usual_delimiter(path))
         )
