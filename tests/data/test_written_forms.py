@@ -96,7 +96,7 @@ def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="line 3: 3 fields, expected 2"):
         list(read_texts(write(path, "sep=;\r\ntext;n\r\na;b;1\r\n")))
     # A file whose first line cannot be read on has none.
-    path.write_bytes(b"\xff\xfe" + "sep=;\n".encode("utf-16-le") + b"\x00\xd8\x00")
+    path.write_bytes("sep=;\n".encode("utf-32") + b"\xff\xff\xff\x7f")
     with pytest.raises(ValueError, match="cannot be read on"):
         list(read_texts(path))
     assert list(read_texts([path, write(tmp_path / "b.txt", "good")], on_error="skip")) == ["good"]
