@@ -65,12 +65,15 @@ PLAIN := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_C
 ifeq ($(shell uname -m),x86_64)
 AVX2 += ULMFIT_FAST_CFLAGS=-march=x86-64-v3
 PLAIN += ULMFIT_FAST_CFLAGS=-march=x86-64
+# AMX in plain C, on any such processor.
+TILES := -march=x86-64 -DULMFIT_FAST_EMULATE_TILES
 endif
 
 test-cpus: $(READY)
 	$(AVX2) $(PY) -m pytest $(call parallel,2) $(VALUES) $(C_KERNELS)
 	$(PLAIN) $(PY) -m pytest $(call parallel,2) $(VALUES) $(C_KERNELS)
 	TEST_THREADS=2 $(PY) -m pytest $(VALUES) $(C_KERNELS)
+	$(if $(TILES),ULMFIT_FAST_CFLAGS="$(TILES)" $(PY) -m pytest $(call parallel,2) $(C_KERNELS))
 	$(AVX2) TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) $(KERNEL_VALUES)
 	$(PLAIN) TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) $(KERNEL_VALUES)
 
@@ -112,12 +115,15 @@ sanitize: $(READY)
 # GCC's, which are loaded before Python as that knows nothing of them. Python keeps its own
 # allocations apart, so that they are seen as well; those that it never frees are not looked for.
 # What a fault prints comes through as the process ends there.
+SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=all -g -O1
 sanitize-cpu: $(READY)
 	@command -v gcc > /dev/null || { echo "sanitize-cpu needs GCC, and there is none"; exit 1; }
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc CC=gcc \
-	ULMFIT_FAST_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
-		$(PY) -m pytest --capture=sys -p no:faulthandler -p no:benchmark $(C_KERNELS)
+	for flags in "$(SANITIZED)" $(if $(TILES),"$(SANITIZED) $(TILES)"); do \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc CC=gcc \
+		ULMFIT_FAST_CFLAGS="$$flags" \
+		$(PY) -m pytest --capture=sys -p no:faulthandler -p no:benchmark $(C_KERNELS) || exit; \
+	done
 
 check: $(READY)
 	$(PY) -m ruff check .

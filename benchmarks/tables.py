@@ -58,6 +58,11 @@ _HEADLINES: list[tuple[str, dict[str, object], str]] = [
         "ours in float32",
     ),
     (
+        "a text written by the language model, bfloat16",
+        {"question": "generate", "dtype": "bfloat16"},
+        "PyTorch's LSTM, float32",
+    ),
+    (
         "tokenizer `word`, one process",
         {"question": "tokenize", "implementation": "ulmfit_fast word"},
         "spaCy alone",
@@ -248,7 +253,7 @@ def memory(rows: Sequence[Row]) -> str:
 
 def predicting(rows: Sequence[Row]) -> str:
     """Write the speed of predictions, and what int8 does to it and to the answers."""
-    wanted = ("predict", "int8_accuracy")
+    wanted = ("predict", "int8_accuracy", "generate")
     chosen = [row for row in rows if row.question in wanted and row.tokens_per_second]
     if not chosen:
         return ""
@@ -263,9 +268,12 @@ def predicting(rows: Sequence[Row]) -> str:
         ]
         for row in chosen
     ]
-    text = "Predictions of a classifier, texts of so many tokens each on average:"
+    text = (
+        "Predictions of a classifier, texts of so many tokens each on average; the last ones are "
+        "those of a language model that writes one text:"
+    )
     head = ["implementation", "texts", "tokens", "batch", "tokens/s", "times as fast as"]
-    return f"{text}\n\n{table(head, lines, left=2)}"
+    return f"{_wrapped(text)}\n\n{table(head, lines, left=2)}"
 
 
 def tokenizing(rows: Sequence[Row]) -> str:

@@ -39,8 +39,11 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the name of the CPU."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """Return the name of the CPU; where a host hides its number, with family and model."""
+    name = _cpuinfo("model name")
+    if name and not any(map(str.isdigit, name)):
+        name = f"{name} {_cpuinfo('cpu family')}-{_cpuinfo('model')}"
+    return name or platform.processor() or platform.machine()
 
 
 def why_no_bfloat16() -> str | None:
@@ -65,8 +68,9 @@ def _version(*names: str) -> str:
 def _cpuinfo(name: str) -> str:
     if _CPUINFO.exists():
         for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
-            if line.startswith(name):
-                return line.split(":", 1)[1].strip()
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
     return ""
 
 

@@ -12,6 +12,7 @@ from benchmarks.questions import (
     decoder,
     dropout_cost,
     first_step,
+    generate,
     layer,
     lm_step,
     masks,
@@ -33,6 +34,7 @@ QUESTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "first_step": first_step.run,
     "tokenize": tokenize.run,
     "predict": predict.run,
+    "generate": generate.run,
 }
 # Asked by name only.
 ON_REQUEST: dict[str, Callable[[Settings], list[Row]]] = {

@@ -1,8 +1,8 @@
-"""How many texts does a classifier answer in a second, by length and batch size, and in int8?
+"""How many texts does a classifier answer in a second, by length and batch size, int8 and bfloat16?
 
 From text to probability, tokenizer included: one text after the other, batches in the order of the
-texts that are padded to their longest, and ours. The weights are random, so the rows of int8 tell
-its speed and its distance; `int8_accuracy` asks of a trained classifier, and by name only.
+texts that are padded to their longest, and ours. The weights are random, so the rows of int8 and
+bfloat16 tell their speed and distance; `int8_accuracy` asks of a trained classifier, by name only.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ulmfit_fast.training.evaluation import recalibrate_batch_norm
 
 QUESTION, ACCURACY = "predict", "int8_accuracy"
 ONE, UNSORTED = "one text at a time", "unsorted batches"
-OURS, INT8 = "ulmfit_fast", "ulmfit_fast int8"
-# Weights in 8 bits and activations in 7 leave two digits.
-_INT8_TOLERANCE = 0.1
+OURS, INT8, BFLOAT16 = "ulmfit_fast", "ulmfit_fast int8", "ulmfit_fast bfloat16"
+# Weights in 8 bits and activations in 7 leave two digits, as do the 8 bits of bfloat16.
+_TOLERANCE = 0.1
 
 
 class Texts(NamedTuple):
@@ -97,7 +97,7 @@ def _telling_apart(model: uf.ULMFiT, texts: Sequence[str]) -> uf.ULMFiT:
 
 
 def run(settings: Settings) -> list[Row]:
-    """Measure the ways to classify a list of texts, and on a CPU int8 beside float32."""
+    """Measure the ways to classify a list of texts, and on a CPU other numbers beside float32."""
     if settings.over(QUESTION):
         return []
     model = model_of(settings)
@@ -130,12 +130,12 @@ def run(settings: Settings) -> list[Row]:
     if settings.gpu:
         return rows
     small = quantize(model)
-    # One text a batch, where int8 gains most, and the smallest batch of each kind.
+    # One text a batch, where fewer bits gain most, and the smallest batch of each kind.
     for asked in {asked.name: asked for asked in reversed(groups)}.values():
         for batch_size in (1, asked.batch_size):
             one = asked._replace(batch_size=batch_size)
             if not settings.over(f"{QUESTION}: int8, {one.name} texts, B={batch_size}"):
-                rows += _int8_rows(settings, model, small, one, QUESTION)
+                rows += _beside(settings, model, small, one, QUESTION)
     return rows
 
 
@@ -159,7 +159,7 @@ def run_accuracy(settings: Settings) -> list[Row]:
         )
         asked = Texts("held-out", texts, tokens, batch_size)
         right = f"{asked.name} texts, {shares[1]:.1%} right, {shares[0]:.1%} in float32"
-        found = _int8_rows(settings, model, small, asked, ACCURACY)
+        found = _beside(settings, model, small, asked, ACCURACY)[:1]
         rows += [replace(row, passes=right) for row in found]
     return rows
 
@@ -249,36 +249,48 @@ def _truth(model: uf.ULMFiT, texts: list[str]) -> Tensor:
         return _unsorted(exact, texts, batch_size=len(texts))
 
 
-def _int8_rows(
+def _in_bfloat16(model: uf.ULMFiT, texts: list[str], batch_size: int) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return _ours(model, texts, batch_size)
+
+
+def _beside(
     settings: Settings, model: uf.ULMFiT, small: uf.ULMFiT, asked: Texts, question: str
 ) -> list[Row]:
-    """Time int8 beside float32; its error is the distance between their probabilities."""
-    wanted = _ours(model, asked.texts, asked.batch_size)
-    error = check.error_of([_ours(small, asked.texts, asked.batch_size)], [wanted])
-    values = {
-        "question": question,
-        "implementation": INT8,
-        "passes": f"{asked.name} texts",
-        "dtype": "int8",
-        "baseline": OURS,
-        "error": float(f"{error:.3g}"),
-        "right": error <= _INT8_TOLERANCE,
-        **_shape(model, asked),
+    """Time int8 and bfloat16 beside float32; their error is the distance of the probabilities."""
+    size, texts = asked.batch_size, asked.texts
+    ways: dict[str, Callable[[], Tensor]] = {
+        OURS: functools.partial(_ours, model, texts, size),
+        INT8: functools.partial(_ours, small, texts, size),
+        BFLOAT16: functools.partial(_in_bfloat16, model, texts, size),
     }
-    if values["right"]:
-        settings.say(_described(asked))
-        ways = {
-            name: lambda turn, one=one: _ours(one, asked.texts, asked.batch_size)
-            for name, one in ((OURS, model), (INT8, small))
-        }
-        times, _ = take_turns(
-            ways, repeats=min(3, settings.repeats), cuda=False, warm_up=not settings.tiny
+    wanted = ways[OURS]()
+    settings.say(_described(asked))
+    times, _ = take_turns(
+        {name: lambda turn, way=way: way() for name, way in ways.items()},
+        repeats=min(3, settings.repeats),
+        cuda=False,
+        warm_up=not settings.tiny,
+    )
+    rows = []
+    for name, dtype in ((INT8, torch.int8), (BFLOAT16, torch.bfloat16)):
+        error = check.error_of([ways[name]()], [wanted])
+        entry = Entry(name, "", dtype, lambda turn: None, tokens=asked.tokens)
+        found = measured(entry, times[name], times[OURS].median) if error <= _TOLERANCE else {}
+        row = settings.row(
+            question=question,
+            implementation=name,
+            passes=f"{asked.name} texts",
+            dtype=str(dtype).removeprefix("torch."),
+            baseline=OURS,
+            error=float(f"{error:.3g}"),
+            right=error <= _TOLERANCE,
+            **_shape(model, asked),
+            **found,
         )
-        entry = Entry(INT8, "", torch.int8, ways[INT8], tokens=asked.tokens)
-        values.update(measured(entry, times[INT8], times[OURS].median))
-    row = settings.row(**values)
-    settings.say(show.line(row))
-    return [row]
+        settings.say(show.line(row))
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

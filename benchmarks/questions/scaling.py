@@ -28,7 +28,7 @@ def shapes(settings: Settings) -> list[tuple[int, int, int]]:
 def run(settings: Settings) -> list[Row]:
     """Measure layers of E = H, forward with backward."""
     rows = []
-    names = KERNELS if settings.gpu else ("auto", "eager")
+    names = KERNELS if settings.gpu else ("auto", "torch", "eager")
     makers = [today(settings), plain(settings), *(ours(settings, name) for name in names)]
     for hidden, batch_size, steps in shapes(settings):
         rows += compare_layers(

@@ -184,7 +184,7 @@ def _wrong_with(loaded):
     try:
         loaded.ulmfit_fast_features.restype = ctypes.c_char_p
         words, size = loaded.ulmfit_fast_check_philox, loaded.ulmfit_fast_check_size
-        tanh = loaded.ulmfit_fast_check_tanh
+        tanh, product = loaded.ulmfit_fast_check_tanh, loaded.ulmfit_fast_check_product
     except AttributeError as error:
         return str(error)
     words.restype, size.restype, tanh.restype = ctypes.c_uint32, ctypes.c_int64, None
@@ -192,6 +192,8 @@ def _wrong_with(loaded):
         return "other random numbers"
     if size() != _CHECK_SIZE:
         return "another layout of structures"
+    if not product():
+        return "other products in bfloat16"
     points = [-math.inf, -3.0, -0.1, 0.0, 0.1, 0.7, 3.0, math.inf, *(math.nan,) * 11]
     values = (ctypes.c_float * len(points))(*points)
     tanh(values, ctypes.c_int64(len(points)))

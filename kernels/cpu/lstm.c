@@ -236,7 +236,7 @@ INLINE void forward(const forward_call *of, int64_t thread, int64_t threads, con
             add_product(sums,
                         (const char *)of->input_panels + panel * wide_input * PANEL * size,
                         inputs + from * wide_input * size, wide_input, wide_input, to - from,
-                        fast);
+                        PANEL, fast);
         }
         BARRIER
         for (int64_t k = 0; k < count; k++) {
@@ -250,7 +250,7 @@ INLINE void forward(const forward_call *of, int64_t thread, int64_t threads, con
                 add_product(sums,
                             (const char *)of->panels + panel * wide_hidden * PANEL * size,
                             h + from * wide_hidden * size, wide_hidden, wide_hidden, to - from,
-                            fast);
+                            PANEL, fast);
                 cell(of, panel, sums, from, to, t, step == of->steps - 1, h, h_new, bfloat16,
                      fast);
             }
@@ -352,14 +352,19 @@ INLINE void backward(const backward_call *of, int64_t thread, int64_t threads, c
         while (next_panel(&own, &panel, &from, &to))
             add_product(of->grad_h + (panel * batch + from) * PANEL,
                         (const char *)of->panels + panel * rows * PANEL * size,
-                        grad_sums + from * rows * size, rows, rows, to - from, fast);
+                        grad_sums + from * rows * size, rows, rows, to - from,
+                        of->hidden - panel * PANEL, fast);
     }
 }
 
 /* The dtypes are told apart inside the parallel region: what is outlined of a function of known
  * dtypes takes them as variables again. */
 #if HAS_BFLOAT16
-#define IN_BFLOAT16(part) if (bfloat16 && fast) part(of, thread, threads, 1, 1); else
+#define IN_BFLOAT16(part)                                 \
+    if (bfloat16 && fast) {                               \
+        part(of, thread, threads, 1, 1);                  \
+        release_tiles();                                  \
+    } else
 #else
 #define IN_BFLOAT16(part)
 #endif
@@ -390,7 +395,17 @@ EXPORT void lstm_backward(const backward_call *of, int bfloat16, int fast) {
 EXPORT int64_t lanes(void) { return LANES; }
 EXPORT int has_bfloat16(void) { return HAS_BFLOAT16; }
 
-EXPORT const char *ulmfit_fast_features(void) {
+#if defined(__AVX512F__)
+#define INSTRUCTIONS "AVX-512"
+#elif defined(__AVX2__)
+#define INSTRUCTIONS "AVX2"
+#elif defined(__AVX__)
+#define INSTRUCTIONS "AVX"
+#elif defined(__ARM_NEON)
+#define INSTRUCTIONS "NEON"
+#else
+#define INSTRUCTIONS "128 bits"
+#endif
 #if HAS_BFLOAT16
 #define PRODUCTS ", bfloat16 products"
 #else
@@ -401,15 +416,15 @@ EXPORT const char *ulmfit_fast_features(void) {
 #else
 #define THREADS ", one thread"
 #endif
-#if defined(__AVX512F__)
-    return "AVX-512" PRODUCTS THREADS;
-#elif defined(__AVX2__)
-    return "AVX2" THREADS;
-#elif defined(__AVX__)
-    return "AVX" THREADS;
-#elif defined(__ARM_NEON)
-    return "NEON" THREADS;
+#ifdef ULMFIT_FAST_EMULATE_TILES
+#define TILES ", emulated tiles"
 #else
-    return "128 bits" THREADS;
+#define TILES ", AMX"
 #endif
+
+EXPORT const char *ulmfit_fast_features(void) {
+#if HAS_TILES
+    if (tiles_allowed) return INSTRUCTIONS TILES PRODUCTS THREADS;
+#endif
+    return INSTRUCTIONS PRODUCTS THREADS;
 }

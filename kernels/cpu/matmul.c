@@ -68,8 +68,8 @@ EXPORT void matmul(const matmul_call *of) {
                         memset(out + i * width, 0, PANEL * sizeof(float));
                     const float *panel = of->panels + p * BLOCK * PANEL;
                     if (of->a_column == 1)
-                        tiles(out, width, panel, a, of->a_row, depth, rows, 0, 0);
-                    else tiles(out, width, panel, a, of->a_column, depth, rows, 0, 1);
+                        tiles_of(out, width, panel, a, of->a_row, depth, rows, n, 0, 0);
+                    else tiles_of(out, width, panel, a, of->a_column, depth, rows, n, 0, 1);
                     if (n < PANEL)
                         for (int64_t i = 0; i < rows; i++)
                             memcpy(of->c + (row + i) * of->c_row + p * PANEL, edge + i * PANEL,

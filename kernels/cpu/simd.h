@@ -11,7 +11,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(ULMFIT_FAST_EMULATE_TILES)
 #define LANES 16
 #define ROWS_AT_ONCE 6 /* 4 x 6 sums in 32 registers */
 #elif defined(__AVX__)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.compared import baselines
-from benchmarks.harness import check, measure, roofline, timing
+from benchmarks.harness import check, machine, measure, roofline, timing
 from benchmarks.harness.rows import Row, file_name, read_rows, write_rows
 from benchmarks.harness.settings import Settings
 from benchmarks.questions import classifier_step, layers, lm_step
@@ -37,6 +37,19 @@ def test_rows_survive_the_csv(tmp_path, settings):
 
 def test_a_device_has_one_file():
     assert file_name("cpu", "AMD EPYC") == "cpu_amd_epyc.csv"
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        (["cpu family\t: 25", "model\t\t: 17", "model name\t: AMD EPYC"], "AMD EPYC 25-17"),
+        (["model\t\t: 85", "model name\t: Xeon 8259CL"], "Xeon 8259CL"),
+    ],
+)
+def test_a_processor_whose_name_says_nothing_has_its_family(lines, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    machine._CPUINFO.write_text("\n".join(lines), encoding="utf-8")
+    assert machine.processor() == name
     assert file_name("cuda", "NVIDIA H100 80GB HBM3") == "cuda_nvidia_h100_80gb_hbm3.csv"
 
 

@@ -1,10 +1,12 @@
 """The command line: the stages one after the other, and one line for whatever is wrong."""
 
 import csv
+import functools
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -65,10 +67,17 @@ def made(tmp_path_factory) -> Path:
             "--epochs", 4, "--batch-size", 8, "--lr", 0.05,
         ),
     ]  # fmt: skip
-    for result, path in zip(out, (lm, tuned, classifier), strict=True):
+    following = (
+        f"fine-tune --model {lm} --text texts.csv --out {lm}-tuned",
+        f"fit-classifier --model {tuned} --text labelled.csv --out {tuned}-classifier",
+        f"predict --model {classifier} --text new.csv --text-column body --out answers.csv",
+    )
+    for result, path, command in zip(out, (lm, tuned, classifier), following, strict=True):
         assert result.stdout == ""
         assert re.fullmatch(
-            rf"loss \d+\.\d{{4}} after the last epoch; the model is in {path}\n", result.stderr
+            rf"loss \d+\.\d{{4}} after the last epoch; the model is in {path}\n"
+            rf"next: ulmfit-fast {command}\n",
+            result.stderr,
         )
     return folder
 
@@ -152,14 +161,45 @@ def model_of(directory: Path) -> dict[str, bytes]:
 def test_info_names_versions_device_and_backend() -> None:
     lines = succeed("info").stdout.splitlines()
     starts = [line.split()[0] for line in lines]
-    assert starts == ["ulmfit-fast", "tokenizers", "python", "device:", "C", *["LSTM"] * 4]
+    assert starts == [
+        "ulmfit-fast",
+        "tokenizers",
+        "python",
+        "device:",
+        "C",
+        *["LSTM"] * 4,
+        "--precision",
+    ]
     assert (
         f"torch {torch.__version__.split('+')[0]}" in lines[0] and "not installed" not in lines[1]
     )
     assert lines[4] == f"C kernels: {uf.backend.native_status()}"
     layer = uf.LSTM(400, 1152, gate_p=0.5, dtype=torch.bfloat16)
     reason = uf.backend.explain(layer, torch.zeros(1, 1, 400, dtype=torch.bfloat16))
-    assert lines[-1] == f"LSTM with gate_p, bfloat16: {reason}"
+    assert lines[-2] == f"LSTM with gate_p, bfloat16: {reason}"
+    gain = re.match(
+        r"--precision bfloat16 trains (\d+\.\d) times as fast as float32 here, ", lines[-1]
+    )
+    assert gain and 0.02 < float(gain[1]) < 50
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain --text {0}/texts.txt --emb-size 8 --hidden-size 12 --bptt 10 --batch-size 4",
+        "fine-tune --model {0}/lm --text {0}/texts.txt --bptt 10 --batch-size 4",
+        "fit-classifier --model {0}/lm --text {0}/rows.jsonl",
+    ],
+)
+def test_the_precision_is_that_of_the_training(folder: Path, command: str) -> None:
+    command = command.format(folder) + f" --out {folder}/new --epochs 1"
+    succeed(*command.split(), "--precision", "bfloat16")
+    (described,) = folder.glob("new/checkpoints/*/run.json")
+    settings = json.loads(described.read_text())["fingerprint"]["settings"]
+    assert settings["precision"] == "bfloat16"
+    result = run(*command.split(), "--overwrite", "--precision", "int4")
+    assert result.exit_code == 2
+    assert "precision is 'int4', expected one of float32, bfloat16, float16" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -176,7 +216,11 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(
     before = contents(folder)
     command = f"{command} --out {{0}}/new --epochs 7 --batch-size 4 --dry-run"
     lines = succeed(*command.format(folder).split()).stdout.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["model", "steps", "memory", "time"]
+    assert [line.split(":")[0] for line in lines] == [
+        *("model", "steps", "memory", "time", "in bfloat16"),
+    ]
+    pattern = r"in bfloat16: \d.* at \d+\.\d{3} s a step, \d+\.\d times as fast"
+    assert re.fullmatch(pattern, lines[-1])
     steps = int(lines[1].split()[1].replace(",", ""))
     assert steps % 7 == 0 and steps >= 7 and "in 7 epochs" in lines[1]
     assert contents(folder) == before
@@ -187,11 +231,83 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(
     assert unit in reports[0] and "the model is in" in result.stderr
 
 
-def test_help_names_every_command() -> None:
+def in_words(shown: str) -> str:
+    """Return what a help says, without its frames and line ends."""
+    return " ".join("".join(c if c.isascii() else " " for c in shown).split())
+
+
+def test_help_names_every_command_in_its_group_with_an_example() -> None:
     shown = succeed("--help").stdout
-    for command in [command.name for command in app.registered_commands]:
-        assert command in shown
-        assert "--" in succeed(command, "--help").stdout
+    for command in app.registered_commands:
+        assert command.rich_help_panel in ("Start", "Stages", "Use", "Data", "Study")
+        assert f" {command.rich_help_panel} " in shown and command.name in shown
+        own = in_words(succeed(command.name, "--help").stdout)
+        assert "--" in own and f"Example: ulmfit-fast {command.name}" in own
+
+
+def test_without_a_command_the_help_ends_with_the_workflow() -> None:
+    result = run()
+    lines = [line.split()[:2] for line in result.output.splitlines() if line.strip()]
+    stages = ("pretrain", "fine-tune", "fit-classifier", "predict")
+    assert lines[-4:] == [["ulmfit-fast", stage] for stage in stages]
+    assert lines == [
+        line.split()[:2] for line in succeed("--help").stdout.splitlines() if line.strip()
+    ]
+
+
+def test_the_examples_of_the_help_can_be_parsed(monkeypatch) -> None:
+    called = []
+    for command in app.registered_commands:
+        (example,) = re.findall("Example: ulmfit-fast (.*)", command.epilog)
+        monkeypatch.setattr(command, "callback", replaced(command.callback, called.append))
+        succeed(*shlex.split(example))
+    assert len(called) == len(app.registered_commands)
+
+
+def replaced(command, instead):
+    """Return a command with the same options that does something else with them."""
+
+    @functools.wraps(command)
+    def run_instead(**options: object) -> None:
+        instead(options)
+
+    return run_instead
+
+
+def test_the_version() -> None:
+    assert succeed("--version").output == f"ulmfit-fast {uf.__version__}\n"
+
+
+def test_the_next_command_is_quoted_and_has_the_same_files(folder: Path) -> None:
+    (folder / "two words.csv").write_text((folder / "rows.csv").read_text())
+    text = ("--text", folder / "two words.csv", "--text-column", "body")
+    out = folder / "my model"
+    command = ("fine-tune", "--model", folder / "lm", *text, "--out", out, *SMALL, "--bptt", 10)
+    result = succeed(*command)
+    (line,) = [n for n in result.stderr.splitlines() if n.startswith("next: ulmfit-fast ")]
+    parts = shlex.split(line.removeprefix("next: ulmfit-fast "))
+    assert parts[:3] == ["fit-classifier", "--model", str(out)]
+    # As it stands, but for the label's column, which stage 2 does not know.
+    succeed(*parts, "--label-column", "verdict", *SMALL)
+    assert ULMFiT.load(f"{out}-classifier").labels == ["bad", "good"]
+    assert "next: " not in run(*command, "--overwrite", "--dry-run").output
+
+
+@pytest.mark.slow
+def test_the_shell_tells_how_much_of_the_text_a_model_knows(folder: Path) -> None:
+    options = ("--text", folder / "texts.txt", "--out", folder / "new", *SMALL, "--bptt", 10)
+    command = ("fine-tune", "--model", folder / "lm", *options)
+    done = subprocess.run(
+        [sys.executable, "-m", "ulmfit_fast", *map(str, command)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    said = done.stderr.splitlines()
+    assert said[0].startswith("the model's vocabulary lacks 0.0% of the text's running words")
+    assert [line.split()[0] for line in said] == ["the", "loss", "next:"]
 
 
 PRETRAIN = "pretrain --text {0}/texts.txt --out {0}/new/model --batch-size 8"

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ulmfit_fast.ulmfit.model_files import load_model
 
 WORDS = [*SPECIALS, "film", "dull", "fine", "a", *(f"w{n}" for n in range(V - 13))]
 TEXTS = ["a fine film", "a dull film"] * 10
+TO_OURS = "--weights {0}/lm.pth --vocab {0}/itos.pkl --tokenizer word --out {0}/new"
+TO_FASTAI = "--model {0}/model --to fastai --out {0}/new.pth"
 
 
 class Payload:
@@ -54,11 +57,14 @@ def test_every_format_becomes_a_model_and_a_pair_of_fastai(
 ) -> None:
     tensors = state_dict(kind, hidden)
     torch.save(tensors, folder / "lm.h5")
-    said = succeed("--weights {0}/lm.h5 --vocab {0}/itos.pkl --out {0}/model", folder)
+    said = succeed(f"{TO_OURS} --weights {{0}}/lm.h5 --out {{0}}/model", folder)
     bias = ", no decoder bias" if kind == "0.7" else ""
     assert said == (
         f"3 layers, emb_size 8, hidden_size {hidden}{bias}, 56 words; the model is in "
-        f"{folder}/model\n"
+        f"{folder}/model\nthe tokenizer is word; no preset (--preset fastai_v2 for fastai's); both "
+        "are kept with the model\n"
+        f"next: ulmfit-fast fine-tune --model {folder}/model --text texts.csv --out "
+        f"{folder}/model-tuned\n"
     )
     model = ULMFiT.load(folder / "model", device="cpu")
     assert model.tokenizer.vocab.words == tuple(WORDS)
@@ -82,7 +88,7 @@ def test_every_format_becomes_a_model_and_a_pair_of_fastai(
 def test_a_converted_model_goes_through_the_stages(folder: Path) -> None:
     tensors = {name: value.float() for name, value in state_dict("0.7", 23).items()}
     torch.save(tensors, folder / "lm.pth")
-    said = succeed("--weights {0}/lm.pth --out {0}/model", folder)
+    said = succeed("--weights {0}/lm.pth --tokenizer word --out {0}/model", folder)
     assert said.startswith(f"the vocabulary is {folder.resolve()}/itos.pkl\n3 layers")
     model = ULMFiT.load(folder / "model", device="cpu", progress=False)
     row = WORDS.index("dull")
@@ -103,9 +109,42 @@ def test_a_converted_model_goes_through_the_stages(folder: Path) -> None:
         assert back(tokens, lengths).equal(model.classifier(tokens, lengths))
 
 
+def test_preset_and_tokenizer_stay_with_the_model(folder: Path) -> None:
+    pytest.importorskip("spacy", reason="needs the package spacy")
+    said = succeed("--weights {0}/lm.pth --preset fastai_v2 --out {0}/model", folder)
+    assert "the tokenizer is spacy; the preset is fastai_v2; both are kept" in said
+    model = ULMFiT.load(folder / "model", device="cpu", progress=False)
+    assert model.settings.preset.name == "fastai_v2" and model.settings.hidden_size == 24
+    assert model.settings.tokenizer == model.tokenizer.kind == "spacy"
+    assert model.tokenizer.tokens("gonna")[1:] == ["gon", "na"]
+    model.language_model.float()
+    model.settings = replace(model.settings, min_freq=1)
+    model.fine_tune_lm(["gonna stop"] * 40, epochs=1, batch_size=4, bptt=5)
+    assert model.tokenizer.vocab.words[9:] == ("gon", "na", "stop")
+    assert model.language_model.config.weight_p == 0.2
+
+
+def test_words_that_are_not_of_fastai_are_ours(folder: Path) -> None:
+    words = ["<unk>", "<eos>", *(f"w{n}" for n in range(V - 2))]
+    (folder / "itos.pkl").write_bytes(pickle.dumps(words))
+    said = succeed("--weights {0}/lm.pth --out {0}/model", folder)
+    assert "the tokenizer is word" in said
+    assert ULMFiT.load(folder / "model", device="cpu").tokenizer.kind == "word"
+
+
+def test_without_spacy_one_line_says_what_to_do(folder: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    message = "needs the package spacy; pip install 'ulmfit-fast[spacy]'"
+    for option, mend in (("", "; or pass --tokenizer word"), ("--tokenizer spacy", "")):
+        result = run(f"--weights {{0}}/lm.pth --out {{0}}/new {option}", folder)
+        assert result.exit_code == 2 and result.stderr.splitlines()[1].startswith("error: ")
+        assert message + mend in result.stderr and "Traceback" not in result.stderr
+    assert not (folder / "new").exists()
+
+
 def test_an_encoder_there_and_back(folder: Path) -> None:
     torch.save(encoder(state_dict()), folder / "enc.pth")
-    succeed("--weights {0}/enc.pth --vocab {0}/itos.pkl --out {0}/model", folder)
+    succeed(f"{TO_OURS} --weights {{0}}/enc.pth --out {{0}}/model", folder)
     assert not load_model(folder / "model").language_model.decoder.bias.any()
     succeed("--model {0}/model --to fastai --part encoder --out {0}/back.pth", folder)
     old, new = (read_tensors(folder / name) for name in ("enc.pth", "back.pth"))
@@ -113,7 +152,7 @@ def test_an_encoder_there_and_back(folder: Path) -> None:
 
 
 def test_a_backward_model_stays_one(folder: Path) -> None:
-    succeed("--weights {0}/lm.pth --backwards --out {0}/model", folder)
+    succeed(f"{TO_OURS} --backwards --out {{0}}/model", folder)
     assert load_model(folder / "model").settings["backwards"] is True
     assert ULMFiT.load(folder / "model", device="cpu").settings.backwards
     said = succeed("--model {0}/model --to fastai --out {0}/back.pth", folder)
@@ -139,7 +178,7 @@ def test_the_help_names_what_is_replaced() -> None:
 
 
 def test_what_is_there_is_replaced_when_that_is_asked_for(folder: Path) -> None:
-    command = "--weights {0}/lm.pth --vocab {0}/itos.pkl --out {0}/model"
+    command = f"{TO_OURS} --out {{0}}/model"
     succeed(command, folder)
     succeed("--model {0}/model --to fastai --out {0}/back.pth", folder)
     before = contents(folder)
@@ -159,10 +198,6 @@ def test_what_is_there_is_replaced_when_that_is_asked_for(folder: Path) -> None:
     assert changed == weights
 
 
-TO_OURS = "--weights {0}/lm.pth --vocab {0}/itos.pkl --out {0}/new"
-TO_FASTAI = "--model {0}/model --to fastai --out {0}/new.pth"
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -172,6 +207,9 @@ TO_FASTAI = "--model {0}/model --to fastai --out {0}/new.pth"
         (f"{TO_OURS} --part encoder", "--part does not go with --weights"),
         (f"{TO_FASTAI} --vocab {{0}}/itos.pkl", "--vocab does not go with --model"),
         (f"{TO_FASTAI} --backwards", "--backwards does not go with --model"),
+        (f"{TO_FASTAI} --tokenizer word", "--tokenizer does not go with --model"),
+        (f"{TO_FASTAI} --preset paper", "--preset does not go with --model"),
+        (f"{TO_OURS} --preset fastai", "preset is 'fastai', expected one of paper, fastai07"),
         ("--model {0}/model --out {0}/new.pth", "--to is missing, expected --to fastai"),
         (f"{TO_FASTAI} --out {{0}}/new.h5", "new.h5 does not end in .pth, where fastai looks"),
         (f"{TO_FASTAI} --out {{0}}/lm.pth/new.pth", "lm.pth, which is a file"),
@@ -189,7 +227,7 @@ TO_FASTAI = "--model {0}/model --to fastai --out {0}/new.pth"
     ],
 )
 def test_bad_input_is_one_line(folder: Path, command: str, message: str) -> None:
-    succeed("--weights {0}/lm.pth --out {0}/model", folder)
+    succeed("--weights {0}/lm.pth --tokenizer word --out {0}/model", folder)
     torch.save({"hook": Payload(folder / "made")}, folder / "evil.pth")
     torch.save({"weight": torch.ones(1)}, folder / "other.pth")
     (folder / "evil.pkl").write_bytes(pickle.dumps(Payload(folder / "made")))

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import io
 import json
 import os
@@ -54,7 +55,7 @@ def written(folder, *options):
 def test_csv_with_every_class(made):
     model = ULMFiT.load(made / "model", device="cpu")
     rows = list(csv.reader(io.StringIO(written(made, "--all"))))
-    assert rows[0] == ["label", "probability", "probability of 0", "probability of 1"]
+    assert rows[0] == ["label", "probability", "prob_0", "prob_1"]
     for row, scores in zip(rows[1:], model.predict_proba(TEXTS), strict=True):
         assert row[0] == str(model.labels[scores.argmax()])
         assert row[1:] == [f"{p:.4f}" for p in (scores.max(), *scores)]
@@ -71,6 +72,251 @@ def test_jsonl_keeps_the_kind_of_label(made):
             dict(zip("01", found.probabilities, strict=True)), abs=1e-4
         )
         assert more == row and type(row["label"]) is int
+
+
+HOSTILE = ["plain", "olá, você", 'a "quote"', "two\nlines", "carriage\rreturn", " | ", "", "x.csv"]
+
+
+@pytest.fixture
+def table(made, tmp_path):
+    """A .csv file with a column of every kind of field, and the columns by name."""
+    columns = {
+        "id": [str(n) for n in range(8)],
+        "text": ["a fine film", *HOSTILE[1:4], "a dull\rstory", *HOSTILE[5:]],
+        "label": ["1", "0"] * 4,
+        "note": HOSTILE,
+    }
+    with (tmp_path / "in.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerows([columns, *zip(*columns.values(), strict=True)])
+    return tmp_path / "in.csv", columns
+
+
+def answered(made, table, *options, format="csv", **pipes):
+    """Return the rows that come of a file."""
+    command = ["predict", "--model", made / "model", "--text", table, "--format", format, *options]
+    result = CliRunner().invoke(app, [str(part) for part in command], **pipes)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    if format == "jsonl":
+        return [json.loads(line) for line in result.stdout.splitlines()]
+    return list(csv.DictReader(io.StringIO(result.stdout, newline="")))
+
+
+def test_the_id_goes_along_by_itself_and_other_columns_when_asked_for(made, table):
+    path, columns = table
+    model = ULMFiT.load(made / "model", device="cpu")
+    labels = [str(label) for label in model.predict(columns["text"])]
+    rows = answered(made, path, "--chunk-size", 3, "--batch-size", 2)
+    assert list(rows[0]) == ["id", "label", "probability"]
+    assert [row["id"] for row in rows] == columns["id"]
+    assert [row["label"] for row in rows] == labels
+    rows = answered(made, path, "--keep", "note,id")
+    assert list(rows[0]) == ["note", "id", "label", "probability"]
+    assert [row["note"] for row in rows] == HOSTILE
+    rows = answered(made, path, "--keep", "all", "--all")
+    assert list(rows[0]) == [*columns, "predicted_label", "probability", "prob_0", "prob_1"]
+    assert {name: [row[name] for row in rows] for name in columns} == columns
+    assert [row["predicted_label"] for row in rows] == labels
+    assert answered(made, path, "--keep", "all", format="jsonl")[4] == {
+        **{name: values[4] for name, values in columns.items()},
+        "predicted_label": int(rows[4]["predicted_label"]),
+        "probability": float(rows[4]["probability"]),
+    }
+
+
+def test_records_keep_values_of_any_kind_and_may_lack_them(made, tmp_path):
+    path, half = tmp_path / "in.jsonl", "\ud83d"
+    records = [
+        {"text": "a fine film", "ID": 1.5, "tags": ["ã"], "more": None},
+        {"text": "a dull film", "tags": {"a": half}, "other": 1},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    kept = [{n: record.get(n) for n in records[0]} for record in records]
+    rows = answered(made, path, "--keep", "all", format="jsonl")
+    assert [{name: row[name] for name in kept[0]} for row in rows] == kept
+    (tmp_path / "one.csv").write_text("text,id\na fine film,7\n")
+    rows = answered(made, path, "--text", tmp_path / "one.csv", "--text", made / "texts.txt")
+    assert [(row["ID"], row["id"]) for row in rows[:4]] == [
+        ("1.5", ""),
+        ("", ""),
+        ("", "7"),
+        ("", ""),
+    ]
+    assert len(rows) == 43
+    assert answered(made, path, "--keep", "tags")[0]["tags"] == '["ã"]'
+
+
+def test_parquet_and_pipes_keep_columns(made, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"id": [3.5, None], "text": ["a fine film", "a dull film"]})
+    frame.to_parquet(tmp_path / "in.parquet")
+    assert [row["id"] for row in answered(made, tmp_path / "in.parquet")] == ["3.5", ""]
+    # As they are: not the names that the library datasets has for them.
+    pyarrow = pytest.importorskip("pyarrow")
+    features = {"info": {"features": {"id": {"names": ["no", "yes"]}}}}
+    named = pyarrow.table({"id": [1], "text": ["a fine film"]})
+    named = named.replace_schema_metadata({"huggingface": json.dumps(features)})
+    importlib.import_module("pyarrow.parquet").write_table(named, tmp_path / "named.parquet")
+    assert [row["id"] for row in answered(made, tmp_path / "named.parquet")] == ["1"]
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=frame.to_csv, args=(pipe,), kwargs={"index": False})
+    writer.start()
+    assert [row["id"] for row in answered(made, pipe, "--keep", "id")] == ["3.5", ""]
+    writer.join()
+
+
+FORMS = [
+    ("in.csv", ";", "cp1252", ()),
+    ("in.tsv", "\t", "utf-8", ()),
+    ("in.csv", "\t", "utf-16", ()),
+    ("in.csv", ":", "cp850", ("--delimiter", ":", "--encoding", "cp850")),
+]
+
+
+@pytest.mark.parametrize(("name", "sign", "encoding", "options"), FORMS)
+def test_kept_columns_are_read_as_the_texts_are(
+    made, tmp_path, caplog, name, sign, encoding, options
+):
+    rows = [
+        ("ID", "corpo", "preço"),
+        ("ã1", "a fine film", "9,50 maçãs"),
+        ("2", "a dull, long story", "não"),
+    ]
+    path = tmp_path / name
+    path.write_bytes("".join(f"{sign.join(row)}\n" for row in rows).encode(encoding))
+    options = ("--text-column", "corpo", *options)
+    found = answered(made, path, "--keep", "all", *options)
+    assert [tuple(row.values())[:3] for row in found] == rows[1:] and tuple(found[0])[:3] == rows[0]
+    assert [row["label"] for row in found] == ["1", "0"]
+    is_said = not (sign == "\t" and encoding == "utf-8") and len(options) == 2
+    assert [path.name in record.getMessage() for record in caplog.records] == [True] * is_said
+    assert [row["preço"] for row in answered(made, path, "--keep", "preço", *options)] == [
+        row[2] for row in rows[1:]
+    ]
+    assert [row["ID"] for row in answered(made, path, *options)] == ["ã1", "2"]
+
+
+def test_kept_columns_of_excel(made, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl reads Excel's files")
+    book, path = openpyxl.Workbook(), tmp_path / "in.xlsx"
+    rows = [("id", "text", "preço"), (1, "a fine film", 9.5), (None, "a dull film", "não")]
+    for row in rows:
+        book.active.append(row)
+    # A cell beside the header that is only coloured.
+    book.active.cell(1, 4).fill = openpyxl.styles.PatternFill("solid", "ff0000")
+    book.active.cell(1, 5).fill = openpyxl.styles.PatternFill("solid", "ff0000")
+    book.save(path)
+    found = answered(made, path, "--keep", "all", format="jsonl")
+    assert list(found[0]) == ["id", "text", "preço", "label", "probability"]
+    assert [tuple(row.values())[:3] for row in found] == rows[1:]
+    assert [row["id"] for row in answered(made, path)] == ["1", ""]
+
+
+def test_a_pipe_without_a_kept_column_names_no_option_of_others(made, tmp_path):
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("text,n\na fine film,1\n",))
+    writer.start()
+    result = run("predict", "--model", made / "model", "--text", pipe, "--keep", "id")
+    writer.join()
+    assert result.exit_code == 2 and "has no column 'id'; its columns are" in result.stderr
+    assert result.stderr.endswith("; pass the name of one\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16", "cp850"])
+def test_standard_input_is_in_any_encoding(made, monkeypatch, encoding):
+    said = []
+    real = predictor.read_texts
+    monkeypatch.setattr(predictor, "read_texts", lambda rows, **form: real(tee(rows, said), **form))
+    options = ("--encoding", encoding) if encoding == "cp850" else ()
+    content = "é só um filme\nnão é ação\n"
+    assert len(answered(made, "-", *options, input=content.encode(encoding))) == 2
+    assert [row["text"] for row in said] == content.splitlines()
+
+
+def tee(values, seen):
+    for value in values:
+        seen.append(value)
+        yield value
+
+
+def test_standard_input_is_texts_one_a_line(made):
+    rows = answered(made, "-", input="a fine film\n\nolá\r\na dull, long story".encode())
+    assert len(rows) == 3
+    assert [row["label"] for row in rows[::2]] == ["1", "0"]
+
+
+def test_a_text_is_classified_as_it_is_written(made):
+    result = run("predict", "--model", made / "model", "a fine film", "a dull, long story", "a\nb")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0 and lines[0] == "label,probability" and len(lines) == 4
+    assert [line.partition(",")[0] for line in lines[1:3]] == ["1", "0"]
+
+
+def test_below_the_threshold_an_answer_is_unsure_and_the_likeliest_labels_tell(made, table):
+    path, _ = table
+    probabilities = [float(row["probability"]) for row in answered(made, path)]
+    middle = (min(probabilities) + max(probabilities)) / 2
+    rows = answered(made, path, "--threshold", middle, "--top", 2)
+    assert list(rows[0])[1:] == [
+        *("label", "probability", "label_1", "probability_1", "label_2", "probability_2"),
+    ]
+    for row, probability in zip(rows, probabilities, strict=True):
+        assert row["label"] == ("unsure" if probability < middle else row["label_1"])
+        assert float(row["probability_1"]) == probability == float(row["probability"])
+        assert {row["label_1"], row["label_2"]} == {"0", "1"}
+    lines = answered(made, path, "--threshold", middle, "--top", 1, format="jsonl")
+    for line, row in zip(lines, rows, strict=True):
+        assert line["top"] == [
+            {"label": int(row["label_1"]), "probability": float(row["probability_1"])}
+        ]
+        assert line["label"] == ("unsure" if row["label"] == "unsure" else int(row["label"]))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "there is nothing to classify; pass --text FILE, --text - or a text, such as"),
+        ("{0}/texts.txt", "texts.txt' is the name of a file, expected a text; pass --text for"),
+        ("none.csv", "'none.csv' is the name of a file, expected a text"),
+        ("film --text {0}/texts.txt", "there are the text 'film' and --text"),
+        ("film --keep id", "--keep is 'id' without a file that has columns; leave it out"),
+        ("--text {0}/texts.txt --keep id", "texts.txt has no column 'id'; its columns are none"),
+        ("--text - --keep id", "/dev/stdin has no column 'id'; its columns are none"),
+        (
+            "--text {1} --keep id,Note",
+            "error: --keep: {1} has no column 'Note'; its columns are 'id', 'text'",
+        ),
+        ("film --top 3", "--top is 3, expected 1 to 2, the model's classes"),
+        ("film --top 0", "--top is 0, expected 1 to 2"),
+        ("film --threshold 50", "--threshold is 50.0, expected a number from 0 to 1"),
+        ("film --threshold nan", "--threshold is nan, expected a number from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(made, table, command, message):
+    result = run("predict", "--model", made / "model", *command.format(made, table[0]).split())
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert message.format(made, table[0]) in result.stderr
+
+
+def test_a_class_called_unsure_refuses_a_threshold(made, tmp_path):
+    model = ULMFiT.load(made / "model", device="cpu")
+    model.labels = ["sure", "unsure"]
+    model.save(tmp_path / "model")
+    result = run("predict", "--model", tmp_path / "model", "film", "--threshold", 0.5)
+    assert result.exit_code == 2 and "the model has a class 'unsure'" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_file_is_not_answered_into_what_is_piped_in(made, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("a fine film\n")
+    arguments = ("predict", "--model", made / "model", "--text", "-", "--out", path, "--overwrite")
+    with path.open() as piped, started(*arguments, stdin=piped, stderr=subprocess.PIPE) as process:
+        assert "would be written over" in process.stderr.read()
+        assert process.wait(60) == 2 and path.read_text() == "a fine film\n"
 
 
 @pytest.mark.parametrize("options", [("--batch-size", 1), ("--chunk-size", 1, "--batch-size", 7)])

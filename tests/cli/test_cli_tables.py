@@ -161,3 +161,14 @@ def test_what_was_assumed_reaches_standard_error_once_and_in_flags(
     program.main()
     told = "a.csv is read with delimiter ';'; where that is wrong, pass --delimiter\n"
     assert capsys.readouterr().err == told
+
+
+def test_the_next_command_reads_the_files_likewise(folder: Path, tmp_path: Path) -> None:
+    form = "--delimiter : --encoding cp850 --text-column texto"
+    line = READERS["fine-tune"].replace("@new", str(tmp_path / "new"))
+    done = run(f"{line.format('@cp850.csv')} {form}", folder)
+    assert done.exit_code == 0, done.output
+    (following,) = [part for part in done.stderr.splitlines() if part.startswith("next: ")]
+    assert " --text-column texto --delimiter : --encoding cp850 --out " in following
+    done = run(f"{following.removeprefix('next: ulmfit-fast ')} --label-column classe", folder)
+    assert done.exit_code == 0, done.output

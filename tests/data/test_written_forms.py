@@ -14,6 +14,7 @@ import pytest
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.data import Tokenizer, TokenStore, read_labelled, read_texts, read_weighted
 from ulmfit_fast.data.reading import lines
+from ulmfit_fast.data.reading.corpus import read_rows
 from ulmfit_fast.data.reading.records import delimiter_of
 
 ROWS = [
@@ -245,6 +246,16 @@ def test_everything_that_reads_files_takes_the_form(tmp_path: Path) -> None:
     assert len(store) == 40
     weighted = read_weighted(path, label_column="classe", weight_column="n", **form)
     assert weighted[0] == texts and set(weighted[2]) == {1.0}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+@pytest.mark.parametrize("kind", [io.BytesIO, lambda raw: io.BufferedReader(io.BytesIO(raw))])
+def test_standard_input_stays_open(monkeypatch, kind, encoding: str) -> None:
+    file = kind("não é\num\n".encode(encoding))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+    rows = read_rows([lines.STANDARD_INPUT], ["id"])
+    assert list(rows) == [("não é", (None,)), ("um", (None,))]
+    assert not file.closed and file.read() == b""
 
 
 def workbook(path: Path, rows, *more) -> Path:

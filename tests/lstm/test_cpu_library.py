@@ -5,6 +5,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def small(monkeypatch, tmp_path):
     """Put the smallest library that passes its check in the place of the kernels."""
     sources = tmp_path / "sources"
     sources.mkdir()
-    for name in ("simd.h", "philox.h", "check.c"):
+    for name in ("simd.h", "philox.h", "product.h", "tiles.h", "tiles.c", "check.c"):
         shutil.copy(native._SOURCES / name, sources)
     answer = (
         '#include "simd.h"\nEXPORT const char *ulmfit_fast_features(void) { return "small"; }\n'
@@ -551,6 +552,24 @@ def test_a_library_that_fails_its_check_is_not_used(small, name, old, new, why, 
     (small / name).write_text(text.replace(old, new), encoding="utf-8")
     assert native.library() is None
     assert " compiled fails its own check: " in native.status() and why in native.status()
+
+
+@compiles
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("multiply_tiles(3, 5, 7)", "multiply_tiles(3, 5, 6)"),
+        ("multiply_tiles(3, 4, 7)", "multiply_tiles(2, 4, 7)"),
+    ],
+)
+def test_tiles_that_multiply_wrongly_are_found_out(small, old, new, monkeypatch):
+    monkeypatch.setenv(native.FLAGS_VARIABLE, "-march=x86-64 -DULMFIT_FAST_EMULATE_TILES")
+    text = (small / "tiles.h").read_text(encoding="utf-8")
+    assert old in text
+    (small / "tiles.h").write_text(text.replace(old, new), encoding="utf-8")
+    assert native.library() is None
+    assert native.status().endswith("fails its own check: other products in bfloat16")
 
 
 @compiles

@@ -78,7 +78,8 @@ def test_wheel_names_the_program_and_the_licence(wheel):
     assert "ulmfit-fast = ulmfit_fast.cli.program:main" in archive.read(entry).decode()
     (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
     text = archive.read(metadata).decode()
-    assert "Apache-2.0" in text
+    assert "Apache-2.0" in text and "\nAuthor: ulmfit_fast contributors\n" in text
+    assert "\nClassifier: Typing :: Typed\n" in text and "\nKeywords: ULMFiT," in text
     core = [line for line in text.splitlines() if line.startswith("Requires-Dist")]
     core = [line.split()[1] for line in core if "extra ==" not in line]
     assert sorted(name.split(">")[0].rstrip(";") for name in core) == ["numpy", "torch", "triton"]

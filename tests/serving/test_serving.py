@@ -65,6 +65,19 @@ def test_all_ways_of_asking_agree_to_the_bit(model):
     assert [one.label for one in stream] == model.predict(VARIED)
 
 
+def test_a_string_is_a_text_unless_it_is_a_path(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model.predict(GOOD) == model.predict([GOOD])[0] == "good"
+    assert np.array_equal(model.predict_proba(BAD), model.predict_proba([BAD])[0])
+    assert [one.label for one in model.predict_stream(BAD)] == ["bad"]
+    assert isinstance(model.predict(""), str) and isinstance(model.predict("a\0b" * 9999), str)
+    with pytest.raises(FileNotFoundError, match=r"none\.CSV does not exist"):
+        model.predict("none.CSV")
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "reviews" / "one.txt").write_text(GOOD)
+    assert model.predict("reviews") == model.predict(tmp_path / "reviews") == ["good"]
+
+
 def test_a_chunk_is_answered_before_the_next_is_read(model):
     read = []
 

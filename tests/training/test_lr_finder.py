@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.training.lr_finder import find_lr, suggest
+from ulmfit_fast.training.lr_finder import LRFinderResult, find_lr, suggest
 from ulmfit_fast.training.stages import TrainingSettings, build_classifier
 
 CONFIG = AWDLSTMConfig(14, emb_size=8, hidden_size=10, num_layers=2)
@@ -206,6 +206,40 @@ def test_the_plot_has_a_logarithmic_axis(tmp_path, ending):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def drawn(monkeypatch, tmp_path, rates, losses):
+    """Return the rates that a plot shows: of its line, and of the three points."""
+    from matplotlib.axes import Axes
+
+    found, plot = [], Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *args, **k: found.append(args) or plot(self, *args, **k)
+    )
+    suggestions = suggest(rates[:-5], losses[:-5])
+    LRFinderResult(rates, losses, losses, suggestions).plot(tmp_path / "curve.svg")
+    line, *points = (args[0] for args in found)
+    return line, points, suggestions
+
+
+def test_the_plot_shows_where_the_loss_moves(monkeypatch, tmp_path):
+    rates, losses = curve("fall and rise")
+    losses[-3:] = 30.0, 60.0, 90.0
+    line, points, _ = drawn(monkeypatch, tmp_path, rates, losses)
+    low, high = (losses[rates.index(rate)] for rate in (line[0], line[-1]))
+    # Flat before, and running away behind.
+    assert rates.index(line[0]) > 10 and low > losses[0] - 0.15
+    assert high < 20 and rates.index(line[-1]) < 58
+    assert line[0] <= min(points) and max(points) <= line[-1]
+
+
+@pytest.mark.parametrize("kind", ["rise", "fall", "waves"])
+def test_every_suggestion_is_on_the_plot(monkeypatch, tmp_path, kind):
+    line, points, suggestions = drawn(monkeypatch, tmp_path, *curve(kind))
+    assert points == [getattr(suggestions, name) for name in ("valley", "steep", "minimum")]
+    # The tenth of a rate may lie before the first one.
+    assert line[0] <= min(points[:2]) and max(points) <= line[-1]
+    assert kind != "rise" or len(line) == 61
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("find-lr")
@@ -229,6 +263,12 @@ def test_the_command_draws_and_prints(saved, labels, tmp_path):
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["valley", "steep", "minimum"]
     assert all(1e-9 < float(line.split()[1]) < 10 for line in lines)
+    rate = lines[0].split()[1]
+    said = result.stderr.splitlines()
+    assert len(said) == 2 and said[0].startswith(f"take --lr {rate}, half-way along the longest")
+    command = "fit-classifier" if labels else "fine-tune"
+    assert said[1].startswith(f"next: ulmfit-fast {command} --model {saved / 'lm'} --text {saved}")
+    assert f"--text-column body {'--label-column verdict ' if labels else ''}--lr {rate}" in said[1]
 
 
 def test_the_command_refuses_a_directory_and_another_ending(saved):

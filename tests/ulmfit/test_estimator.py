@@ -1,5 +1,6 @@
 """The whole protocol behind one object: what it learns, keeps, saves and refuses."""
 
+import logging
 import random
 from pathlib import Path
 
@@ -125,6 +126,40 @@ def test_vocabulary_is_carried_over_by_name() -> None:
     assert torch.equal(rows[new_words.index("blue")], old[bias.index("blue")])
     assert torch.equal(rows[new_words.index("green")], old.mean(0))
     assert "red" not in new_words
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking", "of"),
+    [
+        ("word", "100.0%", "running words and {} of its 3 distinct ones"),
+        ("subword", "50.0%", "tokens"),
+    ],
+)
+def test_the_log_tells_which_words_a_model_lacks(caplog, kind: str, lacking: str, of: str) -> None:
+    caplog.set_level(logging.INFO, "ulmfit_fast.vocabulary")
+    model = new(tokenizer=kind, max_vocab=60).pretrain(
+        ["a fine film", "a dull film"] * 20, epochs=1, batch_size=4, bptt=5
+    )
+    settings = dict(epochs=1, batch_size=4, bptt=5)
+    for text, level in (("a fine film", "INFO"), ("привет, мир", "WARNING")):
+        caplog.clear()
+        model.copy().fine_tune_lm([text] * 40, **settings)
+        (record,) = [r for r in caplog.records if r.name == "ulmfit_fast.vocabulary"]
+        assert record.levelname == level
+        share = "0.0%" if level == "INFO" else lacking
+        line = record.getMessage()
+        assert f"lacks {share} of the text's {of.format(share)}" in line
+        assert ("take a model of this language" in line) == (level == "WARNING")
+
+
+def test_labels_that_are_several_in_one_are_told_of(caplog) -> None:
+    texts = ["a fine film", "a dull film", "a film", "fine"] * 5
+    new(min_freq=1).fit_classifier(texts, ["a|b", "a", "b", "c"] * 5, epochs=1)
+    (record,) = [r for r in caplog.records if "multi-label" in r.getMessage()]
+    assert record.getMessage().startswith("5 of 20 labels have '|' in them, such as 'a|b', and ea")
+    caplog.clear()
+    new(min_freq=1).fit_classifier(texts, ["a|b", *["a", "b", "c"] * 6, "a"], epochs=1)
+    assert not caplog.records
 
 
 def test_subword_vocabulary_stays() -> None:

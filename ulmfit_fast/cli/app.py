@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ __all__ = [
     "Model",
     "Out",
     "Overwrite",
+    "Precision",
     "Seed",
     "SkipBadRows",
     "TableOptions",
@@ -55,6 +57,7 @@ __all__ = [
     "names_in",
     "on_error",
     "say",
+    "say_next",
     "typer",
     "without_number",
 ]
@@ -94,6 +97,10 @@ WeightColumn = Annotated[
     str | None,
     typer.Option("--weight-column", help="Column of the weights of texts; none when not given."),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="float32 or bfloat16, on a GPU also float16; float32."),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
 
 
@@ -119,10 +126,30 @@ class TableOptions:
         """Return them as `read_texts` takes them."""
         return dict(vars(self))
 
+    def options(self) -> list[str]:
+        """Return those that were given, as a shell takes them."""
+        given = [(own, getattr(self, own.name)) for own in fields(TableOptions)]
+        return [
+            part
+            for own, value in given
+            if value != own.default
+            for part in (f"--{own.name.replace('_', '-')}", value)
+        ]
+
 
 def say(line: str) -> None:
     """Write one line to standard error."""
     typer.echo(line, err=True)
+
+
+def say_next(command: str, *parts: object) -> None:
+    """Write the command that goes on from here, as a shell takes it.
+
+    Args:
+        command: its name.
+        parts: its options and their values.
+    """
+    say(f"next: ulmfit-fast {shlex.join([command, *map(str, parts)])}")
 
 
 # What a shell reports of a program that wrote into a closed pipe, 128 + SIGPIPE.

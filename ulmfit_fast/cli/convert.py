@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ulmfit_fast.cli.app import check_out, check_out_file, say, typer
+from ulmfit_fast.cli.app import check_out, check_out_file, say, say_next, typer
 
 if TYPE_CHECKING:
     from ulmfit_fast.nn import LanguageModel, TextClassifier
@@ -29,6 +29,13 @@ class Format(str, Enum):
     fastai = "fastai"
 
 
+class Tokens(str, Enum):
+    """What splits the texts for a model of words."""
+
+    word = "word"
+    spacy = "spacy"
+
+
 def convert(
     out: Annotated[
         Path,
@@ -48,6 +55,22 @@ def convert(
             "--vocab",
             help="Its words: a pickled list, .json or .txt; when not given, the one .pkl file "
             "beside --weights.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Tokens | None,
+        typer.Option(
+            "--tokenizer",
+            help="How texts are split for --weights: spacy, as in fastai, or word; kept with the "
+            "model. When not given, spacy where --vocab has fastai's marks.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="What later stages follow: paper, fastai07, fastai_v2 or multifit; kept with the "
+            "model.",
         ),
     ] = None,
     backwards: Annotated[
@@ -77,9 +100,11 @@ def convert(
     if weights is not None:
         _refuse_beside("--weights", model=model, to=to, part=part)
         check_out(out, [weights, vocab], overwrite=overwrite)
-        _from_fastai(weights, vocab, out, backwards=backwards)
+        _from_fastai(weights, vocab, out, tokenizer, preset, backwards=backwards)
     elif model is not None:
-        _refuse_beside("--model", vocab=vocab, backwards=backwards or None)
+        _refuse_beside(
+            "--model", vocab=vocab, tokenizer=tokenizer, preset=preset, backwards=backwards or None
+        )
         if to is None:
             raise ValueError("--to is missing, expected --to fastai beside --model")
         for path in (out, out.with_suffix(".pkl")):
@@ -95,13 +120,33 @@ def _refuse_beside(option: str, **others: object) -> None:
             raise ValueError(f"--{name} does not go with {option}; leave one of them out")
 
 
-def _from_fastai(weights: Path, vocab: Path | None, out: Path, *, backwards: bool) -> None:
+def _from_fastai(
+    weights: Path,
+    vocab: Path | None,
+    out: Path,
+    tokens: Tokens | None,
+    preset: str | None,
+    *,
+    backwards: bool,
+) -> None:
     from ulmfit_fast.compat.fastai import read_fastai
+    from ulmfit_fast.presets import named
     from ulmfit_fast.ulmfit.estimator import ULMFiT
 
-    language_model, tokenizer = read_fastai(weights, vocab or _vocabulary_beside(weights))
+    # Refused before the weights are read.
+    recipe = None if preset is None else named(preset)
+    vocab = vocab or _vocabulary_beside(weights)
+    try:
+        language_model, tokenizer = read_fastai(
+            weights, vocab, tokenizer="auto" if tokens is None else tokens.value
+        )
+    except ImportError as error:
+        other = "" if tokens else "; or pass --tokenizer word, which splits some words otherwise"
+        raise ImportError(f"{vocab} has the words of fastai: {error}{other}") from error
     config = language_model.config
     result = ULMFiT(
+        preset=recipe,
+        tokenizer=tokenizer,
         emb_size=config.emb_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
@@ -112,6 +157,11 @@ def _from_fastai(weights: Path, vocab: Path | None, out: Path, *, backwards: boo
     result.language_model, result.tokenizer = language_model, tokenizer
     result.save(out)
     say(f"{_described(language_model)}, {len(tokenizer.vocab)} words; the model is in {out}")
+    recipe_said = (
+        f"the preset is {preset}" if preset else "no preset (--preset fastai_v2 for fastai's)"
+    )
+    say(f"the tokenizer is {tokenizer.kind}; {recipe_said}; both are kept with the model")
+    say_next("fine-tune", "--model", out, "--text", "texts.csv", "--out", f"{out}-tuned")
 
 
 def _vocabulary_beside(weights: Path) -> Path:

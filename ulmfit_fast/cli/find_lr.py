@@ -19,6 +19,7 @@ from ulmfit_fast.cli.app import (
     class_weight_of,
     flat,
     say,
+    say_next,
     typer,
 )
 
@@ -104,4 +105,16 @@ def find_lr(
     result.plot(out)
     for name in ("valley", "steep", "minimum"):
         typer.echo(f"{name} {getattr(result.suggestions, name):.2e}")
-    say(f"the curve of {len(result.lrs)} steps is in {out}")
+    rate = f"{result.suggestions.valley:.2e}"
+    say(
+        f"take --lr {rate}, half-way along the longest fall of the loss; the curve of "
+        f"{len(result.lrs)} steps is in {out}"
+    )
+    files: list[object] = [part for path in text for part in ("--text", path)]
+    files += table.options()
+    if label_column is None:
+        say_next("fine-tune", "--model", model, *files, "--lr", rate, "--out", f"{model}-tuned")
+    else:
+        files += ["--label-column", label_column]
+        out = Path(f"{model}-classifier")
+        say_next("fit-classifier", "--model", model, *files, "--lr", rate, "--out", out)

@@ -6,7 +6,9 @@ import importlib.metadata
 import logging
 import os
 import platform
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 
@@ -45,6 +47,32 @@ def info() -> None:
             x = torch.zeros(1, 1, 400, device=device, dtype=dtype)
             kind = f"LSTM with {name}, {str(dtype).removeprefix('torch.')}"
             typer.echo(f"{kind}: {backend.explain(layer, x)}")
+    if device == "cpu":
+        typer.echo(
+            f"--precision bfloat16 trains {_gain_of_bfloat16():.1f} times as fast as float32 here, "
+            "as one layer of 400 to 1152 in a batch of 16 has it; --dry-run measures a whole step"
+        )
+
+
+def _gain_of_bfloat16() -> float:
+    """Measure the training of a layer in both precisions, in a second or two."""
+    from ulmfit_fast.nn import LSTM
+    from ulmfit_fast.training.precision import Precision, autocast
+
+    layer = LSTM(400, 1152, weight_p=0.5, device="cpu", dtype=torch.float32)
+    x = torch.randn(70, 16, 400, dtype=torch.float32, device="cpu")
+    best = {}
+    for name in ("float32", "bfloat16"):
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            with autocast(x.device, Precision.of(name, "cpu").dtype):
+                output, _ = layer(x)
+            output.sum().backward()
+            times.append(time.perf_counter() - begun)
+        # The first one warms up.
+        best[name] = min(times[1:])
+    return best["float32"] / best["bfloat16"]
 
 
 def _version(package: str) -> str:
@@ -72,24 +100,82 @@ class _Log(logging.StreamHandler[Any]):
         return in_flags(super().format(record))
 
 
+# In the order in which one needs them; a blank line between two lines is what keeps them apart.
+_WORKFLOW = (
+    "From texts to answers:",
+    "ulmfit-fast pretrain --text general.txt --out general",
+    "ulmfit-fast fine-tune --model general --text texts.csv --out tuned",
+    "ulmfit-fast fit-classifier --model tuned --text labelled.csv --out model",
+    "ulmfit-fast predict --model model --text new.csv --out answers.csv",
+)
+# The commands in groups, each with an example.
+_GROUPS: dict[str, list[tuple[Callable[..., None], str]]] = {
+    "Start": [
+        (demo, "demo --out demo-out"),
+        (info, "info"),
+    ],
+    "Stages": [
+        (pretrain, "pretrain --text general.txt --out general --preset paper"),
+        (fine_tune, "fine-tune --model general --text texts.csv --out tuned"),
+        (fit_classifier, "fit-classifier --model tuned --text labelled.csv --out model"),
+        (find_lr, "find-lr --model general --text texts.csv --out lr.png"),
+    ],
+    "Use": [
+        (predict, "predict --model model --text new.csv --keep all --out answers.csv"),
+        (explain, "explain --model model --text new.csv --out why.html"),
+        (generate, 'generate --model tuned --prompt "The film"'),
+    ],
+    "Data": [
+        (check, "check labelled.csv --label-column label"),
+        (tokenize, "tokenize --text general.txt --out general-ids"),
+        (convert, "convert --weights lstm_fwd.pth --vocab itos_wt103.pkl --out general"),
+    ],
+    "Study": [
+        (ablate, "ablate --task swap --out ablation-out"),
+    ],
+}
+
 app = typer.Typer(
     help="ULMFiT on a fast AWD-LSTM: pre-train, fine-tune, classify.",
+    epilog="\n\n".join(_WORKFLOW),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# In the order in which one needs them.
-for command in (
-    *(demo, check, pretrain, fine_tune, fit_classifier, predict),
-    *(find_lr, generate, explain, tokenize, convert, ablate, info),
-):
-    app.command(command.__name__.replace("_", "-"))(guarded(command))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        check_standard_output()
+        typer.echo(f"ulmfit-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
+
+for group, commands in _GROUPS.items():
+    for command, example in commands:
+        app.command(
+            command.__name__.replace("_", "-"),
+            rich_help_panel=group,
+            epilog=f"Example: ulmfit-fast {example}",
+        )(guarded(command))
 
 
 def main() -> None:
     """Run the command line."""
     _open_standard_streams()
     logging.basicConfig(format="%(message)s", handlers=[_Log()], level=logging.WARNING)
+    logging.getLogger("ulmfit_fast.vocabulary").setLevel(logging.INFO)
     with launched():
         try:
             app()

@@ -16,6 +16,7 @@ from ulmfit_fast.cli.app import (
     Model,
     Out,
     Overwrite,
+    Precision,
     Seed,
     SkipBadRows,
     TableOptions,
@@ -26,8 +27,10 @@ from ulmfit_fast.cli.app import (
     flat,
     on_error,
     say,
+    say_next,
     typer,
 )
+from ulmfit_fast.data.reading.records import READABLE, kind_of
 from ulmfit_fast.system.distributed import rank_zero_only, world
 
 if TYPE_CHECKING:
@@ -51,8 +54,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="NAME=VALUE for any other field of TrainingSettings, such as precision=bfloat16, "
-        "random_bptt=true or gradual_unfreezing=[1,1]; repeatable.",
+        help="NAME=VALUE for any other field of TrainingSettings, such as random_bptt=true or "
+        "gradual_unfreezing=[1,1]; repeatable.",
     ),
 ]
 
@@ -155,8 +158,10 @@ def _run(stage: str, out: Path, read: Sequence[Path], options: RunOptions) -> Ru
 
 
 @contextmanager
-def _reported(model: ULMFiT, stage: str, out: Path, run: Run | DryRun) -> Iterator[None]:
-    """Say what a stage came to, or what it would take."""
+def _reported(
+    model: ULMFiT, stage: str, out: Path, run: Run | DryRun, *following: object
+) -> Iterator[None]:
+    """Say what a stage came to and which command follows, or what it would take."""
     from ulmfit_fast.runs import DryRun
 
     if isinstance(run, DryRun):
@@ -169,6 +174,7 @@ def _reported(model: ULMFiT, stage: str, out: Path, run: Run | DryRun) -> Iterat
     last = model.histories[stage].epochs[-1]
     if world().rank == 0:
         say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
+        say_next(*map(str, following))
 
 
 @flat
@@ -195,6 +201,7 @@ def pretrain(
     backwards: Annotated[
         bool, typer.Option("--backwards", help="Read every text from its end.")
     ] = False,
+    precision: Precision = None,
     settings: Settings = None,
     kept: RunOptions,
     seed: Seed = 0,
@@ -218,8 +225,11 @@ def pretrain(
     model = ULMFiT(
         preset=preset, backwards=backwards, device=device, seed=seed, checkpoint_dir=out, **sizes
     )
-    given = _given(settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt)
-    with _reported(model, "pretrain", out, run):
+    given = _given(
+        settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, precision=precision
+    )
+    following = ("fine-tune", "--model", out, "--text", "texts.csv", "--out", f"{out}-tuned")
+    with _reported(model, "pretrain", out, run, *following):
         model.pretrain(_corpus(text), run=run, **rows.arguments(), **given)
 
 
@@ -242,6 +252,7 @@ def fine_tune(
     batch_size: MaybeBatchSize = None,
     bptt: Bptt = None,
     drop_mult: DropMult = None,
+    precision: Precision = None,
     settings: Settings = None,
     kept: RunOptions,
     seed: Seed = 0,
@@ -252,9 +263,20 @@ def fine_tune(
     run = _run("fine_tune_lm", out, [model, *text], kept)
     learner = _load(model, out, seed, device)
     given = _given(
-        settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, drop_mult=drop_mult
+        settings,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        bptt=bptt,
+        drop_mult=drop_mult,
+        precision=precision,
     )
-    with _reported(learner, "fine_tune_lm", out, run):
+    # The same files, where they can have labels.
+    labelled = [path for path in text if kind_of(path) in READABLE[1:]] or [Path("labelled.csv")]
+    following: list[object] = ["fit-classifier", "--model", out]
+    following += [part for path in labelled for part in ("--text", path)]
+    following += [*rows.options(), "--out", f"{out}-classifier"]
+    with _reported(learner, "fine_tune_lm", out, run, *following):
         learner.fine_tune_lm(_corpus(text), run=run, **rows.arguments(), **given)
 
 
@@ -269,6 +291,7 @@ def fit_classifier(
     batch_size: MaybeBatchSize = None,
     drop_mult: DropMult = None,
     class_weight: ClassWeight = None,
+    precision: Precision = None,
     settings: Settings = None,
     kept: RunOptions,
     seed: Seed = 0,
@@ -287,10 +310,13 @@ def fit_classifier(
         lr=lr,
         batch_size=batch_size,
         drop_mult=drop_mult,
+        precision=precision,
         class_weight=weights,
         weight_column=weight_column,
     )
-    with _reported(learner, "fit_classifier", out, run):
+    files = ("--text", "new.csv", *rows.options())
+    following = ("predict", "--model", out, *files, "--out", "answers.csv")
+    with _reported(learner, "fit_classifier", out, run, *following):
         learner.fit_classifier(
             text, label_column=label_column, run=run, **rows.arguments(), **given
         )

@@ -11,6 +11,7 @@ from ulmfit_fast.cli.app import (
     Device,
     LabelColumn,
     Overwrite,
+    Precision,
     Seed,
     TableOptions,
     check_again,
@@ -31,11 +32,13 @@ def demo(
     ),
     overwrite: Overwrite = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small run, within a minute.")] = False,
+    precision: Precision = None,
     seed: Seed = 0,
 ) -> None:
     """Train the whole of ULMFiT on the docstrings of this machine and report what it brings."""
     from ulmfit_fast.report import format_table
     from ulmfit_fast.studies.demo import run_demo
+    from ulmfit_fast.studies.settings import FULL, QUICK
 
     there = names_in(out)
     if not {"metrics.json", "report.html"}.issuperset(there):
@@ -43,7 +46,10 @@ def demo(
             f"--out {out} holds something other than a demo's report; choose a new directory"
         )
     check_again(out, there, overwrite=overwrite)
-    metrics = run_demo(out, quick=quick, seed=seed, say=say)
+    settings = QUICK if quick else FULL
+    if precision is not None:
+        settings = settings.at(precision)
+    metrics = run_demo(out, quick=quick, seed=seed, settings=settings, say=say)
     typer.echo(format_table(metrics))
     typer.echo(f"{out / 'report.html'} shows the curves; {out / 'metrics.json'} has the numbers.")
 

@@ -16,6 +16,7 @@ from ulmfit_fast.cli.app import (
     names_in,
     on_error,
     say,
+    say_next,
     typer,
 )
 from ulmfit_fast.system.directories import read_version
@@ -102,6 +103,10 @@ def tokenize(
         say("interrupted; nothing is written")
         raise typer.Exit(130) from None
     say(f"{len(store)} documents, {len(store.ids)} tokens in {out}")
+    if model is None:
+        say_next("pretrain", "--text", out, "--out", f"{out}-model")
+    else:
+        say_next("fine-tune", "--model", model, "--text", out, "--out", f"{out}-tuned")
 
 
 def _source(paths: list[Path], layout: str, rows: OnError) -> Any:

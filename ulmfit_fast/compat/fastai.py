@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from ulmfit_fast.compat.fastai_learner import accelerate, restore
 from ulmfit_fast.compat.fastai_vocab import vocabulary_from_fastai
 from ulmfit_fast.compat.files import read_tensors, read_words, write_tensors_and_words
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer, largest_json
-from ulmfit_fast.data.tokens.vocab import Vocab
+from ulmfit_fast.data.tokens.vocab import BOS, UP, Vocab
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.nn.vocabulary import language_model, use_rows
 from ulmfit_fast.nn.weights import Place, check_finite
@@ -210,7 +210,11 @@ def _renamed(model: nn.Module, pairs: list[tuple[str, str]]) -> dict[str, Tensor
 
 
 def read_fastai(
-    weights: str | os.PathLike[str], vocabulary: str | os.PathLike[str], **overrides: Any
+    weights: str | os.PathLike[str],
+    vocabulary: str | os.PathLike[str],
+    *,
+    tokenizer: Literal["word", "spacy", "auto"] = "word",
+    **overrides: Any,
 ) -> tuple[LanguageModel, Tokenizer]:
     """Read a pre-trained language model and its vocabulary from files, running nothing of them.
 
@@ -227,6 +231,9 @@ def read_fastai(
         weights: file of a language model or of an encoder: .pth, .h5 or .pt as `torch.save` wrote
             it, or .safetensors.
         vocabulary: its words in the order of the rows, as a pickled list, .json or .txt.
+        tokenizer: "word"; "spacy", whose tokens are fastai's; or "auto" for "spacy" where the
+            vocabulary has fastai's marks (`xxbos`, `xxup`, or their older names), as the published
+            ones do, and "word" elsewhere.
         overrides: dropout values, as for `from_fastai`.
 
     Returns:
@@ -235,9 +242,12 @@ def read_fastai(
 
     Raises:
         FileNotFoundError: if a file is missing.
+        ImportError: if the tokenizer is "spacy" and the package spacy is missing.
         ValueError: if a file holds anything but tensors, or words; if a weight is not finite; if
             the words are not as many as the rows of the embedding; and as for `from_fastai`.
     """
+    if tokenizer not in ("word", "spacy", "auto"):
+        raise ValueError(f"tokenizer is {tokenizer!r:.60}, expected 'word', 'spacy' or 'auto'")
     state_dict = read_tensors(weights)
     try:
         model = from_fastai(state_dict, **overrides)
@@ -262,7 +272,9 @@ def read_fastai(
             "expected those of one model; give the vocabulary that was saved with the weights"
         )
     vocab, index = vocabulary_from_fastai(words)
-    return use_rows(model, index), Tokenizer.from_vocab(vocab)
+    if tokenizer == "auto":
+        tokenizer = "spacy" if max(index[BOS], index[UP]) >= 0 else "word"
+    return use_rows(model, index), Tokenizer.from_vocab(vocab, tokenizer)
 
 
 def write_fastai(

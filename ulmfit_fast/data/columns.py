@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "COLUMN_ARGUMENTS",
+    "Kept",
     "Label",
     "LabelKinds",
     "MissingLabelError",
@@ -37,6 +38,15 @@ _SHOWN = 100
 _FEWEST_ROWS = 20
 # In the order in which columns are wanted everywhere.
 COLUMN_ARGUMENTS = ("text_column", "label_column", "weight_column")
+
+
+class Kept(str):
+    """The name of a column beside the text whose values are taken as they are.
+
+    A record may lack it: its value is None there.
+    """
+
+    __slots__ = ()
 
 
 class MissingLabelError(TypeError, ValueError):
@@ -81,7 +91,8 @@ def column_positions(
                 has, mend = f"the column {column!r} {count} times", "rename or drop all but one"
             else:
                 has = f"no column {column!r}"
-                argument = f" as {arguments[number]}=" if number < len(arguments) else ""
+                has_argument = number < len(arguments) and not isinstance(column, Kept)
+                argument = f" as {arguments[number]}=" if has_argument else ""
                 mend = f"pass the name of one{argument}{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
     return [found[column][0] for column in wanted]
@@ -147,7 +158,9 @@ def checked_record(
     """
     values = [record[column] for column in columns if column in record]
     if len(values) < len(columns):
-        column_positions(where, columns, list(record), arguments)
+        needed = [column for column in columns if not isinstance(column, Kept)]
+        column_positions(where, needed, list(record), arguments)
+        values = [record.get(column) for column in columns]
     return checked_values(where, columns, values)
 
 
@@ -169,6 +182,9 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
         )
     checked: list[Any] = [str(values[0])]
     for column, value in zip(columns[1:2], values[1:2], strict=True):
+        if isinstance(column, Kept):
+            checked.append(value)
+            continue
         # A scalar of NumPy, torch or another library.
         if getattr(value, "ndim", None) == 0 and not is_missing(value):
             value = value.item()

@@ -13,6 +13,7 @@ import numpy as np
 
 from ulmfit_fast.data.columns import (
     COLUMN_ARGUMENTS,
+    Kept,
     check_ordered,
     checked_values,
     column_positions,
@@ -222,7 +223,9 @@ def parquet_records(
         return
     with file:
         column_positions(path, columns, present, COLUMN_ARGUMENTS)
-        names = _class_names(_written_features(metadata), columns[1]) if len(columns) > 1 else None
+        names = None
+        if len(columns) > 1 and not isinstance(columns[1], Kept):
+            names = _class_names(_written_features(metadata), columns[1])
         first = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ulmfit_fast import backend as backends
 from ulmfit_fast import rng
 from ulmfit_fast.checks import as_seed
-from ulmfit_fast.lstm import operators, reference
+from ulmfit_fast.lstm import native, operators, reference
 from ulmfit_fast.lstm.checks import check_dropouts, check_layer, check_pair
 from ulmfit_fast.lstm.masks import DropoutMasks, draw_masks
 from ulmfit_fast.system import scoped
@@ -231,7 +231,7 @@ def run_layer(
     autocast = autocast_dtype(x)
     if autocast is not None:
         # As autocast would, c left as it is.
-        x, w_hh = x.to(autocast), w_hh.to(autocast)
+        x, w_hh = x.to(autocast), native.cast(w_hh, autocast)
         state = None if state is None else (state[0].to(autocast), state[1])
     check_layer(x, state, (w_ih, w_hh, b_ih, b_hh), lengths, masks, cast=autocast is not None)
     sizes = x.shape[1], x.shape[2], w_hh.shape[1]
@@ -256,7 +256,7 @@ def run_layer(
     if weight_mask is not None and choice.name in ("torch", "triton", "native"):
         w_hh = (w_hh * weight_mask).to(w_hh.dtype)
     if autocast is not None and choice.name != "triton":
-        w_ih = w_ih.to(autocast)
+        w_ih = native.cast(w_ih, autocast)
         b_ih, b_hh = (None if bias is None else bias.to(autocast) for bias in (b_ih, b_hh))
     call = operators.LayerCall(
         x,

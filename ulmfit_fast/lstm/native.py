@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,31 @@ from torch import Tensor
 
 from ulmfit_fast.lstm.eager import copy_as
 
-__all__ = ["lstm_native", "lstm_native_backward"]
+__all__ = ["cast", "holding_weights", "lstm_native", "lstm_native_backward"]
+
+
+@contextmanager
+def holding_weights() -> Iterator[None]:
+    """Cast and pack each weight once in the block, where nothing is trained and they stay.
+
+    Of what a layer takes for few tokens that is most: it reads and writes all weights.
+    """
+    from ulmfit_fast.kernels.cpu import held
+
+    with held.holding():
+        yield
+
+
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight in a dtype, the same tensor at each call inside `holding_weights`."""
+    if weight.dtype == dtype or weight.device.type != "cpu" or torch.compiler.is_compiling():
+        return weight.to(dtype)
+    from ulmfit_fast.kernels.cpu import calls, held
+
+    if not calls.plain(weight):
+        return weight.to(dtype)
+    made: Tensor = held.once(dtype, weight, lambda: weight.to(dtype))
+    return made
 
 
 @torch.library.custom_op("ulmfit_fast::lstm_native", mutates_args=())

@@ -40,6 +40,8 @@ def convert_lstm(
     Args:
         module: the model, or one LSTM.
         weight_p: probability of dropping a recurrent weight; one, or four for the gates i, f, g, o.
+            Merity et al. 2018 drop 0.5 in language models of words; fastai's language models 0.2
+            and classifiers 0.5, MultiFiT 0.15 (see `presets`). For other tasks try a few.
         gate_p: probability of dropping an activated gate; one or four.
         gate_mask: "step" for a new gate mask at each time step; "sequence" for one in all.
         backend: one of `ulmfit_fast.backend.BACKENDS`.
@@ -52,6 +54,9 @@ def convert_lstm(
             projections, is of a subclass, its weights are not plain parameters, its `forward` is
             replaced, or it has an attribute by a name that `ulmfit_fast.LSTM` uses. The model is
             then as it was.
+
+    Source:
+        Merity et al. 2018 (arXiv:1708.02182), section 4, for weight_p.
     """
 
     def replacement(old: nn.LSTM) -> LSTM:

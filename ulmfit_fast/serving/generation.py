@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.data.tokens.vocab import BOS, PAD, UNK
+from ulmfit_fast.lstm.native import holding_weights
 from ulmfit_fast.nn import LanguageModel
 
 __all__ = ["WithLanguageModel", "generate", "generate_ids"]
@@ -166,17 +167,18 @@ def generate_ids(
     try:
         tokens = torch.tensor(ids, dtype=torch.int64, device="cpu")
         state, new = None, list[int]()
-        while len(new) < max_tokens:
-            hidden, state = model.encoder(tokens[:, None].to(device), state)  # (T, 1, E)
-            logits = model.decoder(hidden[-1, 0]).float().cpu()  # (V,)
-            refused = [*banned, *(stop if len(new) < min_tokens else ())]
-            places = torch.tensor(refused, dtype=torch.int64, device="cpu")
-            logits = logits.index_fill(0, places, -math.inf)
-            token = _draw(logits, temperature, top_k, top_p, generator)
-            if token in stop:
-                break
-            new.append(token)
-            tokens = torch.tensor([token], dtype=torch.int64, device="cpu")
+        with holding_weights():
+            while len(new) < max_tokens:
+                hidden, state = model.encoder(tokens[:, None].to(device), state)  # (T, 1, E)
+                logits = model.decoder(hidden[-1, 0]).float().cpu()  # (V,)
+                refused = [*banned, *(stop if len(new) < min_tokens else ())]
+                places = torch.tensor(refused, dtype=torch.int64, device="cpu")
+                logits = logits.index_fill(0, places, -math.inf)
+                token = _draw(logits, temperature, top_k, top_p, generator)
+                if token in stop:
+                    break
+                new.append(token)
+                tokens = torch.tensor([token], dtype=torch.int64, device="cpu")
         return new
     finally:
         model.train(was_training)

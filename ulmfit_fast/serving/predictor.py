@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.data.reading.corpus import Label, Source, read_texts
+from ulmfit_fast.data.reading.corpus import Label, Source, is_text, read_texts
 from ulmfit_fast.data.tokens.texts import BLOCK_CHARACTERS
 
 __all__ = ["CHUNK_SIZE", "Prediction", "Predictor"]
@@ -38,6 +38,9 @@ class Predictor:
     `chunk_size`, but for the rounding of products of other sizes: below 1e-5 in float32. Only a
     model in int8 measures its texts together, see `quantize`.
 
+    A string is a path where something of that name exists or it ends in .txt, .csv, .tsv, .xlsx,
+    .jsonl or .parquet, with .gz behind it or without; any other string is one text.
+
     Attributes:
         labels: the classes, in the order of the probabilities.
     """
@@ -52,6 +55,18 @@ class Predictor:
         """Return the probability of each class, `(N, C)`, for texts that fit into memory."""
         raise NotImplementedError
 
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
+    ) -> Label | list[Label]: ...
+
+    @overload
     def predict(
         self,
         texts: Source,
@@ -60,15 +75,38 @@ class Predictor:
         delimiter: str | None = None,
         encoding: str | None = None,
         batch_size: int = 64,
-    ) -> list[Label]:
+    ) -> list[Label]: ...
+
+    def predict(
+        self,
+        texts: Source,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
+    ) -> Label | list[Label]:
         """Return the most probable label of each text, in the order of the texts.
 
+        Example:
+            >>> import ulmfit_fast as uf
+            >>> texts, labels = ["a fine film", "a dull evening"] * 20, ["good", "bad"] * 20
+            >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, num_layers=2, min_freq=1,
+            ...                   progress=False)
+            >>> _ = model.fit_classifier(texts, labels, epochs=4, lr=0.05, batch_size=8)
+            >>> model.predict(["a dull film", "a fine evening"]), model.predict("so fine a film")
+            (['bad', 'good'], 'good')
+
         Args:
-            texts: what to classify, as `read_texts` takes it.
+            texts: what to classify, as `read_texts` takes it; or one text, see `Predictor`.
             text_column: column of a file or table.
             delimiter: of .csv and .tsv files, as for `data.read_texts`.
             encoding: of text files, as for `data.read_texts`.
             batch_size: texts at a time; the result does not depend on it.
+
+        Returns:
+            A label for each text, of the kind that the classifier was fitted on: str, int or bool;
+            of one text its label, without a list.
 
         Raises:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
@@ -81,7 +119,8 @@ class Predictor:
             encoding=encoding,
             batch_size=batch_size,
         )
-        return [prediction.label for prediction in stream]
+        found = [prediction.label for prediction in stream]
+        return found[0] if is_text(texts) else found
 
     def predict_proba(
         self,
@@ -92,21 +131,26 @@ class Predictor:
         encoding: str | None = None,
         batch_size: int = 64,
     ) -> Probabilities:
-        """Return the probability of each class, `(N, C)`, classes in the order of `labels`.
+        """Return the probability of each class, classes in the order of `labels`.
 
         Args:
-            texts: what to classify, as `read_texts` takes it.
+            texts: what to classify, as `read_texts` takes it; or one text, see `Predictor`.
             text_column: column of a file or table.
             delimiter: of .csv and .tsv files, as for `data.read_texts`.
             encoding: of text files, as for `data.read_texts`.
             batch_size: texts at a time; the result does not depend on it.
+
+        Returns:
+            float32, `(N, C)`; of one text `(C,)`.
 
         Raises:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
                 not finite.
         """
         form = {"text_column": text_column, "delimiter": delimiter, "encoding": encoding}
-        return np.concatenate(list(self._stream(texts, form, CHUNK_SIZE, batch_size)))
+        chunks = list(self._stream(texts, form, CHUNK_SIZE, batch_size))
+        found = np.concatenate(chunks)  # (N, C)
+        return found[0] if is_text(texts) else found
 
     def predict_stream(
         self,
@@ -134,7 +178,8 @@ class Predictor:
             2
 
         Args:
-            texts: what to classify, as `read_texts` takes it; a generator is read as it goes.
+            texts: what to classify, as `read_texts` takes it; a generator is read as it goes. One
+                text, see `Predictor`, has one prediction.
             text_column: column of a file or table.
             delimiter: of .csv and .tsv files, as for `data.read_texts`.
             encoding: of text files, as for `data.read_texts`.
@@ -161,7 +206,8 @@ class Predictor:
         for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
-        chunks = _chunks(read_texts(texts, **form), chunk_size)
+        source = [texts] if is_text(texts) else texts
+        chunks = _chunks(read_texts(source, **form), chunk_size)
         return self._checked(chunks, batch_size)
 
     def _checked(self, chunks: Iterable[list[str]], batch_size: int) -> Iterator[Probabilities]:

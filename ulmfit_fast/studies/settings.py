@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["FULL", "QUICK", "DemoSettings"]
@@ -37,6 +37,24 @@ class DemoSettings:
     epochs: tuple[int, ...]
     plain: dict[str, Any]
     schedule: dict[str, Any]
+
+    def at(self, precision: str) -> DemoSettings:
+        """Return the same run with another precision of all trainings.
+
+        >>> QUICK.at("bfloat16").schedule["precision"]
+        'bfloat16'
+
+        Args:
+            precision: as in `TrainingSettings`.
+        """
+        own = {"precision": precision}
+        return replace(
+            self,
+            pretrain={**self.pretrain, **own},
+            fine_tune={**self.fine_tune, **own},
+            plain={**self.plain, **own},
+            schedule={**self.schedule, **own},
+        )
 
 
 _MODEL: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ulmfit_fast.lstm.native import holding_weights
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.system import distributed
@@ -51,12 +52,13 @@ def evaluate_language_model(
     state: State | None = None
     # Summed on the device: reading each loss would wait for it.
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    for inputs, targets in batches:
-        inputs, targets = (ids.to(device, non_blocking=True) for ids in (inputs, targets))
-        with autocasting(device, autocast):
-            loss, state = model.loss(inputs, targets, state, alpha=0.0, beta=0.0)
-        total += loss.cross_entropy.double() * targets.numel()
-        count += targets.numel()
+    with holding_weights():
+        for inputs, targets in batches:
+            inputs, targets = (ids.to(device, non_blocking=True) for ids in (inputs, targets))
+            with autocasting(device, autocast):
+                loss, state = model.loss(inputs, targets, state, alpha=0.0, beta=0.0)
+            total += loss.cross_entropy.double() * targets.numel()
+            count += targets.numel()
     if shared:
         both = distributed.sum_(torch.stack([total, total.new_tensor(count)]))
         return float(both[0] / both[1])
@@ -87,10 +89,11 @@ def predict_logits(
     model.eval()
     device = next(model.parameters()).device
     logits = torch.empty(count, model.num_classes, dtype=torch.float32, device="cpu")
-    for tokens, lengths, _, index in batches:
-        with autocasting(device, autocast):
-            scores = model(tokens.to(device), lengths.to(device))  # (B, C)
-        logits[index] = scores.float().cpu()
+    with holding_weights():
+        for tokens, lengths, _, index in batches:
+            with autocasting(device, autocast):
+                scores = model(tokens.to(device), lengths.to(device))  # (B, C)
+            logits[index] = scores.float().cpu()
     return logits
 
 

@@ -68,6 +68,9 @@ class LRFinderResult:
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draw the smoothed loss over the learning rate, which has a logarithmic axis.
 
+        It begins where the loss starts to move and ends where it is back where it was, if those
+        are on the curve; all suggestions are shown.
+
         Args:
             path: of the picture; its ending names the format, such as .png or .svg.
 
@@ -94,10 +97,19 @@ class LRFinderResult:
                 f"{', '.join(sorted(kinds))}"
             )
         axes = figure.subplots()
-        axes.plot(self.lrs, self.smoothed)
+        points = {}
         for name in ("valley", "steep", "minimum"):
             rate = getattr(self.suggestions, name)
-            nearest = min(range(len(self.lrs)), key=lambda i: abs(math.log(self.lrs[i] / rate)))
+            points[name] = min(
+                range(len(self.lrs)), key=lambda i: abs(math.log(self.lrs[i] / rate))
+            )
+        moving = _moving(self.smoothed)
+        shown = slice(
+            min(moving.start, *points.values()), max(moving.stop, *(i + 1 for i in points.values()))
+        )
+        axes.plot(self.lrs[shown], self.smoothed[shown])
+        for name, nearest in points.items():
+            rate = getattr(self.suggestions, name)
             axes.plot(rate, self.smoothed[nearest], "o", label=f"{name} {rate:.1e}")
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
@@ -106,6 +118,21 @@ class LRFinderResult:
         with file_in_place(path) as file:
             figure.savefig(file, format=kind)
         return path
+
+
+def _moving(losses: Sequence[float]) -> slice:
+    """Return the part of a curve that shows something, with a little of what is before it.
+
+    >>> _moving([5.0] * 10 + [4.9, 4.0, 3.0, 2.9, 4.0, 6.0, 9.0, 20.0])
+    slice(10, 16, None)
+    """
+    first, bottom = losses[0], min(range(len(losses)), key=losses.__getitem__)
+    if not bottom:
+        return slice(0, len(losses))
+    small = 0.05 * (first - losses[bottom])
+    start = next((i for i in range(bottom) if losses[i] < first - small), bottom)
+    end = next((i for i in range(bottom, len(losses)) if losses[i] > first + small), len(losses))
+    return slice(max(0, start - len(losses) // 10), min(len(losses), end + 1))
 
 
 def suggest(lrs: Sequence[float], losses: Sequence[float]) -> Suggestions:

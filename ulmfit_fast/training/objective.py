@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -67,3 +67,12 @@ class Objective:
             settings.bptt if settings.random_bptt and settings.rescale_lr else None,
             Precision.of(settings.precision, device),
         )
+
+    def at(self, precision: str, device: torch.device | str) -> Objective:
+        """Return the same in another precision, by its name.
+
+        Args:
+            precision: as in `TrainingSettings`.
+            device: where the model is.
+        """
+        return replace(self, precision=Precision.of(precision, device))

@@ -123,7 +123,8 @@ def train_language_model(
     return _train(
         state,
         plan,
-        lambda: LanguageModelStep(
+        objective,
+        lambda objective: LanguageModelStep(
             model, plan.optimizer, plan.scheduler, objective=objective, capture=settings.capture
         ),
         batches_of,
@@ -139,7 +140,8 @@ def train_language_model(
 def _train(
     state: TrainingState,
     plan: TrainingPlan,
-    make_step: Callable[[], TrainingStep[Any]],
+    objective: Objective,
+    make_step: Callable[[Objective], TrainingStep[Any]],
     batches_of: Callable[[int], SizedIterable],
     validate: Callable[[int], float | None],
     resumed: contextlib.AbstractContextManager[None],
@@ -154,6 +156,7 @@ def _train(
     Args:
         state: of the training.
         plan: of the same one.
+        objective: of its steps.
         make_step: makes a step for an epoch.
         batches_of: returns the batches of an epoch, numbered from 0.
         validate: makes the model ready after an epoch, and returns its validation loss or None.
@@ -173,9 +176,20 @@ def _train(
                 break
             if state.batch == 0 and plan.begin_epoch(epoch):
                 history.unfreeze_steps.append(state.steps)
+            if isinstance(run, DryRun):
+                run.measure(
+                    settings.precision,
+                    lambda name: train_epoch(
+                        make_step(objective.at(name, device)),
+                        batches_of(0),
+                        run=run,
+                        description=f"{description}, {name}",
+                        progress=progress,
+                    ),
+                )
             result = train_epoch(
                 # Of this epoch alone: a captured step holds the memory of its graph.
-                make_step(),
+                make_step(objective),
                 batches_of(epoch),
                 state,
                 run=run,
@@ -405,7 +419,8 @@ def fit_classifier(
     return _train(
         state,
         plan,
-        lambda: ClassifierStep(
+        objective,
+        lambda objective: ClassifierStep(
             model, plan.optimizer, plan.scheduler, objective=objective, weights=weights
         ),
         batches_of,

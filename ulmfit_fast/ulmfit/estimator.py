@@ -14,6 +14,7 @@ from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.reading.outputs import check_apart, paths_in
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
+from ulmfit_fast.data.tokens.unknown import tell_unknown_words
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.nn.vocabulary import with_vocabulary
 from ulmfit_fast.nn.weights import Place
@@ -282,7 +283,9 @@ class ULMFiT(TextModel):
         """Adapt the language model to the text of the task, labels not needed (stage 2).
 
         With a word tokenizer the vocabulary becomes that of the new texts; a word known before
-        keeps its weights, a new word starts from the mean of all. A subword vocabulary stays.
+        keeps its weights, a new word starts from the mean of all. A subword vocabulary stays. The
+        log tells which share of the texts' words the model's vocabulary lacks, and warns above
+        20 %.
 
         Args:
             texts: text like that of the task.
@@ -395,9 +398,12 @@ class ULMFiT(TextModel):
         run: Run | DryRun | None,
     ) -> None:
         trained = Trained(tokenizer, model)
+        documents = self._encoded(tokenizer, corpus)
+        if stage == "fine_tune_lm" and world().rank == 0:
+            tell_unknown_words(documents, tokenizer.vocab, self._require_tokenizer().vocab)
         pipeline.train_language_model(
             model,
-            self._encoded(tokenizer, corpus),
+            documents,
             training,
             seed=self.seed,
             description=description,
@@ -447,6 +453,15 @@ class ULMFiT(TextModel):
         that one without the rare class counts less than one with it, see
         `classifier_step.ClassifierStep`; the losses of the history are the weighted ones. Neither
         the vocabulary and the language model, nor AR, TAR and BatchNorm know of weights.
+
+        Example:
+            >>> import ulmfit_fast as uf
+            >>> texts, labels = ["a fine film", "a dull evening"] * 20, ["good", "bad"] * 20
+            >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, num_layers=2, min_freq=1,
+            ...                   progress=False)
+            >>> _ = model.fit_classifier(texts, labels, epochs=4, lr=0.05, batch_size=8)
+            >>> model.labels, model.predict("so fine a film")
+            (['bad', 'good'], 'good')
 
         Args:
             texts: the labelled texts.

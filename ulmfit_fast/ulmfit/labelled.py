@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,10 @@ __all__ = [
     "text_weights",
     "weighed",
 ]
+
+_log = logging.getLogger("ulmfit_fast")
+
+_SEPARATOR = "|"
 
 ClassWeight = Literal["balanced"] | Mapping[Any, float]
 Weights = npt.NDArray[np.float64]
@@ -167,8 +172,10 @@ def require_labels(name: str, labels: Iterable[Any]) -> None:
             raise missing_label(f"{name}[{position}]", label)
 
 
-def classes_of(labels: Iterable[Label]) -> list[Label]:
+def classes_of(labels: Collection[Label]) -> list[Label]:
     """Return the classes in the order of a classifier's logits.
+
+    A warning tells of labels that look like several in one, which are classes like any other.
 
     >>> classes_of(["good", 2, "bad", 1])
     [1, 2, 'bad', 'good']
@@ -186,6 +193,17 @@ def classes_of(labels: Iterable[Label]) -> list[Label]:
     fault = no_classes(counts)
     if fault is not None:
         raise ValueError(f"labels hold {fault}; pass another column as label_column=")
+    joined = [label for label in labels if isinstance(label, str) and _SEPARATOR in label]
+    if 10 * len(joined) >= len(labels):
+        _log.warning(
+            "%s of %s labels have %r in them, such as %.60r, and each such value is a class of its "
+            "own: several labels of a text (multi-label) are not supported; keep one label a text, "
+            "or fit a classifier for each",
+            f"{len(joined):,}",
+            f"{len(labels):,}",
+            _SEPARATOR,
+            joined[0],
+        )
     return classes
 
 

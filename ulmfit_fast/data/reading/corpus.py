@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ulmfit_fast.data.columns import (
+    Kept,
     Label,
     LabelKinds,
     checked_record,
+    column_positions,
     is_iterable,
     is_missing,
     is_whole_float,
@@ -20,10 +22,11 @@ from ulmfit_fast.data.columns import (
     shown,
     weight_of,
 )
-from ulmfit_fast.data.reading.lines import OnError, Reading
+from ulmfit_fast.data.reading.lines import STANDARD_INPUT, OnError, Reading
 from ulmfit_fast.data.reading.records import (
     READABLE,
     TEXT_KINDS,
+    columns_of,
     kind_of,
     read_records,
     read_whole,
@@ -34,7 +37,17 @@ from ulmfit_fast.data.tokens.texts import not_a_text
 from ulmfit_fast.system.directories import STORE_META, owned_names
 from ulmfit_fast.system.files import user_path
 
-__all__ = ["Label", "Source", "checked_path", "read_labelled", "read_texts", "read_weighted"]
+__all__ = [
+    "Label",
+    "Source",
+    "checked_path",
+    "is_text",
+    "kept_columns",
+    "read_labelled",
+    "read_rows",
+    "read_texts",
+    "read_weighted",
+]
 
 # A table is not named here: it has columns, and comes from a package that need not be installed.
 Source = str | os.PathLike[str] | Iterable[Any]
@@ -156,7 +169,7 @@ def _texts(source: Iterable[Any], text_column: str, reading: Reading) -> Iterato
     for position, item in enumerate(source):
         if isinstance(item, os.PathLike):
             path = checked_path(item)
-            for file in _files_of(path) if path.is_dir() else [path]:
+            for file in _files_in(path):
                 if path.is_dir() and kind_of(file) == ".txt":
                     text = read_whole(file, reading)
                     if text is not None:
@@ -174,6 +187,104 @@ def _texts(source: Iterable[Any], text_column: str, reading: Reading) -> Iterato
             )
         else:
             yield item
+
+
+def is_text(source: object) -> bool:
+    """Return whether a string is a text itself: neither a path that exists nor the name of a file.
+
+    >>> is_text("a fine film"), is_text("reviews.csv"), is_text(Path("reviews"))
+    (True, False, False)
+
+    Args:
+        source: anything; what is no string is no text.
+    """
+    if not isinstance(source, str) or source.lower().endswith(_ENDINGS):
+        return False
+    return not (source and _exists(user_path(source)))
+
+
+def kept_columns(
+    paths: Sequence[Path],
+    wanted: str | None,
+    *,
+    text_column: str = "text",
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> list[str]:
+    """Return the names of the columns that are to go along with texts, see `read_rows`.
+
+    Args:
+        paths: files and folders.
+        wanted: "all"; names with commas between, each of which every file has to have; or None for
+            the column "id" of the files that have one, in whichever case.
+        text_column: as for `read_texts`.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
+
+    Raises:
+        FileNotFoundError: if a file does not exist.
+        ImportError: as for `read_texts`.
+        ValueError: if a file lacks one of the names, or its first row cannot be read.
+    """
+    reading = Reading("raise", delimiter, encoding)
+    # Those who read the texts tell.
+    reading.tells = False
+    files = [file for path in paths for file in _files_in(checked_path(path))]
+    if wanted is None or wanted == "all":
+        found = dict.fromkeys(
+            name for file in files for name in columns_of(file, reading, text_column)
+        )
+        return [name for name in found if wanted == "all" or name.lower() == "id"]
+    names = list(dict.fromkeys(wanted.split(",")))
+    for file in files:
+        # A pipe with columns tells as it is read.
+        if file.is_file() or kind_of(file) not in READABLE[1:]:
+            column_positions(file, names, columns_of(file, reading, text_column))
+    return names
+
+
+def read_rows(
+    paths: Sequence[Path],
+    names: Sequence[str] = (),
+    *,
+    text_column: str = "text",
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yield the texts of files and folders, each with what other columns hold beside it.
+
+    Args:
+        paths: files and folders, as for `read_texts`.
+        names: of the columns; a file or record that lacks one has None there.
+        text_column: column or key of the text.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
+
+    Returns:
+        An iterator over texts and values in the order of the names, strings in .csv and .tsv files.
+
+    Raises:
+        FileNotFoundError: if a file does not exist.
+        ImportError: as for `read_texts`.
+        ValueError: if a row cannot be read, or a file is empty, lacks a column or has it twice.
+    """
+    reading, count = Reading("raise", delimiter, encoding), 0
+    for path in map(checked_path, paths):
+        for file in _files_in(path):
+            if path.is_dir() and kind_of(file) == ".txt":
+                text = read_whole(file, reading)
+                if text is not None:
+                    count += 1
+                    yield text, (None,) * len(names)
+                continue
+            # What can be read only once may have them all.
+            there = columns_of(file, reading, text_column) or names
+            own = [Kept(name) for name in names if name in there]
+            for _, (text, *values) in read_records(file, (text_column, *own), reading):
+                found: dict[str, Any] = dict(zip(own, values, strict=False))
+                count += 1
+                yield text, tuple(found.get(name) for name in names)
+    reading.end(count)
 
 
 def read_labelled(
@@ -282,7 +393,7 @@ def _labelled_records(
         if isinstance(path, Mapping):
             yield from _record(f"record {position}", columns, path, reading)
             continue
-        for file in _files_of(path) if path.is_dir() else [path]:
+        for file in _files_in(path):
             if kind_of(file) != ".txt":
                 for number, values in read_records(file, columns, reading):
                     yield f"{file}, {unit_of(file)} {number}", values
@@ -371,6 +482,10 @@ def _described(source: object) -> str:
     return "passed"
 
 
+def _files_in(path: Path) -> list[Path]:
+    return _files_of(path) if path.is_dir() else [path]
+
+
 def _files_of(folder: Path) -> list[Path]:
     """Return the files to read in a folder and those below, all of one kind, in a fixed order."""
     found: dict[str, list[Path]] = {}
@@ -420,6 +535,8 @@ def checked_path(name: str | os.PathLike[str]) -> Path:
         mend = "; pass a single table, several joined into one" if is_table(name) else ""
         raise TypeError(f"{shown(name)} is a {type(name).__name__}, expected a path{mend}")
     path = user_path(name)
+    if path == STANDARD_INPUT:
+        return path
     kind = kind_of(path)
     if isinstance(name, str) and kind not in READABLE and not _exists(path):
         raise ValueError(f"got the string {name!r:.60}; pass a list of texts or an existing path")

@@ -8,6 +8,7 @@ import gzip
 import io
 import logging
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
     "DELIMITERS",
+    "STANDARD_INPUT",
     "ZIPPED",
     "Line",
     "OnError",
@@ -39,6 +41,8 @@ _SHOWN = 5
 _FEW_ROWS = 3
 _FEW_SHARE = 0.05
 ZIPPED = ".gz"
+# Read as it comes, also where the system has no file of this name.
+STANDARD_INPUT = Path("/dev/stdin")
 # What is longer has lost its line ends. Memory stays bounded.
 _LINE_BYTES = 2**28
 # As classic Mac OS ended its lines. One at the very end may be the first half of a CRLF.
@@ -209,14 +213,30 @@ def opened(path: Path, encoding: str | None = None) -> Iterator[TextFile]:
             looked at than has come.
     """
     with ExitStack() as stack:
-        raw: Any = gzip.open(path) if path.suffix.lower() == ZIPPED else path.open("rb")
-        stack.enter_context(raw)
-        start = _start_of(raw, is_pipe=not path.is_file())
+        raw = _opened(path, stack)
+        start = _start_of(raw, is_pipe=path == STANDARD_INPUT or not path.is_file())
         found = encoding or _guessed_encoding(start)
         file: _Readable = raw
         if not _holds_ascii(found):
-            file = stack.enter_context(_Transcoded(raw, found))
+            file = _Transcoded(raw, found)
+            # Standard input stays open.
+            stack.callback(file.detach)
         yield TextFile(path, file, found, start)
+
+
+def _opened(path: Path, stack: ExitStack) -> Any:
+    if path != STANDARD_INPUT:
+        return stack.enter_context(
+            gzip.open(path) if path.suffix.lower() == ZIPPED else path.open("rb")
+        )
+    if sys.stdin is None:
+        raise OSError("standard input is closed, expected texts, one a line")
+    file: Any = sys.stdin.buffer
+    if not hasattr(file, "peek"):
+        # Where it is replaced by bytes in memory.
+        file = io.BufferedReader(file)
+        stack.callback(file.detach)
+    return file
 
 
 def _start_of(file: Any, *, is_pipe: bool) -> bytes:

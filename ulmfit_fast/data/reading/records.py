@@ -14,6 +14,7 @@ from typing import Any
 
 from ulmfit_fast.data.columns import (
     COLUMN_ARGUMENTS,
+    Kept,
     checked_record,
     checked_values,
     column_positions,
@@ -36,7 +37,7 @@ from ulmfit_fast.data.tokens.rules import SURROGATE
 __all__ = [
     "READABLE",
     "TEXT_KINDS",
-    "column_names",
+    "columns_of",
     "csv_rows",
     "delimiter_of",
     "kind_of",
@@ -76,6 +77,47 @@ def unit_of(path: Path) -> str:
     return "row" if kind_of(path) in (".parquet", ".xlsx") else "line"
 
 
+def columns_of(path: Path, reading: Reading, text_column: str) -> tuple[str, ...]:
+    """Return the names of a file's columns, in their order; those of .jsonl in its first record.
+
+    A .txt file has none, nor has a damaged .parquet, nor what can be read only once, such as a
+    pipe.
+
+    Args:
+        path: an existing file of a readable kind.
+        reading: takes a first row that cannot be read.
+        text_column: which of the columns should be there.
+
+    Raises:
+        ImportError: as for `read_records`.
+    """
+    kind = kind_of(path)
+    if kind not in READABLE[1:] or not path.is_file():
+        return ()
+    if kind == ".parquet":
+        return parquet_names(path)
+    if kind == ".xlsx":
+        return _sheet_names(next(sheet_rows(path, reading.take), (0, ()))[1])
+    if kind != ".jsonl":
+        return tuple(next(csv_rows(path, reading, (text_column,)), (0, []))[1])
+    for number, line in decoded_lines(path, reading):
+        if line.strip():
+            try:
+                return tuple(_json_object(f"{path}, line {number}", line))
+            except ValueError as error:
+                reading.take(error)
+                break
+    return ()
+
+
+def _sheet_names(header: Sequence[Any]) -> tuple[str, ...]:
+    names = ["" if name is None else str(name) for name in header]
+    # Cells without a value, such as those with a colour alone.
+    while names and not names[-1]:
+        names.pop()
+    return tuple(names)
+
+
 def read_records(
     path: Path, columns: Sequence[str], reading: Reading
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -103,30 +145,6 @@ def read_records(
         yield record
     if empty and reading.count == before:
         reading.take(_empty(path))
-
-
-def column_names(path: Path, reading: Reading, text_column: str) -> tuple[str, ...]:
-    """Return the names of a file's columns, of a .jsonl file the first object's keys; or none.
-
-    Args:
-        path: an existing file of a readable kind.
-        reading: how it is read; what is wrong with the file is left for those who read it.
-        text_column: which of the columns should be there.
-    """
-    reading, kind = reading.likewise(), kind_of(path)
-    if kind == ".parquet":
-        return parquet_names(path)
-    if kind == ".jsonl":
-        first = next((line for _, line in decoded_lines(path, reading) if line.strip()), "")
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(first)
-            return tuple(record) if isinstance(record, dict) else ()
-    if kind in (".csv", ".tsv"):
-        return tuple(next(csv_rows(path, reading, (text_column,)), (0, []))[1])
-    if kind == ".xlsx":
-        _, row = next(sheet_rows(path, reading.take), (0, ()))
-        return tuple("" if name is None else str(name) for name in row)
-    return ()
 
 
 def _empty(path: Path) -> ValueError:
@@ -194,8 +212,7 @@ def _sheet_records(
     _, header = next(rows, (0, None))
     if header is None:
         return
-    names = ["" if name is None else str(name) for name in header]
-    positions = column_positions(path, columns, names, COLUMN_ARGUMENTS)
+    positions = column_positions(path, columns, _sheet_names(header), COLUMN_ARGUMENTS)
     for number, row in rows:
         # Blank cells at its end a row need not have.
         text, *others = (row[n] if n < len(row) else None for n in positions)
@@ -361,19 +378,25 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ...]:
+def _json_object(where: str, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON ({error}); one object a line") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {line.strip()!r:.60}, expected a JSON object")
+    return record
+
+
+def _json_values(where: str, line: str, columns: Sequence[str]) -> tuple[Any, ...]:
+    record = _json_object(where, line)
     if isinstance(record, _Repeating):
         column_positions(where, columns, record.names)
     values = checked_record(where, columns, record, COLUMN_ARGUMENTS)
     if "\\u" not in line:
         return values
-    if any(isinstance(label, str) and SURROGATE.search(label) for label in values[1:2]):
+    labels = () if isinstance(columns[-1], Kept) else values[1:2]
+    if any(isinstance(label, str) and SURROGATE.search(label) for label in labels):
         raise ValueError(
             f"{where}: {columns[1]!r} is {values[1]!r:.60}, half a character, expected whole ones; "
             "write the label anew"

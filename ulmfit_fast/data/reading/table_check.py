@@ -24,7 +24,7 @@ from ulmfit_fast.data.columns import (
 )
 from ulmfit_fast.data.reading.corpus import checked_path
 from ulmfit_fast.data.reading.lines import Reading, usual_delimiter
-from ulmfit_fast.data.reading.records import column_names, kind_of, read_records, unit_of
+from ulmfit_fast.data.reading.records import columns_of, kind_of, read_records, unit_of
 from ulmfit_fast.data.tokens.spacy_words import count_spacy_words
 from ulmfit_fast.data.tokens.texts import text_blocks
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
@@ -203,7 +203,7 @@ def check_table(
         raise ValueError(f"{file} is a directory, expected a file; pass one that is in it")
     reading = Reading("skip", delimiter, encoding)
     reading.tells = False
-    names = column_names(file, reading, text_column)
+    names = columns_of(file, reading.likewise(), text_column)
     if label_column is None and "label" in names:
         label_column = "label"
     wanted = [text_column] if label_column is None else [text_column, label_column]
