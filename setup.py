@@ -15,10 +15,12 @@ VERSION = Path(__file__).with_name("ulmfit_fast") / "system" / "version.py"
 TEXT = ["tokenizers>=0.20", "safetensors>=0.4.3", "typer>=0.12", "rich>=13"]
 SKLEARN = [*TEXT, "scikit-learn>=1.4"]
 DATASETS = [*TEXT, "pyarrow>=15", "datasets>=2.18"]
+EXCEL = [*TEXT, "openpyxl>=3.1"]
 SPACY = [*TEXT, "spacy>=3.8,<4"]
 DEMO = [*SKLEARN, "jinja2>=3.1", "matplotlib>=3.8", "networkx", "sympy"]
 TEST = [
     *DEMO,
+    "openpyxl>=3.1",
     "pyarrow>=15",
     "pandas>=2",
     "pytest>=8",
@@ -57,6 +59,7 @@ setup(
         "text": TEXT,
         "sklearn": SKLEARN,
         "datasets": DATASETS,
+        "excel": EXCEL,
         "spacy": SPACY,
         "hub": [*TEXT, "huggingface_hub>=0.23"],
         "compat": [*SPACY, "fastai>=2.8.7", "accelerate>=1"],

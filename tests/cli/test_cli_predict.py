@@ -166,6 +166,81 @@ def test_parquet_and_pipes_keep_columns(made, tmp_path):
     writer.join()
 
 
+FORMS = [
+    ("in.csv", ";", "cp1252", ()),
+    ("in.tsv", "\t", "utf-8", ()),
+    ("in.csv", "\t", "utf-16", ()),
+    ("in.csv", ":", "cp850", ("--delimiter", ":", "--encoding", "cp850")),
+]
+
+
+@pytest.mark.parametrize(("name", "sign", "encoding", "options"), FORMS)
+def test_kept_columns_are_read_as_the_texts_are(
+    made, tmp_path, caplog, name, sign, encoding, options
+):
+    rows = [
+        ("ID", "corpo", "preço"),
+        ("ã1", "a fine film", "9,50 maçãs"),
+        ("2", "a dull, long story", "não"),
+    ]
+    path = tmp_path / name
+    path.write_bytes("".join(f"{sign.join(row)}\n" for row in rows).encode(encoding))
+    options = ("--text-column", "corpo", *options)
+    found = answered(made, path, "--keep", "all", *options)
+    assert [tuple(row.values())[:3] for row in found] == rows[1:] and tuple(found[0])[:3] == rows[0]
+    assert [row["label"] for row in found] == ["1", "0"]
+    is_said = not (sign == "\t" and encoding == "utf-8") and len(options) == 2
+    assert [path.name in record.getMessage() for record in caplog.records] == [True] * is_said
+    assert [row["preço"] for row in answered(made, path, "--keep", "preço", *options)] == [
+        row[2] for row in rows[1:]
+    ]
+    assert [row["ID"] for row in answered(made, path, *options)] == ["ã1", "2"]
+
+
+def test_kept_columns_of_excel(made, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl reads Excel's files")
+    book, path = openpyxl.Workbook(), tmp_path / "in.xlsx"
+    rows = [("id", "text", "preço"), (1, "a fine film", 9.5), (None, "a dull film", "não")]
+    for row in rows:
+        book.active.append(row)
+    # A cell beside the header that is only coloured.
+    book.active.cell(1, 4).fill = openpyxl.styles.PatternFill("solid", "ff0000")
+    book.active.cell(1, 5).fill = openpyxl.styles.PatternFill("solid", "ff0000")
+    book.save(path)
+    found = answered(made, path, "--keep", "all", format="jsonl")
+    assert list(found[0]) == ["id", "text", "preço", "label", "probability"]
+    assert [tuple(row.values())[:3] for row in found] == rows[1:]
+    assert [row["id"] for row in answered(made, path)] == ["1", ""]
+
+
+def test_a_pipe_without_a_kept_column_names_no_option_of_others(made, tmp_path):
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("text,n\na fine film,1\n",))
+    writer.start()
+    result = run("predict", "--model", made / "model", "--text", pipe, "--keep", "id")
+    writer.join()
+    assert result.exit_code == 2 and "has no column 'id'; its columns are" in result.stderr
+    assert result.stderr.endswith("; pass the name of one\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16", "cp850"])
+def test_standard_input_is_in_any_encoding(made, monkeypatch, encoding):
+    said = []
+    real = predictor.read_texts
+    monkeypatch.setattr(predictor, "read_texts", lambda rows, **form: real(tee(rows, said), **form))
+    options = ("--encoding", encoding) if encoding == "cp850" else ()
+    content = "é só um filme\nnão é ação\n"
+    assert len(answered(made, "-", *options, input=content.encode(encoding))) == 2
+    assert [row["text"] for row in said] == content.splitlines()
+
+
+def tee(values, seen):
+    for value in values:
+        seen.append(value)
+        yield value
+
+
 def test_standard_input_is_texts_one_a_line(made):
     rows = answered(made, "-", input="a fine film\n\nolá\r\na dull, long story".encode())
     assert len(rows) == 3
@@ -264,8 +339,8 @@ def test_int8(made):
     ("options", "message"),
     [
         (("--format", "tsv"), "--format is 'tsv', expected csv or jsonl"),
-        (("--chunk-size", 0), "chunk_size is 0, expected at least 1"),
-        (("--batch-size", 0), "batch_size is 0, expected at least 1"),
+        (("--chunk-size", 0), "--chunk-size is 0, expected at least 1"),
+        (("--batch-size", 0), "--batch-size is 0, expected at least 1"),
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(made, tmp_path, options, message):

@@ -116,7 +116,7 @@ def test_an_interruption_leaves_nothing(
         (["--tokenizer", "bpe"], "kind is 'bpe', expected 'word'"),
         (["--tokenizer", "missing.json"], "missing.json"),
         (["--workers", "0"], "workers is 0"),
-        (["--max-vocab", "3"], "max_vocab is 3"),
+        (["--max-vocab", "3"], "--max-vocab is 3"),
     ],
     ids=["missing", "kind", "json", "workers", "max-vocab"],
 )

@@ -144,8 +144,10 @@ def test_a_name_that_differs_by_blanks_or_case_is_told(tmp_path: Path, header: s
     for source in sources:
         with pytest.raises(ValueError, match="has no column 'text'") as caught:
             list(read_texts(source))
+        argument = " as text_column=" if source is path else ""
         assert str(caught.value).endswith(
-            f"its columns are {header!r}, 'label'; pass the name of one, such as {header!r}"
+            f"its columns are {header!r}, 'label'; pass the name of one{argument}, "
+            f"such as {header!r}"
         )
     assert read_labelled(path, header) == (["a"], ["+"])
 

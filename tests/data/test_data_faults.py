@@ -17,18 +17,19 @@ from ulmfit_fast.data.reading.published import LAYOUTS, read_ag_news, read_imdb,
 from ulmfit_fast.training.settings import TrainingSettings
 from ulmfit_fast.training.stages import training_stream
 
-GOOD = ["first text", "second text"]
+# With accents in UTF-8, which make it the encoding of the files.
+GOOD = ["first text", "second téxt"]
 
 
 def line_file(kind: str, *bad: bytes) -> bytes:
     """A file with a good text on either side of the bad lines."""
     if kind == "txt":
-        first, last = b"first text\n", b"second text\n"
+        first, last = b"first text\n", "second téxt\n"
     elif kind == "csv":
-        first, last = b"text,n\nfirst text,1\n", b"second text,2\n"
+        first, last = b"text,n\nfirst text,1\n", "second téxt,2\n"
     else:
-        first, last = b'{"text": "first text"}\n', b'{"text": "second text"}\n'
-    return first + b"".join(bad) + last
+        first, last = b'{"text": "first text"}\n', '{"text": "second téxt"}\n'
+    return first + b"".join(bad) + last.encode()
 
 
 # Name, content, and what is told of the one row that cannot be read between two good ones.
@@ -36,7 +37,7 @@ ROWS = [
     pytest.param(
         "a.txt",
         line_file("txt", b"caf\xe9\n"),
-        r"a\.txt, line 2: byte 0xe9 is not UTF-8 \(offset 14 of the text\); save as UTF-8",
+        r"a\.txt, line 2: byte 0xe9 is not UTF-8 \(offset 14 of the text\); save as UTF-8, or",
         id="txt-utf8",
     ),
     pytest.param("a.csv", line_file("csv", b"caf\xe9,3\n"), "line 3: byte 0xe9", id="csv-utf8"),
@@ -141,23 +142,12 @@ def test_a_quote_that_does_not_end_costs_its_line_alone(tmp_path: Path) -> None:
         list(read_texts(path))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le"])
-@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
-def test_utf_16(tmp_path: Path, name: str, encoding: str) -> None:
-    (tmp_path / name).write_bytes('{"text": "first"}\ntext\n'.encode(encoding))
-    with pytest.raises(ValueError, match=r"line 1: the file is in UTF-16, .*iconv -f UTF-16"):
-        list(read_texts(tmp_path / name))
-    good = tmp_path / "b.txt"
-    good.write_text("good")
-    assert list(read_texts([tmp_path / name, good], on_error="skip")) == ["good"]
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.txt", b"\xef\xbb\xbffirst text\r\nsecond text\r\n"),
-        ("a.csv", b"\xef\xbb\xbftext,n\r\nfirst text,1\r\nsecond text,2\r\n"),
-        ("a.jsonl", b'\xef\xbb\xbf{"text": "first text"}\r\n{"text": "second text"}\r\n'),
+        ("a.txt", "\ufefffirst text\r\nsecond téxt\r\n".encode()),
+        ("a.csv", "\ufefftext,n\r\nfirst text,1\r\nsecond téxt,2\r\n".encode()),
+        ("a.jsonl", '\ufeff{"text": "first text"}\r\n{"text": "second téxt"}\r\n'.encode()),
     ],
 )
 def test_marks_of_utf_8_and_windows_line_ends(tmp_path: Path, name: str, content: bytes) -> None:
@@ -202,7 +192,9 @@ def test_what_is_never_skipped(tmp_path: Path, on_error: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is a directory with files of none of \.txt"):
         list(read_texts(tmp_path / "empty", on_error=on_error))
-    with pytest.raises(ValueError, match="on_error is 'ignore', expected 'raise' or 'skip'"):
+    with pytest.raises(
+        ValueError, match="on_error is 'ignore', expected 'raise', 'skip' or 'skip_few'"
+    ):
         read_texts(["a"], on_error="ignore")
 
 
@@ -211,7 +203,7 @@ def test_what_is_never_skipped(tmp_path: Path, on_error: str) -> None:
 )
 def test_a_csv_without_a_good_header(tmp_path: Path, header: bytes, message: str) -> None:
     path, good = tmp_path / "a.csv", tmp_path / "b.csv"
-    path.write_bytes(header + b"first text,1\n")
+    path.write_bytes(header + "téxt,1\n".encode())
     good.write_bytes(b"text\ngood\n")
     with pytest.raises(ValueError, match=f"line 1: {message}"):
         list(read_texts(path))

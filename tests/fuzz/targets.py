@@ -240,6 +240,8 @@ def seeds(name: str) -> list[bytes]:
             b'text,label\n"a ""b"", c",x\nd,y\n',
             b'"1","a","b"\n"2","c\nd","e"\n',
             b'text\n"a\n',
+            b"sep=;\ntext;n\nn\xe3o, \xe9;1\n",
+            "text\tn\né\t1\n".encode("utf-16"),
         ],
         "jsonl": [rows, b'{"text": "\\ud83d \\u0000"}\n', b'{"text": null}\n[1]\n'],
         "gz": [gzip.compress(b"\n".join(texts))],

@@ -124,15 +124,13 @@ def test_arguments_of_another_kind_are_named() -> None:
 
 @pytest.mark.parametrize("sign", [";", "\t", "|"])
 @pytest.mark.parametrize("names", [["text", "label"], ["id", "text", "label"]])
-def test_a_csv_of_another_delimiter_is_told_so(tmp_path: Path, sign: str, names: list) -> None:
+def test_a_csv_of_another_delimiter_is_read(tmp_path: Path, sign: str, names: list) -> None:
     path = tmp_path / "a.csv"
     path.write_text("".join(sign.join(row) + "\n" for row in (names, ["a, b"] * len(names))))
-    message = rf"no column 'text'; its .*; separate its fields by commas instead of {sign!r}"
-    for read in (read_labelled, lambda p: list(read_texts(p))):
-        with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
-            read(path)
+    assert read_labelled(path) == (["a, b"], ["a, b"]) and list(read_texts(path)) == ["a, b"]
     path.write_text("a;b,c\n1,2\n")
-    with pytest.raises(ValueError, match=r"its columns are 'a;b', 'c'; pass the name of one$"):
+    message = r"its columns are 'a;b', 'c'; pass the name of one as text_column=$"
+    with pytest.raises(ValueError, match=message):
         read_labelled(path)
 
 
@@ -203,7 +201,7 @@ def test_a_store_or_a_model_is_no_text(folder: Path) -> None:
 def test_the_nearest_class_is_named(folder: Path, labels: list, given: str, near: str) -> None:
     rows = [{"text": text, "label": y} for text, y in zip(TEXTS, labels * 6, strict=True)]
     (folder / "near.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    message = f"class_weight has {given!r}, which is no class of the texts; their classes are "
+    message = f"--class-weight has {given!r}, which is no class of the texts; their classes are "
     for command in ("fit-classifier --out @no", "find-lr --label-column label --out @no.svg"):
         arguments = f"{command} --model @lm --text @near.jsonl".replace("@", f"{folder}/").split()
         done = CliRunner().invoke(app, [*arguments, "--class-weight", f"{given}=2"])

@@ -6,12 +6,13 @@ import inspect
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
@@ -40,7 +41,7 @@ __all__ = [
     "Precision",
     "Seed",
     "SkipBadRows",
-    "TextColumn",
+    "TableOptions",
     "TextFiles",
     "WeightColumn",
     "check_again",
@@ -52,18 +53,21 @@ __all__ = [
     "class_weight_of",
     "flat",
     "guarded",
+    "in_flags",
     "names_in",
     "on_error",
     "say",
     "say_next",
     "typer",
+    "without_number",
 ]
 
 TextFiles = Annotated[
     list[Path],
     typer.Option(
         "--text",
-        help=".txt (one text a line), .csv, .jsonl, .parquet, or a folder of them; repeatable.",
+        help=".txt (one text a line), .csv, .tsv, .xlsx, .jsonl, .parquet, or a folder of them; "
+        "repeatable.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Directory of the model that is written.")]
@@ -74,13 +78,13 @@ Overwrite = Annotated[
 Model = Annotated[Path, typer.Option("--model", help="Directory of a saved model.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of a batch.")]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes weights, masks and order.")]
-TextColumn = Annotated[str, typer.Option("--text-column", help="Column of .csv and .jsonl files.")]
-LabelColumn = Annotated[
-    str, typer.Option("--label-column", help="Column of .csv and .jsonl files.")
-]
+LabelColumn = Annotated[str, typer.Option("--label-column", help="Column of the labels.")]
 SkipBadRows = Annotated[
     bool,
-    typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read; tell in the end."),
+    typer.Option(
+        "--skip-bad-rows",
+        help="Leave out rows that cannot be read, 5 % of all at most; tell in the end.",
+    ),
 ]
 ClassWeight = Annotated[
     list[str] | None,
@@ -98,6 +102,39 @@ Precision = Annotated[
     typer.Option("--precision", help="float32 or bfloat16, on a GPU also float16; float32."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; found when not given.")]
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How the files of texts are written."""
+
+    text_column: Annotated[
+        str, typer.Option("--text-column", help="Column of the texts, where files have columns.")
+    ] = "text"
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            "--delimiter", help="Between the columns of .csv and .tsv; found when not given."
+        ),
+    ] = None
+    encoding: Annotated[
+        str | None,
+        typer.Option("--encoding", help="Of text files, such as cp1252; found when not given."),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as `read_texts` takes them."""
+        return dict(vars(self))
+
+    def options(self) -> list[str]:
+        """Return those that were given, as a shell takes them."""
+        given = [(own, getattr(self, own.name)) for own in fields(TableOptions)]
+        return [
+            part
+            for own, value in given
+            if value != own.default
+            for part in (f"--{own.name.replace('_', '-')}", value)
+        ]
 
 
 def say(line: str) -> None:
@@ -152,6 +189,8 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     @wraps(command)
     @_utf8_output()
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        _flags.clear()
+        _flags.update(_flags_of(command))
         for name, value in kwargs.items():
             if isinstance(value, Path):
                 kwargs[name] = user_path(value)
@@ -171,12 +210,12 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise typer.Exit(_BROKEN_PIPE) from None
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-            say(f"error: {_in_one_line(str(error))}")
+            say(f"error: {_in_one_line(in_flags(without_number(error)))}")
             raise typer.Exit(2) from None
         except (RuntimeError, MemoryError) as error:
             # PyTorch's messages can go on for pages; the first line says what there is to say.
             lines = str(error).strip().splitlines() or ["out of memory"]
-            say(f"error: {_in_one_line(lines[0]):.300}")
+            say(f"error: {_in_one_line(in_flags(lines[0])):.300}")
             raise typer.Exit(2) from None
 
     return run
@@ -215,6 +254,71 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+# Of the command that runs: its parameters, each with its option.
+_flags: dict[str, str] = {}
+_STAGES = {
+    "pretrain": "pretrain",
+    "fine_tune_lm": "fine-tune",
+    "fit_classifier": "fit-classifier",
+}
+_CALL = re.compile(rf"\bcall ({'|'.join(_STAGES)})(?:\([^)]*\))?(?: or load\(dir\))?(?: first)?")
+
+
+def _flags_of(command: Callable[..., None]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        for option in getattr(hint, "__metadata__", ()):
+            # Typer has the first name in the place of a default until it builds the command.
+            words = [str(word) for word in (option.default, *(option.param_decls or ()))]
+            found.update((name, word) for word in words[:1] if word.startswith("--"))
+    return found
+
+
+def in_flags(text: str) -> str:
+    """Return what a message says to a caller of Python as it is said in the shell.
+
+    Arguments become the options of the command that runs: where they stand with a sign of equality,
+    begin the message, or have a name that is no word; other settings are those of `--set`.
+
+    >>> _flags.update({"text_column": "--text-column", "lr": "--lr"})
+    >>> in_flags("pass text_column='body'"), in_flags("lr is 0"), in_flags("there is no lr")
+    ("pass --text-column 'body'", '--lr is 0', 'there is no lr')
+    >>> in_flags("there is no classifier yet; call fit_classifier(texts, labels) first")
+    'there is no classifier yet; run ulmfit-fast fit-classifier first'
+    """
+    text = _CALL.sub(lambda call: f"run ulmfit-fast {_STAGES[call[1]]} first", text)
+    flags = dict(_flags)
+    if flags.get("settings") == "--set":
+        from ulmfit_fast.training.settings import TrainingSettings
+
+        flags = {name: f"--set {name}" for name in TrainingSettings.__dataclass_fields__} | flags
+    if not flags:
+        return text
+    odd = "|".join(name for name in _flags if "_" in name) or "$."
+    pattern = re.compile(
+        rf"(?<![\w./'\"-])(?:(?P<given>{'|'.join(flags)})=(?P<value>(?=[\w'\"(\[]))?"
+        rf"|(?P<first>(?<!.)(?:{'|'.join(flags)}))(?= (?:is|has|must|should)\b)"
+        rf"|(?<!, )(?P<odd>{odd})(?![\w./'\"=-])(?:\[(?P<key>[^]]*)\])?)"
+    )
+
+    def flag(found: re.Match[str]) -> str:
+        own = flags[found["given"] or found["first"] or found["odd"]]
+        between = "=" if own.startswith("--set ") else " "
+        if found["key"] is not None:
+            return f"{own} {found['key']}"
+        return own + between * (found["value"] is not None)
+
+    return pattern.sub(flag, text)
+
+
+def without_number(error: BaseException) -> str:
+    """Return the text of an error; that of the system without its number and Python's brackets."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        reason = error.strerror[:1].lower() + error.strerror[1:]
+        return reason if error.filename is None else f"{error.filename}: {reason}"
+    return str(error)
+
+
 def _in_one_line(text: str) -> str:
     """Return an error's text without line ends, nor signs that a terminal acts on."""
     return "".join(
@@ -223,9 +327,9 @@ def _in_one_line(text: str) -> str:
     )
 
 
-def on_error(skip_bad_rows: bool) -> Literal["raise", "skip"]:
+def on_error(skip_bad_rows: bool) -> Literal["raise", "skip_few"]:
     """Return `on_error` of `read_texts`."""
-    return "skip" if skip_bad_rows else "raise"
+    return "skip_few" if skip_bad_rows else "raise"
 
 
 def class_weight_of(given: list[str] | None) -> Literal["balanced"] | dict[str, float] | None:

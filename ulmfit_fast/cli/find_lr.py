@@ -12,11 +12,12 @@ from ulmfit_fast.cli.app import (
     Model,
     Overwrite,
     Seed,
-    TextColumn,
+    TableOptions,
     TextFiles,
     WeightColumn,
     check_out_file,
     class_weight_of,
+    flat,
     say,
     say_next,
     typer,
@@ -25,7 +26,9 @@ from ulmfit_fast.cli.app import (
 __all__ = ["find_lr"]
 
 
+@flat
 def find_lr(
+    *,
     model: Model,
     text: TextFiles,
     out: Annotated[Path, typer.Option("--out", help="Picture of the curve, .png or .svg.")],
@@ -45,7 +48,7 @@ def find_lr(
     ] = 0,
     steps: Annotated[int, typer.Option("--steps", help="Steps at most.")] = 100,
     seed: Seed = 0,
-    text_column: TextColumn = "text",
+    table: TableOptions,
     device: Device = None,
 ) -> None:
     """Find a learning rate for a language model, or for a classifier on its encoder.
@@ -75,10 +78,10 @@ def find_lr(
     trained: LanguageModel | TextClassifier = learner.language_model
     classes, weights = None, None
     if label_column is None:
-        corpus = list(read_texts(text, text_column=text_column))
+        corpus = list(read_texts(text, **table.arguments()))
     else:
         read = labelled_texts(
-            text, None, None, weight_column, text_column=text_column, label_column=label_column
+            text, None, None, weight_column, label_column=label_column, **table.arguments()
         )
         names = classes_of(read[1])
         corpus, labels, weights = weighed(read[0], read[1], class_weights, read[2])
@@ -108,8 +111,7 @@ def find_lr(
         f"{len(result.lrs)} steps is in {out}"
     )
     files: list[object] = [part for path in text for part in ("--text", path)]
-    if text_column != "text":
-        files += ["--text-column", text_column]
+    files += table.options()
     if label_column is None:
         say_next("fine-tune", "--model", model, *files, "--lr", rate, "--out", f"{model}-tuned")
     else:

@@ -18,9 +18,10 @@ from ulmfit_fast.cli.app import (
     Device,
     Model,
     Overwrite,
-    TextColumn,
+    TableOptions,
     check_out_file,
     check_standard_output,
+    flat,
     say,
     typer,
 )
@@ -37,7 +38,9 @@ _UNSURE = "unsure"
 _NAMES = ("label", "probability", "top", "probabilities")
 
 
+@flat
 def predict(
+    *,
     model: Model,
     texts: Annotated[
         list[str] | None,
@@ -47,8 +50,8 @@ def predict(
         list[Path] | None,
         typer.Option(
             "--text",
-            help=".txt (one text a line), .csv, .jsonl, .parquet, or a folder of them; repeatable. "
-            "- is standard input, one text a line.",
+            help=".txt (one text a line), .csv, .tsv, .xlsx, .jsonl, .parquet, or a folder of "
+            "them; repeatable. - is standard input, one text a line.",
         ),
     ] = None,
     out: Annotated[
@@ -82,7 +85,7 @@ def predict(
     int8: Annotated[
         bool, typer.Option("--int8", help="LSTM weights in int8: faster on a CPU, less exact.")
     ] = False,
-    text_column: TextColumn = "text",
+    table: TableOptions,
     device: Device = None,
 ) -> None:
     """Write label and probability of each text, in the order of the texts, as they are read."""
@@ -97,7 +100,7 @@ def predict(
         learner = ULMFiT.load(model, device=device)
         if int8:
             learner = quantize(learner)
-        names, rows = _rows(texts, paths, keep, text_column)
+        names, rows = _rows(texts, paths, keep, table)
         waiting: deque[Sequence[Any]] = deque()
         predictions = learner.predict_stream(
             _read_ahead(rows, waiting), chunk_size=chunk_size, batch_size=batch_size
@@ -143,7 +146,7 @@ def _paths(texts: list[str] | None, given: list[Path] | None, keep: str | None) 
 
 
 def _rows(
-    texts: list[str] | None, paths: list[Path], keep: str | None, text_column: str
+    texts: list[str] | None, paths: list[Path], keep: str | None, table: TableOptions
 ) -> tuple[list[str], Iterable[tuple[str, Sequence[Any]]]]:
     """Return the names of the columns that are kept, and each text with what stands in them."""
     from ulmfit_fast.data.reading.corpus import kept_columns, read_rows
@@ -151,10 +154,10 @@ def _rows(
     if texts:
         return [], ((text, ()) for text in texts)
     try:
-        names = kept_columns(paths, keep)
+        names = kept_columns(paths, keep, **table.arguments())
     except ValueError as error:
         raise ValueError(f"--keep: {error}" if keep else error) from error
-    return names, read_rows(paths, names, text_column=text_column)
+    return names, read_rows(paths, names, **table.arguments())
 
 
 def _read_ahead(
@@ -214,7 +217,8 @@ def _format_of(asked: str | None, out: Path | None) -> str:
     if asked is not None and asked not in _FORMATS:
         raise ValueError(f"--format is {asked!r}, expected {' or '.join(_FORMATS)}")
     ending = "" if out is None else out.suffix.lower().removeprefix(".")
-    if ending in ("gz", "parquet") or (ending in _FORMATS and asked not in (None, ending)):
+    others = ("gz", "parquet", "tsv", "xlsx")
+    if ending in others or (ending in _FORMATS and asked not in (None, ending)):
         wanted = " or ".join(f".{name}" for name in ([asked] if asked else _FORMATS))
         raise ValueError(
             f"--out {out} ends in .{ending}, and {asked or 'csv or jsonl'} is written, expected "

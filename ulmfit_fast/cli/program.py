@@ -8,11 +8,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
-from ulmfit_fast.cli.app import check_standard_output, guarded, say, typer
+from ulmfit_fast.cli.app import check_standard_output, guarded, in_flags, say, typer, without_number
+from ulmfit_fast.cli.check import check
 from ulmfit_fast.cli.convert import convert
 from ulmfit_fast.cli.find_lr import find_lr
 from ulmfit_fast.cli.predict import predict
@@ -81,6 +82,24 @@ def _version(package: str) -> str:
         return f"{package} not installed"
 
 
+class _Log(logging.StreamHandler[Any]):
+    """Writes messages to standard error in the words of the shell, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        # What reads a file twice finds the same in it.
+        if text not in self._said:
+            self._said.add(text)
+            super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return in_flags(super().format(record))
+
+
 # In the order in which one needs them; a blank line between two lines is what keeps them apart.
 _WORKFLOW = (
     "From texts to answers:",
@@ -107,6 +126,7 @@ _GROUPS: dict[str, list[tuple[Callable[..., None], str]]] = {
         (generate, 'generate --model tuned --prompt "The film"'),
     ],
     "Data": [
+        (check, "check labelled.csv --label-column label"),
         (tokenize, "tokenize --text general.txt --out general-ids"),
         (convert, "convert --weights lstm_fwd.pth --vocab itos_wt103.pkl --out general"),
     ],
@@ -154,14 +174,14 @@ for group, commands in _GROUPS.items():
 def main() -> None:
     """Run the command line."""
     _open_standard_streams()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", handlers=[_Log()], level=logging.WARNING)
     logging.getLogger("ulmfit_fast.vocabulary").setLevel(logging.INFO)
     with launched():
         try:
             app()
         except OSError as error:
             # Of the help, which no command writes.
-            say(f"error: {error}")
+            say(f"error: {without_number(error)}")
             raise SystemExit(2) from None
 
 

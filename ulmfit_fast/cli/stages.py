@@ -19,7 +19,7 @@ from ulmfit_fast.cli.app import (
     Precision,
     Seed,
     SkipBadRows,
-    TextColumn,
+    TableOptions,
     TextFiles,
     WeightColumn,
     check_out,
@@ -90,15 +90,16 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class RowOptions:
-    """Which rows of the files are read."""
+class RowOptions(TableOptions):
+    """How the files of texts are written, and which of their rows are read."""
 
-    text_column: TextColumn = "text"
     skip_bad_rows: SkipBadRows = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return them as a stage of `ULMFiT` takes them."""
-        return {"text_column": self.text_column, "on_error": on_error(self.skip_bad_rows)}
+        """Return them as `read_texts` and the stages of `ULMFiT` take them."""
+        given = super().arguments()
+        skip = given.pop("skip_bad_rows")
+        return {**given, "on_error": on_error(skip)}
 
 
 def _epochs(default: int) -> Any:
@@ -174,11 +175,6 @@ def _reported(
     if world().rank == 0:
         say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
         say_next(*map(str, following))
-
-
-def _column(name: str) -> tuple[str, ...]:
-    """Return the option that names the column of texts, where it has to be named."""
-    return () if name == "text" else ("--text-column", name)
 
 
 @flat
@@ -279,7 +275,7 @@ def fine_tune(
     labelled = [path for path in text if kind_of(path) in READABLE[1:]] or [Path("labelled.csv")]
     following: list[object] = ["fit-classifier", "--model", out]
     following += [part for path in labelled for part in ("--text", path)]
-    following += [*_column(rows.text_column), "--out", f"{out}-classifier"]
+    following += [*rows.options(), "--out", f"{out}-classifier"]
     with _reported(learner, "fine_tune_lm", out, run, *following):
         learner.fine_tune_lm(_corpus(text), run=run, **rows.arguments(), **given)
 
@@ -318,7 +314,7 @@ def fit_classifier(
         class_weight=weights,
         weight_column=weight_column,
     )
-    files = ("--text", "new.csv", *_column(rows.text_column))
+    files = ("--text", "new.csv", *rows.options())
     following = ("predict", "--model", out, *files, "--out", "answers.csv")
     with _reported(learner, "fit_classifier", out, run, *following):
         learner.fit_classifier(

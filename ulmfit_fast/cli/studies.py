@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from ulmfit_fast.cli.app import (
     Device,
@@ -13,10 +13,11 @@ from ulmfit_fast.cli.app import (
     Overwrite,
     Precision,
     Seed,
-    TextColumn,
+    TableOptions,
     check_again,
     check_apart_from,
     check_writable,
+    flat,
     names_in,
     say,
     typer,
@@ -56,7 +57,9 @@ def demo(
 _FILES = ".txt (one text a line), .csv or .jsonl; repeatable."
 
 
+@flat
 def ablate(
+    *,
     task: Annotated[
         str,
         typer.Option("--task", help="swap, types, subpackages, or a .csv or .jsonl file of yours."),
@@ -89,7 +92,7 @@ def ablate(
     fine_tune_epochs: Annotated[
         int, typer.Option("--fine-tune-epochs", help="Passes over the text of the task.")
     ] = 1,
-    text_column: TextColumn = "text",
+    columns: TableOptions,
     label_column: LabelColumn = "label",
     seed: Seed = 0,
     device: Device = None,
@@ -130,7 +133,7 @@ def ablate(
     else:
         if not general:
             raise ValueError("a task of your own needs --general, text to pre-train on")
-        options: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
+        options = {**columns.arguments(), "label_column": label_column}
         read = own_task(own, general=general, target=target or (), test=test, seed=seed, **options)
     with held(out.resolve()):
         if overwrite:

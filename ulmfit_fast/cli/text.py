@@ -10,10 +10,11 @@ from ulmfit_fast.cli.app import (
     Device,
     Model,
     Overwrite,
-    TextColumn,
+    TableOptions,
     TextFiles,
     check_out_file,
     check_standard_output,
+    flat,
     say,
     typer,
 )
@@ -59,7 +60,9 @@ def generate(
         typer.echo(text)
 
 
+@flat
 def explain(
+    *,
     model: Model,
     text: TextFiles,
     out: Annotated[Path, typer.Option("--out", help="HTML page that is written.")],
@@ -73,7 +76,7 @@ def explain(
     ] = "gradient_x_input",
     limit: Annotated[int, typer.Option("--limit", help="Most texts on the page.")] = 100,
     batch_size: BatchSize = 16,
-    text_column: TextColumn = "text",
+    table: TableOptions,
     device: Device = None,
 ) -> None:
     """Write a page that colours each word by what it adds to the classifier's answer."""
@@ -88,7 +91,7 @@ def explain(
         raise ValueError(f"--limit is {limit}, expected at least 1")
     learner = ULMFiT.load(model, device=device)
     # With one text more, to know whether some are left out.
-    texts = list(islice(read_texts(text, text_column=text_column), limit + 1))
+    texts = list(islice(read_texts(text, **table.arguments()), limit + 1))
     # A label may be a number, which the command line gives as a string.
     classes = {str(known): known for known in learner.labels}
     wanted = None if label is None else classes.get(label, label)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ulmfit_fast.cli.app import (
     SkipBadRows,
-    TextColumn,
+    TableOptions,
     check_again,
     check_apart_from,
     check_writable,
+    flat,
     names_in,
     on_error,
     say,
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
     from ulmfit_fast.data import Tokenizer
     from ulmfit_fast.data.reading.lines import OnError
 
-__all__ = ["tokenize"]
+__all__ = ["tokenize", "tokenizer_of"]
 
 _LAYOUTS = "plain, wikitext, imdb, ag_news, dbpedia or yelp"
 
 
+@flat
 def tokenize(
+    *,
     text: Annotated[
         list[Path],
         typer.Option(
             "--text",
-            help=".txt (one text a line), .csv, .jsonl, .parquet, or a folder of .txt; repeatable.",
+            help=".txt (one text a line), .csv, .tsv, .xlsx, .jsonl, .parquet, or a folder of "
+            ".txt; repeatable.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Directory of the store that is written.")],
@@ -61,7 +65,7 @@ def tokenize(
         bool, typer.Option("--overwrite", "--anew", help="Replace what is there.")
     ] = False,
     skip_bad_rows: SkipBadRows = False,
-    text_column: TextColumn = "text",
+    table: TableOptions,
 ) -> None:
     """Turn a corpus, also one larger than memory, into ids."""
     from ulmfit_fast.data import Tokenizer, TokenStore, read_texts
@@ -82,7 +86,8 @@ def tokenize(
     try:
         found = _tokenizer(model, tokenizer)
         if found is None:
-            texts = read_texts(_source(text, layout, rows), text_column=text_column, on_error=rows)
+            again = _source(text, layout, rows)
+            texts = read_texts(again, on_error=rows, **table.arguments())
             say("learning the vocabulary")
             found = Tokenizer.train(texts, tokenizer, max_vocab, min_freq)  # type: ignore[arg-type]
         say(f"a {found.kind} tokenizer with a vocabulary of {len(found.vocab)}")
@@ -90,9 +95,9 @@ def tokenize(
             out,
             source,
             found,
-            text_column=text_column,
             on_error=rows,
             workers=workers,
+            **table.arguments(),
         )
     except KeyboardInterrupt:
         say("interrupted; nothing is written")
@@ -119,10 +124,23 @@ def _source(paths: list[Path], layout: str, rows: OnError) -> Any:
 def _tokenizer(model: Path | None, name: str) -> Tokenizer | None:
     """Return the tokenizer that is there already, or None if one is to be learnt."""
     if model is not None:
-        return read_version(model, _tokenizer_in)
+        return tokenizer_of(model)
     if not name.endswith(".json"):
         return None
     return _ours(user_path(name), or_theirs=True)
+
+
+def tokenizer_of(model: Path) -> Tokenizer:
+    """Return the tokenizer of a saved model or a store.
+
+    Args:
+        model: its directory.
+
+    Raises:
+        FileNotFoundError: if it has none.
+        ValueError: if it is damaged.
+    """
+    return read_version(model, _tokenizer_in)
 
 
 def _tokenizer_in(model: Path) -> Tokenizer:

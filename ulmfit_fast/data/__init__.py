@@ -9,6 +9,7 @@ from ulmfit_fast.data.batches import (
     concatenate_documents,
 )
 from ulmfit_fast.data.reading.corpus import read_labelled, read_texts, read_weighted
+from ulmfit_fast.data.reading.table_check import TableCheck, check_table
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.data.tokens.vocab import SPECIALS, Vocab, transfer_rows
@@ -19,9 +20,11 @@ __all__ = [
     "ClassifierBatch",
     "ClassifierBatches",
     "LMBatches",
+    "TableCheck",
     "TokenStore",
     "Tokenizer",
     "Vocab",
+    "check_table",
     "concatenate_documents",
     "read_labelled",
     "read_texts",

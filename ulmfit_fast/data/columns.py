@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "COLUMN_ARGUMENTS",
     "Kept",
     "Label",
     "LabelKinds",
@@ -23,6 +25,7 @@ __all__ = [
     "is_whole_float",
     "missing_label",
     "nearest",
+    "no_classes",
     "no_label",
     "shown",
     "weight_of",
@@ -31,6 +34,10 @@ __all__ = [
 Label = str | int
 # Of the columns of a file; a damaged record can have any number.
 _SHOWN = 100
+# Of so many a few classes can have one row each.
+_FEWEST_ROWS = 20
+# In the order in which columns are wanted everywhere.
+COLUMN_ARGUMENTS = ("text_column", "label_column", "weight_column")
 
 
 class Kept(str):
@@ -47,7 +54,10 @@ class MissingLabelError(TypeError, ValueError):
 
 
 def column_positions(
-    where: object, wanted: Sequence[Any], present: Collection[Any], mend: str | None = None
+    where: object,
+    wanted: Sequence[Any],
+    present: Collection[Any],
+    arguments: Sequence[str] = (),
 ) -> list[int]:
     """Return where the wanted columns stand; each has to be there once.
 
@@ -63,7 +73,7 @@ def column_positions(
         where: what has the columns, for the error.
         wanted: names of columns, those of a frame may be numbers or tuples.
         present: the names of all columns, in their order.
-        mend: of a name that is missing; None names the nearest.
+        arguments: that the wanted names were handed in by, for the error; fewer for none.
 
     Raises:
         ValueError: if a name is missing or occurs more than once; it names all columns.
@@ -72,7 +82,7 @@ def column_positions(
     # Looked up by hash: some names, such as pandas.NA, have no truth when they are compared.
     for position, name in enumerate(present):
         found.setdefault(name, []).append(position)
-    for column in wanted:
+    for number, column in enumerate(wanted):
         count = len(found.get(column, ())) if isinstance(column, Hashable) else 0
         if count != 1:
             names = ", ".join(f"{name!r:.60}" for name in list(present)[:_SHOWN]) or "none"
@@ -81,7 +91,9 @@ def column_positions(
                 has, mend = f"the column {column!r} {count} times", "rename or drop all but one"
             else:
                 has = f"no column {column!r}"
-                mend = mend or f"pass the name of one{nearest(column, found)}"
+                has_argument = number < len(arguments) and not isinstance(column, Kept)
+                argument = f" as {arguments[number]}=" if has_argument else ""
+                mend = f"pass the name of one{argument}{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
     return [found[column][0] for column in wanted]
 
@@ -89,10 +101,16 @@ def column_positions(
 def nearest(given: Any, names: Collection[Any]) -> str:
     """Return the end of an error of an unknown name: those that differ in blanks and case alone.
 
-    >>> nearest("true", [False, True]), nearest("yes", [False, True])
-    (', such as True', '')
+    Where there is none, it is the one that is written most like it.
+
+    >>> nearest("true", [False, True]), nearest("yes", [False, True]), nearest("text", ["texto"])
+    (', such as True', '', ", such as 'texto'")
     """
     near = [f"{name!r:.60}" for name in names if _folded(name) == _folded(given)]
+    if not near and isinstance(given, str):
+        written = {_folded(name): name for name in names if isinstance(name, str)}
+        close = difflib.get_close_matches(_folded(given), written, n=1, cutoff=0.75)
+        near = [f"{written[name]!r:.60}" for name in close]
     return f", such as {' or '.join(near[:3])}" if near else ""
 
 
@@ -131,9 +149,9 @@ def check_ordered(what: str, values: object) -> None:
 
 
 def checked_record(
-    where: str, columns: Sequence[str], record: Mapping[Any, Any]
+    where: str, columns: Sequence[str], record: Mapping[Any, Any], arguments: Sequence[str] = ()
 ) -> tuple[Any, ...]:
-    """Return the wanted values of a record with keys; see `checked_values`.
+    """Return the wanted values of a record with keys; see `checked_values`, `column_positions`.
 
     Raises:
         ValueError: if a key is missing.
@@ -141,7 +159,7 @@ def checked_record(
     values = [record[column] for column in columns if column in record]
     if len(values) < len(columns):
         needed = [column for column in columns if not isinstance(column, Kept)]
-        column_positions(where, needed, list(record))
+        column_positions(where, needed, list(record), arguments)
         values = [record.get(column) for column in columns]
     return checked_values(where, columns, values)
 
@@ -240,6 +258,25 @@ def shown(value: object) -> str:
     """
     value = value.item() if isinstance(value, np.generic) else value
     return " ".join(line.strip() for line in f"{value!r:.60}".splitlines())
+
+
+def no_classes(counts: Mapping[Any, int]) -> str | None:
+    """Return why values are no classes: more than half of them differ, among more than twenty.
+
+    >>> no_classes({f"ticket {n}": 1 for n in range(30)})
+    "30 different values in 30 rows, such as 'ticket 0', expected classes that many rows share"
+    >>> no_classes({"good": 20, "bad": 10})
+
+    Args:
+        counts: how often each value occurs.
+    """
+    rows = sum(counts.values())
+    if rows <= _FEWEST_ROWS or 2 * len(counts) <= rows:
+        return None
+    return (
+        f"{len(counts):,} different values in {rows:,} rows, such as {shown(next(iter(counts)))}, "
+        "expected classes that many rows share"
+    )
 
 
 class LabelKinds:

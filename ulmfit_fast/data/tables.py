@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_fast.data.columns import (
+    COLUMN_ARGUMENTS,
     Kept,
     check_ordered,
     checked_values,
@@ -21,7 +23,7 @@ from ulmfit_fast.data.columns import (
 )
 from ulmfit_fast.system.files import name_in_utf8
 
-__all__ = ["column_values", "is_table", "parquet_columns", "parquet_records", "table_records"]
+__all__ = ["column_values", "is_table", "parquet_names", "parquet_records", "table_records"]
 
 # At a time at most, so that memory does not grow with the table, nor with the length of its texts.
 _ROWS = 1_000
@@ -166,19 +168,31 @@ def _column(where: str, name: str, values: Any) -> Iterable[Any]:
     return column_values(values, name)
 
 
-def parquet_columns(path: Path) -> list[str]:
-    """Return the names of a Parquet file's columns; none where only reading it tells what is wrong.
+def parquet_names(path: Path) -> tuple[str, ...]:
+    """Return the names of a Parquet file's columns; none of a file that is damaged.
 
     Args:
         path: an existing file.
-    """
-    try:
-        from pyarrow import parquet
 
-        with name_in_utf8(path) as name:
-            return list(parquet.read_schema(name).names)
-    except (ImportError, OSError, ValueError):
-        return []
+    Raises:
+        ImportError: if the package pyarrow is missing.
+    """
+    pyarrow, parquet = _pyarrow(path)
+    damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+    with contextlib.suppress(*damage), name_in_utf8(path) as name:
+        return tuple(parquet.read_schema(name).names)
+    return ()
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs the package pyarrow; pip install 'ulmfit-fast[datasets]'"
+        ) from error
+    return pyarrow, parquet
 
 
 def parquet_records(
@@ -198,13 +212,7 @@ def parquet_records(
         ImportError: if the package pyarrow is missing.
         ValueError: if a column is missing, or there more than once.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{path} needs the package pyarrow; pip install 'ulmfit-fast[datasets]'"
-        ) from error
+    pyarrow, parquet = _pyarrow(path)
     damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     try:
         with name_in_utf8(path) as name:
@@ -214,7 +222,7 @@ def parquet_records(
         refuse(_damaged(f"{path} is no whole Parquet file", error))
         return
     with file:
-        column_positions(path, columns, present)
+        column_positions(path, columns, present, COLUMN_ARGUMENTS)
         names = None
         if len(columns) > 1 and not isinstance(columns[1], Kept):
             names = _class_names(_written_features(metadata), columns[1])

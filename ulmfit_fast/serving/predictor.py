@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, overload
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,8 @@ class Predictor:
     `chunk_size`, but for the rounding of products of other sizes: below 1e-5 in float32. Only a
     model in int8 measures its texts together, see `quantize`.
 
-    A string is a path where something of that name exists or it ends in .txt, .csv, .jsonl or
-    .parquet, with .gz behind it or without; any other string is one text.
+    A string is a path where something of that name exists or it ends in .txt, .csv, .tsv, .xlsx,
+    .jsonl or .parquet, with .gz behind it or without; any other string is one text.
 
     Attributes:
         labels: the classes, in the order of the probabilities.
@@ -57,16 +57,34 @@ class Predictor:
 
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, texts: str, *, text_column: str = "text", batch_size: int = 64
+        self,
+        texts: str,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
     ) -> Label | list[Label]: ...
 
     @overload
     def predict(
-        self, texts: Source, *, text_column: str = "text", batch_size: int = 64
+        self,
+        texts: Source,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
     ) -> list[Label]: ...
 
     def predict(
-        self, texts: Source, *, text_column: str = "text", batch_size: int = 64
+        self,
+        texts: Source,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
     ) -> Label | list[Label]:
         """Return the most probable label of each text, in the order of the texts.
 
@@ -81,7 +99,9 @@ class Predictor:
 
         Args:
             texts: what to classify, as `read_texts` takes it; or one text, see `Predictor`.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             batch_size: texts at a time; the result does not depend on it.
 
         Returns:
@@ -92,18 +112,32 @@ class Predictor:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
                 not finite.
         """
-        stream = self.predict_stream(texts, text_column=text_column, batch_size=batch_size)
+        stream = self.predict_stream(
+            texts,
+            text_column=text_column,
+            delimiter=delimiter,
+            encoding=encoding,
+            batch_size=batch_size,
+        )
         found = [prediction.label for prediction in stream]
         return found[0] if is_text(texts) else found
 
     def predict_proba(
-        self, texts: Source, *, text_column: str = "text", batch_size: int = 64
+        self,
+        texts: Source,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
     ) -> Probabilities:
         """Return the probability of each class, classes in the order of `labels`.
 
         Args:
             texts: what to classify, as `read_texts` takes it; or one text, see `Predictor`.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             batch_size: texts at a time; the result does not depend on it.
 
         Returns:
@@ -113,7 +147,8 @@ class Predictor:
             ValueError: if no classifier has been fitted, there are no texts, or a probability is
                 not finite.
         """
-        chunks = list(self._stream(texts, text_column, CHUNK_SIZE, batch_size))
+        form = {"text_column": text_column, "delimiter": delimiter, "encoding": encoding}
+        chunks = list(self._stream(texts, form, CHUNK_SIZE, batch_size))
         found = np.concatenate(chunks)  # (N, C)
         return found[0] if is_text(texts) else found
 
@@ -122,6 +157,8 @@ class Predictor:
         texts: Source,
         *,
         text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         chunk_size: int = CHUNK_SIZE,
         batch_size: int = 64,
     ) -> Iterator[Prediction]:
@@ -143,7 +180,9 @@ class Predictor:
         Args:
             texts: what to classify, as `read_texts` takes it; a generator is read as it goes. One
                 text, see `Predictor`, has one prediction.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             chunk_size: texts that are read ahead, fewer where they have more than a million
                 characters together. With 1 each text is answered before the next one is read.
             batch_size: texts of a chunk at a time.
@@ -155,11 +194,12 @@ class Predictor:
             ValueError: if no classifier has been fitted, or a size is below 1; and, as the texts
                 are read, what `read_texts` raises, and if a probability is not finite.
         """
-        chunks = self._stream(texts, text_column, chunk_size, batch_size)
+        form = {"text_column": text_column, "delimiter": delimiter, "encoding": encoding}
+        chunks = self._stream(texts, form, chunk_size, batch_size)
         return (self._prediction(row) for chunk in chunks for row in chunk)
 
     def _stream(
-        self, texts: Source, text_column: str, chunk_size: int, batch_size: int
+        self, texts: Source, form: Mapping[str, Any], chunk_size: int, batch_size: int
     ) -> Iterator[Probabilities]:
         """Check everything that can be checked now, and classify chunk by chunk later."""
         self._require_classifier()
@@ -167,7 +207,7 @@ class Predictor:
             if size < 1:
                 raise ValueError(f"{name} is {size}, expected at least 1")
         source = [texts] if is_text(texts) else texts
-        chunks = _chunks(read_texts(source, text_column=text_column), chunk_size)
+        chunks = _chunks(read_texts(source, **form), chunk_size)
         return self._checked(chunks, batch_size)
 
     def _checked(self, chunks: Iterable[list[str]], batch_size: int) -> Iterator[Probabilities]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ulmfit_fast.data.reading.corpus import read_labelled, read_texts
 from ulmfit_fast.studies.docstrings import Document, read_docstrings
@@ -228,6 +229,8 @@ def own_task(
     target: Sequence[str | os.PathLike[str]] = (),
     text_column: str = "text",
     label_column: str = "label",
+    delimiter: str | None = None,
+    encoding: str | None = None,
     test: int = 1000,
     seed: int = 0,
 ) -> Task:
@@ -239,6 +242,8 @@ def own_task(
         target: files of further text like that of the task; what is learned from is always read.
         text_column: column of the text.
         label_column: column of the label.
+        delimiter: of .csv and .tsv files, as for `data.read_texts`.
+        encoding: of text files, as for `data.read_texts`.
         test: texts to test on; no language model reads them.
         seed: decides the split.
 
@@ -249,17 +254,18 @@ def own_task(
         FileNotFoundError: if a file does not exist.
         ValueError: if there are too few texts, or a file is malformed.
     """
-    texts, labels = read_labelled([labelled], text_column, label_column)
+    form: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
+    texts, labels = read_labelled([labelled], text_column, label_column, **form)
     pairs = list(zip(texts, map(str, labels), strict=True))
     train, held_out = _divided(pairs, test, seed)
     tested = {text for text, _ in held_out}
-    more = [t for t in _read(target, text_column) if t not in tested]
+    more = [t for t in _read(target, text_column=text_column, **form) if t not in tested]
     own = [text for text, _ in train if text not in tested]
     task = Task(
         Path(labelled).stem,
         *_columns(train),
         *_columns(held_out),
-        [t for t in _read(general, text_column) if t not in tested],
+        [t for t in _read(general, text_column=text_column, **form) if t not in tested],
         [*more, *own],
     )
     for role, corpus in (("general", task.general), ("target", task.target)):
@@ -272,7 +278,5 @@ def own_task(
     return task
 
 
-def _read(files: Sequence[str | os.PathLike[str]], text_column: str) -> list[str]:
-    return (
-        list(read_texts([Path(file) for file in files], text_column=text_column)) if files else []
-    )
+def _read(files: Sequence[str | os.PathLike[str]], **form: Any) -> list[str]:
+    return list(read_texts([Path(file) for file in files], **form)) if files else []

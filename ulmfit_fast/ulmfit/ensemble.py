@@ -149,6 +149,8 @@ def fit_ensemble(
     fit_classifier: Mapping[str, Any] | None = None,
     text_column: str = "text",
     label_column: str = "label",
+    delimiter: str | None = None,
+    encoding: str | None = None,
     **options: Any,
 ) -> Ensemble:
     """Take a forward and a backward model through all stages of ULMFiT, and put them together.
@@ -175,8 +177,10 @@ def fit_ensemble(
         fine_tune_lm: arguments of `ULMFiT.fine_tune_lm`.
         fit_classifier: arguments of `ULMFiT.fit_classifier`, class_weight, sample_weight and
             weight_column among them.
-        text_column: column of .csv and .jsonl files.
-        label_column: column of .csv and .jsonl files.
+        text_column: column of a file or table.
+        label_column: column of a file or table.
+        delimiter: of .csv and .tsv files, as for `data.read_texts`.
+        encoding: of text files, as for `data.read_texts`.
         options: arguments of `ULMFiT`, such as preset, seed and device.
 
     Returns:
@@ -201,13 +205,18 @@ def fit_ensemble(
     class_weight, *weights = (
         last.pop(name, None) for name in ("class_weight", "sample_weight", "weight_column")
     )
+    form: dict[str, Any] = {
+        "text_column": text_column,
+        "delimiter": delimiter,
+        "encoding": encoding,
+    }
     corpus, own, sample_weight = labelled_texts(
-        texts, labels, *weights, text_column=text_column, label_column=label_column
+        texts, labels, *weights, label_column=label_column, **form
     )
     # Once for both models, and refused before the first is trained.
     last["sample_weight"] = text_weights(own, class_weight, sample_weight)
-    general = [] if pretrain_texts is None else list(_read(pretrain_texts, text_column))
-    target = corpus if fine_tune_texts is None else list(_read(fine_tune_texts, text_column))
+    general = [] if pretrain_texts is None else list(read_texts(pretrain_texts, **form))
+    target = corpus if fine_tune_texts is None else list(read_texts(fine_tune_texts, **form))
     for model in models:
         if pretrain_texts is not None:
             model.pretrain(general, **(pretrain or {}))
@@ -215,10 +224,6 @@ def fit_ensemble(
             model.fine_tune_lm(target, **(fine_tune_lm or {}))
         model.fit_classifier(corpus, own, **last)
     return Ensemble(models)
-
-
-def _read(texts: Texts, text_column: str) -> Iterable[str]:
-    return read_texts(texts, text_column=text_column)
 
 
 def _starting_points(

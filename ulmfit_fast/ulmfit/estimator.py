@@ -84,8 +84,9 @@ class ULMFiT(TextModel):
         1
 
     Texts are any iterable of str, or the path (or a list of paths) of .txt files with one text a
-    line, .csv, .jsonl or .parquet files, folders of texts, tables with a column of texts; see
-    `data.read_texts`. Language models also train on a `data.TokenStore`, which stays on disk.
+    line, .csv, .tsv, .xlsx, .jsonl or .parquet files, folders of texts, tables with a column of
+    texts; see `data.read_texts`. Language models also train on a `data.TokenStore`, which stays on
+    disk.
 
     Args:
         preset: a published recipe, "paper", "fastai07", "fastai_v2" or "multifit", or a
@@ -225,6 +226,8 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
@@ -235,8 +238,10 @@ class ULMFiT(TextModel):
             epochs: passes over it; None for the preset's, or 10.
             lr: largest learning rate, for all layers; None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `training.settings.TrainingSettings`.
 
@@ -252,7 +257,7 @@ class ULMFiT(TextModel):
         self.settings.language_model_config(drop_mult)  # refused before the texts are read
         if isinstance(run, Run):
             run.check("pretrain")
-        corpus = corpus_of(texts, text_column, on_error)
+        corpus = corpus_of(texts, text_column, on_error, delimiter=delimiter, encoding=encoding)
         with own_generators(self.seed, self.device):
             tokenizer = self._given_tokenizer or self._tokenizer_of("pretrain", run, corpus)
             config = self.settings.language_model_config(drop_mult, len(tokenizer.vocab))
@@ -270,6 +275,8 @@ class ULMFiT(TextModel):
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
@@ -286,8 +293,10 @@ class ULMFiT(TextModel):
             lr: largest learning rate, that of the last layer; lower layers have lr / 2.6 each.
                 None for the preset's, or 4e-3.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `training.settings.TrainingSettings`.
 
@@ -305,7 +314,7 @@ class ULMFiT(TextModel):
         self._require_language_model()
         if isinstance(run, Run):
             run.check("fine_tune_lm")
-        corpus = corpus_of(texts, text_column, on_error)
+        corpus = corpus_of(texts, text_column, on_error, delimiter=delimiter, encoding=encoding)
         with own_generators(self.seed + 1, self.device):
             if self.settings.tokenizer in ("word", "spacy"):
                 tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
@@ -318,12 +327,21 @@ class ULMFiT(TextModel):
             self._train_lm("fine_tune_lm", "fine-tuning", tokenizer, model, corpus, training, run)
         return self
 
-    def use_vocabulary_of(self, texts: Texts, *, text_column: str = "text") -> ULMFiT:
+    def use_vocabulary_of(
+        self,
+        texts: Texts,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+    ) -> ULMFiT:
         """Carry the language model over to the vocabulary of other texts, untrained.
 
         Args:
             texts: where the new vocabulary comes from.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
 
         Returns:
             The object itself.
@@ -332,7 +350,7 @@ class ULMFiT(TextModel):
             ValueError: if there is no language model yet, or no text.
         """
         self._require_language_model()
-        corpus = corpus_of(texts, text_column)
+        corpus = corpus_of(texts, text_column, delimiter=delimiter, encoding=encoding)
         tokenizer = self._train_tokenizer(corpus)
         with own_generators():
             self._adopt(Trained(tokenizer, self._carried_over(tokenizer)))
@@ -420,6 +438,8 @@ class ULMFiT(TextModel):
         label_column: str = "label",
         weight_column: str | None = None,
         on_error: OnError = "raise",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         run: Run | DryRun | None = None,
         **settings: Any,
     ) -> ULMFiT:
@@ -459,11 +479,13 @@ class ULMFiT(TextModel):
                 out; or None.
             sample_weight: a number for each text, in a list, an array, a table with a column
                 "weight" (or `weight_column`) or the like; or None.
-            text_column: column of .csv and .jsonl files.
-            label_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            label_column: column of a file or table.
             weight_column: column of the weights of texts, where labels are read from a column, or
                 of a table in sample_weight; or None.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
             settings: further fields of `training.settings.TrainingSettings`.
 
@@ -495,6 +517,8 @@ class ULMFiT(TextModel):
             text_column=text_column,
             label_column=label_column,
             on_error=on_error,
+            delimiter=delimiter,
+            encoding=encoding,
         )
         classes = classes_of(own)
         check_labels(Place("the classes", "write it in another way"), classes)

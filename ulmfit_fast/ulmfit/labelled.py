@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from ulmfit_fast.data.columns import (
     is_missing,
     missing_label,
     nearest,
+    no_classes,
     shown,
     weight_of,
 )
@@ -55,6 +57,8 @@ def labelled_texts(
     text_column: str = "text",
     label_column: str = "label",
     on_error: OnError = "raise",
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[list[str], list[Label], Iterable[float] | None]:
     """Return texts, a label for each and their weights, as passed or from columns.
 
@@ -66,7 +70,9 @@ def labelled_texts(
             None.
         text_column: of the texts.
         label_column: of the labels.
-        on_error: "raise" or "skip".
+        on_error: as for `read_texts`.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
 
     Raises:
         TypeError: if a label is neither a str nor an int nor a bool.
@@ -81,12 +87,13 @@ def labelled_texts(
             f"weight_column is {weight_column!r} beside {given}, expected both in columns of the "
             f"texts or both passed; leave out {'one' if labels is None else 'weight_column'}"
         )
+    form: dict[str, Any] = {"on_error": on_error, "delimiter": delimiter, "encoding": encoding}
     if weight_column is not None:
-        return read_weighted(texts, text_column, label_column, weight_column, on_error=on_error)
+        return read_weighted(texts, text_column, label_column, weight_column, **form)
     if labels is None:
-        return *read_labelled(texts, text_column, label_column, on_error=on_error), sample_weight
+        return *read_labelled(texts, text_column, label_column, **form), sample_weight
     check_ordered("texts", texts)
-    corpus = list(read_texts(texts, text_column=text_column, on_error=on_error))
+    corpus = list(read_texts(texts, text_column=text_column, **form))
     own = plain_labels(labels, label_column)
     if len(corpus) != len(own):
         raise ValueError(
@@ -177,11 +184,15 @@ def classes_of(labels: Collection[Label]) -> list[Label]:
         labels: of the texts.
 
     Raises:
-        ValueError: if there is one class only.
+        ValueError: if there is one class only, or so many that the labels are none.
     """
-    classes = sorted(set(labels), key=lambda label: (str(type(label)), label))
+    counts = Counter(labels)
+    classes = sorted(counts, key=lambda label: (str(type(label)), label))
     if len(classes) < 2:
         raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
+    fault = no_classes(counts)
+    if fault is not None:
+        raise ValueError(f"labels hold {fault}; pass another column as label_column=")
     joined = [label for label in labels if isinstance(label, str) and _SEPARATOR in label]
     if 10 * len(joined) >= len(labels):
         _log.warning(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ulmfit_fast.data.columns import nearest
 from ulmfit_fast.data.tokens.vocab import SPECIALS, check_vocabulary_limits
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.nn.vocabulary import drawn_anew
@@ -246,11 +247,17 @@ def _plain(value: Any) -> Any:
 
 def training_settings(**values: Any) -> TrainingSettings:
     """Return the default settings with these changed; an unknown name is a ValueError."""
+    known = TrainingSettings.__dataclass_fields__
+    for name in values:
+        if name not in known:
+            names = ", ".join(known)
+            raise ValueError(
+                f"there is no setting {name!r}; pass one of {names}{nearest(name, known)}"
+            )
     try:
-        return dataclasses.replace(TrainingSettings(), **values)
+        return TrainingSettings(**values)
     except TypeError as error:
-        known = ", ".join(TrainingSettings.__dataclass_fields__)
-        raise ValueError(f"{error}; the settings are {known}") from error
+        raise ValueError(str(error)) from error
 
 
 def checked_seed(seed: int) -> int:

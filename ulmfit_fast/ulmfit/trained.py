@@ -37,12 +37,12 @@ Own = TypeVar("Own", bound="TextModel")
 
 
 def corpus_of(
-    texts: Texts, text_column: str, on_error: OnError = "raise"
+    texts: Texts, text_column: str, on_error: OnError = "raise", **form: str | None
 ) -> list[str] | TokenStore:
-    """Return texts in memory, or the store that they are in."""
+    """Return texts in memory, or the store that they are in; `form` is of `read_texts`."""
     if isinstance(texts, TokenStore):
         return texts
-    return list(read_texts(texts, text_column=text_column, on_error=on_error))
+    return list(read_texts(texts, text_column=text_column, on_error=on_error, **form))
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ class TextModel(Predictor):
         *,
         method: Method = "gradient_x_input",
         text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         batch_size: int = 16,
     ) -> list[Explanation]:
         """Score each token of texts by its effect on the answer.
@@ -144,13 +146,17 @@ class TextModel(Predictor):
             texts: what to explain.
             label: the class that is asked for; None takes the most probable one of each text.
             method: "gradient_x_input", with a sign, or "intrinsic_attention", without.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             batch_size: texts at a time; the result does not depend on it.
 
         Raises:
             ValueError: if no classifier has been fitted, or the label or method is unknown.
         """
-        corpus = list(read_texts(texts, text_column=text_column))
+        corpus = list(
+            read_texts(texts, text_column=text_column, delimiter=delimiter, encoding=encoding)
+        )
         return explain(self, corpus, label, method=method, batch_size=batch_size)
 
     def generate(self, prompt: str = "", **options: Any) -> str:
@@ -165,18 +171,27 @@ class TextModel(Predictor):
         """
         return generate(self, prompt, **options)
 
-    def perplexity(self, texts: Texts, *, text_column: str = "text") -> float:
+    def perplexity(
+        self,
+        texts: Texts,
+        *,
+        text_column: str = "text",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+    ) -> float:
         """Return the language model's perplexity on texts, in its present vocabulary.
 
         Args:
             texts: held-out text.
-            text_column: column of .csv and .jsonl files.
+            text_column: column of a file or table.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
 
         Raises:
             ValueError: if there is no language model yet.
         """
         model = self._require_language_model()
-        corpus = corpus_of(texts, text_column)
+        corpus = corpus_of(texts, text_column, delimiter=delimiter, encoding=encoding)
         return stages.perplexity(model, self._encoded(self._require_tokenizer(), corpus))
 
     def _require_language_model(self) -> LanguageModel:

@@ -1,4 +1,4 @@
-"""Texts and labels from files, folders and tables; all files in UTF-8."""
+"""Texts and labels from files, folders and tables."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from ulmfit_fast.data.columns import (
     shown,
     weight_of,
 )
-from ulmfit_fast.data.reading.lines import STANDARD_INPUT, BadRows, OnError
+from ulmfit_fast.data.reading.lines import STANDARD_INPUT, OnError, Reading
 from ulmfit_fast.data.reading.records import (
     READABLE,
+    TEXT_KINDS,
     columns_of,
     kind_of,
     read_records,
@@ -39,6 +40,7 @@ from ulmfit_fast.system.files import user_path
 __all__ = [
     "Label",
     "Source",
+    "checked_path",
     "is_text",
     "kept_columns",
     "read_labelled",
@@ -51,32 +53,44 @@ __all__ = [
 Source = str | os.PathLike[str] | Iterable[Any]
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst", ".tar.gz")
-_ENDINGS = (*READABLE, *(f"{suffix}.gz" for suffix in READABLE[:3]))
+_ENDINGS = (*READABLE, *(f"{suffix}.gz" for suffix in TEXT_KINDS))
 
 
 def read_texts(
-    source: Source, *, text_column: str = "text", on_error: OnError = "raise"
+    source: Source,
+    *,
+    text_column: str = "text",
+    on_error: OnError = "raise",
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> Iterator[str]:
     r"""Yield the texts of files, folders or tables, or those of an iterable as they are.
 
-    A .txt file holds one text a line, and blank lines are skipped. A .csv file has a header and one
-    text a row, a .jsonl file one JSON object a line, a .parquet file one text a row; there an empty
-    text counts as a text. All but .parquet may be gzipped (.txt.gz). A folder of .txt files holds
-    one text a file, at any depth, in the order of their paths; a folder of files of another kind is
-    read file by file; hidden files and those of unknown kind are left alone. Lines end with a line
-    feed, a carriage return or both. A table is a dataset of Hugging Face's `datasets`, as its
-    transform gives it, an Arrow table, dataset or reader of record batches, a data frame of pandas
-    or polars (lazy as well), a structured array or a dict of lists; the column has to be there
-    exactly once. In a list, a string is a text, a dict a record and a `pathlib.Path` a file or
-    folder.
+    A .txt file holds one text a line, and blank lines are skipped. A .csv or .tsv file has a header
+    and one text a row, as has the first sheet of an .xlsx file; a .jsonl file has one JSON object a
+    line, a .parquet file one text a row; there an empty text counts as a text. All but .parquet and
+    .xlsx may be gzipped (.txt.gz). A folder of .txt files holds one text a file, at any depth, in
+    the order of their paths; a folder of files of another kind is read file by file; hidden files
+    and those of unknown kind are left alone. Lines end with a line feed, a carriage return or both.
+    A table is a dataset of Hugging Face's `datasets`, as its transform gives it, an Arrow table,
+    dataset or reader of record batches, a data frame of pandas or polars (lazy as well), a
+    structured array or a dict of lists; the column has to be there exactly once. In a list, a
+    string is a text, a dict a record and a `pathlib.Path` a file or folder.
+
+    Of a .csv or .tsv file the header and the first rows tell what separates the columns: a comma, a
+    semicolon, a tab or a bar. A text file is in UTF-8, in UTF-16 or UTF-32, which its first bytes
+    give away, or else in cp1252: if in its first 4 MiB at least ten to one of the sequences beyond
+    ASCII are broken as UTF-8, and half of these or more are accents at a letter or usual signs. So
+    one broken line does not change how the others are read. What is found, if it is not a comma (in
+    .tsv a tab) and UTF-8, is said in the log once a file; other encodings have to be named.
 
     A row of a file or table that cannot be read stops the reading, and so does a file without a
     text: the error names the file and the line, what is wrong, and the mend. Such rows are bytes
-    that are not UTF-8, a NUL byte, a line above 256 MiB, malformed CSV or JSON, a record without
-    the column or with something else than a string in it. With `on_error="skip"` they are left out
-    and logged in one warning at the end; of a file that is not read on (a damaged .gz, a .csv
-    without a good header, UTF-16) the rest is left out, of a damaged .parquet the row group, of a
-    folder of .txt the file. Half a character in a .jsonl escape ("\\ud83d") becomes U+FFFD.
+    that are not of the file's encoding, a NUL byte, a line above 256 MiB, malformed CSV or JSON, a
+    record without the column or with something else than a string in it. With `on_error="skip"`
+    they are left out and logged in one warning at the end; of a file that is not read on (a damaged
+    .gz, a .csv without a good header) the rest is left out, of a damaged .parquet the row group, of
+    a folder of .txt the file. Half a character in a .jsonl escape ("\\ud83d") becomes U+FFFD.
 
     >>> list(read_texts(["one text", "another"]))
     ['one text', 'another']
@@ -85,7 +99,11 @@ def read_texts(
         source: a path, a table, or an iterable of texts, of records or of `pathlib.Path`.
         text_column: column of a file or table, or key of a .jsonl file or record, that holds the
             text.
-        on_error: "raise", or "skip" for a corpus with some rows that cannot be read.
+        on_error: "raise"; "skip" for a corpus with some rows that cannot be read; or "skip_few",
+            which raises at the end of the iteration if more than 5 % of the rows (and more than
+            three) were skipped.
+        delimiter: between the columns of .csv and .tsv files, one character; None finds it.
+        encoding: of text files, as Python names it; None finds it.
 
     Returns:
         An iterator that reads as it goes, so that a corpus may be larger than memory.
@@ -93,23 +111,23 @@ def read_texts(
     Raises:
         TypeError: for something that is neither a text nor a path, or a dictionary of datasets.
         FileNotFoundError: if a file does not exist.
-        ImportError: for a .parquet file if the package pyarrow is missing.
+        ImportError: for a .parquet file if the package pyarrow is missing, for .xlsx openpyxl.
         ValueError: if a row cannot be read, a file or table lacks the column, has it more than
-            once or is of another kind, or on_error is something else; or, at the end of the
+            once or is of another kind, or an argument is something else; or, at the end of the
             iteration, if there was no text at all.
     """
-    bad = BadRows(on_error)
+    reading = Reading(on_error, delimiter, encoding)
     if is_table(source):
-        return _some(_first(table_records(source, (text_column,), bad.take)), source, bad)
+        return _some(_first(table_records(source, (text_column,), reading.take)), source, reading)
     if isinstance(source, (str, os.PathLike)):
-        source = [_checked_path(source)]
+        source = [checked_path(source)]
     items = _items(source)
     if isinstance(source, (list, tuple)):
         # A list can be checked before the first text is used; an iterator only as it goes.
         for item in source:
             if isinstance(item, os.PathLike):
-                _checked_path(item)
-    return _some(_texts(items, text_column, bad), source, bad)
+                checked_path(item)
+    return _some(_texts(items, text_column, reading), source, reading)
 
 
 def _items(source: Any) -> Iterable[Any]:
@@ -124,42 +142,42 @@ def _first(records: Iterable[tuple[object, tuple[Any, ...]]]) -> Iterator[str]:
     return (record[0] for _, record in records)
 
 
-def _some(texts: Iterator[str], source: object, bad: BadRows) -> Iterator[str]:
-    empty = True
+def _some(texts: Iterator[str], source: object, reading: Reading) -> Iterator[str]:
+    count = 0
     for text in texts:
-        empty = False
+        count += 1
         yield text
-    bad.log()
-    if empty:
+    reading.end(count)
+    if not count:
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one text; pass more text"
         )
 
 
 def _record(
-    where: str, columns: tuple[str, ...], record: Mapping[Any, Any], bad: BadRows
+    where: str, columns: tuple[str, ...], record: Mapping[Any, Any], reading: Reading
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     try:
         values = checked_record(where, columns, record)
     except ValueError as error:
-        bad.take(error)
+        reading.take(error)
     else:
         yield where, values
 
 
-def _texts(source: Iterable[Any], text_column: str, bad: BadRows) -> Iterator[str]:
+def _texts(source: Iterable[Any], text_column: str, reading: Reading) -> Iterator[str]:
     for position, item in enumerate(source):
         if isinstance(item, os.PathLike):
-            path = _checked_path(item)
+            path = checked_path(item)
             for file in _files_in(path):
                 if path.is_dir() and kind_of(file) == ".txt":
-                    text = read_whole(file, bad)
+                    text = read_whole(file, reading)
                     if text is not None:
                         yield text
                 else:
-                    yield from _first(read_records(file, (text_column,), bad))
+                    yield from _first(read_records(file, (text_column,), reading))
         elif isinstance(item, Mapping):
-            yield from _first(_record(f"texts[{position}]", (text_column,), item, bad))
+            yield from _first(_record(f"texts[{position}]", (text_column,), item, reading))
         elif not isinstance(item, str):
             raise not_a_text(f"texts[{position}]", item)
         elif item.endswith(_ENDINGS) and _is_file(item):
@@ -185,32 +203,53 @@ def is_text(source: object) -> bool:
     return not (source and _exists(user_path(source)))
 
 
-def kept_columns(paths: Sequence[Path], wanted: str | None) -> list[str]:
+def kept_columns(
+    paths: Sequence[Path],
+    wanted: str | None,
+    *,
+    text_column: str = "text",
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> list[str]:
     """Return the names of the columns that are to go along with texts, see `read_rows`.
 
     Args:
         paths: files and folders.
         wanted: "all"; names with commas between, each of which every file has to have; or None for
             the column "id" of the files that have one, in whichever case.
+        text_column: as for `read_texts`.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
 
     Raises:
         FileNotFoundError: if a file does not exist.
+        ImportError: as for `read_texts`.
         ValueError: if a file lacks one of the names, or its first row cannot be read.
     """
-    files = [file for path in paths for file in _files_in(_checked_path(path))]
+    reading = Reading("raise", delimiter, encoding)
+    # Those who read the texts tell.
+    reading.tells = False
+    files = [file for path in paths for file in _files_in(checked_path(path))]
     if wanted is None or wanted == "all":
-        found = dict.fromkeys(name for file in files for name in columns_of(file))
+        found = dict.fromkeys(
+            name for file in files for name in columns_of(file, reading, text_column)
+        )
         return [name for name in found if wanted == "all" or name.lower() == "id"]
     names = list(dict.fromkeys(wanted.split(",")))
     for file in files:
         # A pipe with columns tells as it is read.
         if file.is_file() or kind_of(file) not in READABLE[1:]:
-            column_positions(file, names, columns_of(file))
+            column_positions(file, names, columns_of(file, reading, text_column))
     return names
 
 
 def read_rows(
-    paths: Sequence[Path], names: Sequence[str] = (), *, text_column: str = "text"
+    paths: Sequence[Path],
+    names: Sequence[str] = (),
+    *,
+    text_column: str = "text",
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yield the texts of files and folders, each with what other columns hold beside it.
 
@@ -218,29 +257,34 @@ def read_rows(
         paths: files and folders, as for `read_texts`.
         names: of the columns; a file or record that lacks one has None there.
         text_column: column or key of the text.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
 
     Returns:
-        An iterator over texts and values in the order of the names, strings in a .csv file.
+        An iterator over texts and values in the order of the names, strings in .csv and .tsv files.
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ImportError: for a .parquet file if the package pyarrow is missing.
+        ImportError: as for `read_texts`.
         ValueError: if a row cannot be read, or a file is empty, lacks a column or has it twice.
     """
-    bad = BadRows()
-    for path in map(_checked_path, paths):
+    reading, count = Reading("raise", delimiter, encoding), 0
+    for path in map(checked_path, paths):
         for file in _files_in(path):
             if path.is_dir() and kind_of(file) == ".txt":
-                text = read_whole(file, bad)
+                text = read_whole(file, reading)
                 if text is not None:
+                    count += 1
                     yield text, (None,) * len(names)
                 continue
             # What can be read only once may have them all.
-            there = columns_of(file) or names
+            there = columns_of(file, reading, text_column) or names
             own = [Kept(name) for name in names if name in there]
-            for _, (text, *values) in read_records(file, (text_column, *own), bad):
+            for _, (text, *values) in read_records(file, (text_column, *own), reading):
                 found: dict[str, Any] = dict(zip(own, values, strict=False))
+                count += 1
                 yield text, tuple(found.get(name) for name in names)
+    reading.end(count)
 
 
 def read_labelled(
@@ -249,8 +293,10 @@ def read_labelled(
     label_column: str = "label",
     *,
     on_error: OnError = "raise",
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[list[str], list[Label]]:
-    """Read texts and their labels from .csv, .jsonl or .parquet files, folders or a table.
+    """Read texts and their labels from files with columns, folders or a table.
 
     In a folder of .txt files each text lies in the folder of its class, `neg/1.txt`; its label is
     the name of that folder.
@@ -258,11 +304,13 @@ def read_labelled(
     Args:
         source: a path, a table, or an iterable of paths or records (see `read_texts`).
         text_column: column or key of the text.
-        label_column: column or key of the label: a string, or in all but .csv also an integer or a
-            bool; a class that `datasets` has a name for gets that name, where no transform of a
-            dataset has made the label.
+        label_column: column or key of the label: a string, or in all but .csv and .tsv also an
+            integer or a bool; a class that `datasets` has a name for gets that name, where no
+            transform of a dataset has made the label.
         on_error: as for `read_texts`; a row without a label cannot be read either. Floats that a
             missing label has made of integers are read as integers where it is skipped.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
 
     Returns:
         The texts and the labels, in the order of the files and the rows in them.
@@ -275,7 +323,9 @@ def read_labelled(
             or is of another kind, or there is no text at all; or if a label occurs in two kinds,
             as a string and as an integer.
     """
-    texts, labels, _ = _read(source, (text_column, label_column), on_error)
+    texts, labels, _ = _read(
+        source, (text_column, label_column), Reading(on_error, delimiter, encoding)
+    )
     return texts, labels
 
 
@@ -286,8 +336,10 @@ def read_weighted(
     weight_column: str = "weight",
     *,
     on_error: OnError = "raise",
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[list[str], list[Label], list[float]]:
-    """Read texts, their labels and their weights from .csv, .jsonl or .parquet files or a table.
+    """Read texts, their labels and their weights from files with columns or a table.
 
     Args:
         source: as for `read_labelled`, but for folders of .txt files, which have no weights.
@@ -296,6 +348,8 @@ def read_weighted(
         weight_column: column or key of the weight: a finite number, at least 0, which in a file
             may be written as a string.
         on_error: as for `read_labelled`; a row without a weight cannot be read either.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
 
     Returns:
         The texts, the labels and the weights, in the order of the files and the rows in them.
@@ -306,18 +360,18 @@ def read_weighted(
         TypeError: as `read_labelled`.
         ValueError: as `read_labelled`, or if a weight is something else.
     """
-    return _read(source, (text_column, label_column, weight_column), on_error)
+    columns = (text_column, label_column, weight_column)
+    return _read(source, columns, Reading(on_error, delimiter, encoding))
 
 
 def _read(
-    source: Source, columns: tuple[str, ...], on_error: OnError
+    source: Source, columns: tuple[str, ...], reading: Reading
 ) -> tuple[list[str], list[Label], list[float]]:
-    bad = BadRows(on_error)
     if is_table(source):
         name = f"the {type(source).__name__}"
-        records = table_records(source, columns, bad.take)
+        records = table_records(source, columns, reading.take)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
-        return _collected(places, columns, source, bad)
+        return _collected(places, columns, source, reading)
     is_path = isinstance(source, (str, os.PathLike))
     items: list[Any] = [source] if is_path else list(_items(source))
     for name in items:
@@ -327,21 +381,21 @@ def _read(
                 f"got the string {name!r:.60} and no labels; pass labels, or the path of a .csv or "
                 ".jsonl file that holds them"
             )
-    items = [item if isinstance(item, Mapping) else _checked_path(item) for item in items]
-    return _collected(_labelled_records(items, columns, bad), columns, items, bad)
+    items = [item if isinstance(item, Mapping) else checked_path(item) for item in items]
+    return _collected(_labelled_records(items, columns, reading), columns, items, reading)
 
 
 def _labelled_records(
-    items: list[Path | Mapping[Any, Any]], columns: tuple[str, ...], bad: BadRows
+    items: list[Path | Mapping[Any, Any]], columns: tuple[str, ...], reading: Reading
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yield where a text stands, the text, its label and perhaps its weight."""
     for position, path in enumerate(items):
         if isinstance(path, Mapping):
-            yield from _record(f"record {position}", columns, path, bad)
+            yield from _record(f"record {position}", columns, path, reading)
             continue
         for file in _files_in(path):
             if kind_of(file) != ".txt":
-                for number, values in read_records(file, columns, bad):
+                for number, values in read_records(file, columns, reading):
                     yield f"{file}, {unit_of(file)} {number}", values
             elif len(columns) > 2:
                 raise ValueError(
@@ -358,7 +412,7 @@ def _labelled_records(
                     "move or remove it"
                 )
             else:
-                text = read_whole(file, bad)
+                text = read_whole(file, reading)
                 if text is not None:
                     yield str(file), (text, file.relative_to(path).parts[0])
 
@@ -367,7 +421,7 @@ def _collected(
     records: Iterable[tuple[str, tuple[Any, ...]]],
     columns: tuple[str, ...],
     source: object,
-    bad: BadRows,
+    reading: Reading,
 ) -> tuple[list[str], list[Label], list[float]]:
     label_column = columns[1]
     texts: list[str] = []
@@ -377,7 +431,7 @@ def _collected(
     float_label: ValueError | None = None
     for place, (text, label, *rest) in records:
         if is_missing(label):
-            bad.take(missing_label(f"{place}: {label_column!r}", label))
+            reading.take(missing_label(f"{place}: {label_column!r}", label))
             continue
         if is_whole_float(label):
             float_label = float_label or no_label(f"{place}: {label_column!r}", label)
@@ -385,7 +439,7 @@ def _collected(
         try:
             own = [_weight(place, columns[2], value) for value in rest]
         except ValueError as error:
-            bad.take(error)
+            reading.take(error)
             continue
         other = kinds.other(label, place)
         if other is not None:
@@ -397,10 +451,10 @@ def _collected(
         texts.append(text)
         labels.append(label)
         weights += own
-    if float_label is not None and not bad.count:
+    if float_label is not None and not reading.count:
         # No row lacks its label, which would have made floats of integers.
         raise float_label
-    bad.log()
+    reading.end(len(texts))
     if not texts:
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one labelled text"
@@ -466,7 +520,17 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _checked_path(name: str | os.PathLike[str]) -> Path:
+def checked_path(name: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or folder that can be read.
+
+    Args:
+        name: as the user wrote it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        TypeError: if it is no path.
+        ValueError: if it is a text, an archive or of an unknown kind.
+    """
     if not isinstance(name, (str, os.PathLike)):
         mend = "; pass a single table, several joined into one" if is_table(name) else ""
         raise TypeError(f"{shown(name)} is a {type(name).__name__}, expected a path{mend}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ulmfit_fast.data.reading.lines import BadRows, OnError, decoded_lines
+from ulmfit_fast.data.reading.lines import OnError, Reading, decoded_lines
 from ulmfit_fast.data.reading.records import csv_rows, kind_of, read_records, read_whole
 from ulmfit_fast.data.tokens.texts import CheckedTexts
 from ulmfit_fast.system.files import user_path
@@ -37,6 +37,11 @@ PathName = str | os.PathLike[str]
 # One sign of equality at either end; the headings of sections have two or more.
 _TITLE = re.compile(r"\s*= (?!= ).*(?<! =) =\s*")
 _JOINER = re.compile(r" @([.,-])@ ")
+
+
+def _reading(on_error: OnError) -> Reading:
+    # As these files are distributed.
+    return Reading(on_error, delimiter=",", encoding="utf-8")
 
 
 class Labelled(NamedTuple):
@@ -74,28 +79,30 @@ def read_wikitext(
         ValueError: if a line cannot be read, there is no title at all, a table does not have the
             column "text" exactly once, or on_error is something else.
     """
-    bad = BadRows(on_error)
+    reading = _reading(on_error)
     if isinstance(source, (str, os.PathLike)):
-        return _articles(_file_lines(_existing_file(source), bad), str(source), bad)
-    return _articles(CheckedTexts(source), "the source", bad)
+        return _articles(_file_lines(_existing_file(source), reading), str(source), reading)
+    return _articles(CheckedTexts(source), "the source", reading)
 
 
-def _file_lines(path: Path, bad: BadRows) -> Iterator[str]:
+def _file_lines(path: Path, reading: Reading) -> Iterator[str]:
     if kind_of(path) == ".parquet":
-        return (record[0] for _, record in read_records(path, ("text",), bad))
-    return (line for _, line in decoded_lines(path, bad))
+        return (record[0] for _, record in read_records(path, ("text",), reading))
+    return (line for _, line in decoded_lines(path, reading))
 
 
-def _articles(lines: Iterable[str], name: str, bad: BadRows) -> Iterator[str]:
+def _articles(lines: Iterable[str], name: str, reading: Reading) -> Iterator[str]:
     article: list[str] = []
     titles = 0
+    count = 0
     for before, line, after in _with_neighbours(lines):
+        count += 1
         if not before.strip() and not after.strip() and _TITLE.fullmatch(line):
             titles += 1
             yield from _finished(article)
             article = []
         article.append(line)
-    bad.log()
+    reading.end(count)
     if not titles:
         raise ValueError(
             f"{name} has no title such as ' = Robert Boulter = ' between blank lines, expected "
@@ -150,7 +157,7 @@ def read_imdb(
     Source:
         Maas et al. 2011, Learning Word Vectors for Sentiment Analysis.
     """
-    bad = BadRows(on_error)
+    reading = _reading(on_error)
     folders = [user_path(directory) / split / name for name in classes]
     for folder in folders:
         if not folder.is_dir():
@@ -162,15 +169,17 @@ def read_imdb(
     for folder, found in zip(folders, files, strict=True):
         if not found:
             raise ValueError(f"{folder} holds no .txt file, expected a review a file")
-    return _reviews([path for found in files for path in found], bad)
+    return _reviews([path for found in files for path in found], reading)
 
 
-def _reviews(paths: Iterable[Path], bad: BadRows) -> Iterator[Labelled]:
+def _reviews(paths: Iterable[Path], reading: Reading) -> Iterator[Labelled]:
+    count = 0
     for path in paths:
-        text = read_whole(path, bad)
+        text = read_whole(path, reading)
         if text is not None:
+            count += 1
             yield Labelled(text, path.parent.name)
-    bad.log()
+    reading.end(count)
 
 
 def _number_first(path: Path) -> tuple[int, str]:
@@ -209,7 +218,7 @@ def read_class_csv(
     """
     found = _existing_file(path)
     names = _classes_beside(found) if classes is None else list(classes)
-    return _class_rows(found, names, columns, mend, BadRows(on_error))
+    return _class_rows(found, names, columns, mend, _reading(on_error))
 
 
 def _class_rows(
@@ -217,22 +226,23 @@ def _class_rows(
     names: Sequence[str],
     columns: int | None,
     mend: Callable[[str], str],
-    bad: BadRows,
+    reading: Reading,
 ) -> Iterator[Labelled]:
-    empty, before = True, bad.count
-    for line, row in csv_rows(path, bad):
+    count, before = 0, reading.count
+    for line, row in csv_rows(path, reading):
         columns = len(row) - 1 if columns is None else columns
         fault = _class_fault(row, names, columns)
         if fault:
-            bad.take(ValueError(f"{path}, line {line}: {fault}"))
+            reading.take(ValueError(f"{path}, line {line}: {fault}"))
             continue
-        empty = False
+        count += 1
         label = names[int(row[0]) - 1] if names else str(int(row[0]))
         yield Labelled(" ".join(mend(text) for text in row[1:]), label)
-    bad.log()
-    if empty:
-        skipped = f" but for the {bad.count - before} rows skipped" if bad.count > before else ""
-        raise ValueError(f"{path} is empty{skipped}, expected a class and its texts on each line")
+    reading.end(count)
+    if not count:
+        skipped = reading.count - before
+        but = f" but for the {skipped} rows skipped" if skipped else ""
+        raise ValueError(f"{path} is empty{but}, expected a class and its texts on each line")
 
 
 def _class_fault(row: Sequence[str], names: Sequence[str], columns: int) -> str | None:
@@ -256,7 +266,7 @@ def _classes_beside(path: Path) -> list[str]:
     file = path.parent / "classes.txt"
     if not file.is_file():
         return []
-    return [line.strip() for _, line in decoded_lines(file, BadRows()) if line.strip()]
+    return [line.strip() for _, line in decoded_lines(file, _reading("raise")) if line.strip()]
 
 
 @dataclass(frozen=True)

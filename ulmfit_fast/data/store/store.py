@@ -158,6 +158,8 @@ class TokenStore(StoredDocuments):
         *,
         text_column: str = "text",
         on_error: OnError = "raise",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         workers: int | None = None,
         progress: bool = True,
     ) -> TokenStore:
@@ -176,6 +178,8 @@ class TokenStore(StoredDocuments):
             tokenizer: turns the texts into ids.
             text_column: of files and tables, as for `read_texts`.
             on_error: "raise", or "skip" to leave out rows that cannot be read, as for `read_texts`.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
             workers: processes that encode; None takes as many as there are CPUs, 1 stays in this
                 one, as does a corpus of few million characters.
             progress: show a bar on a terminal, where the size of the corpus is known beforehand.
@@ -192,7 +196,13 @@ class TokenStore(StoredDocuments):
         """
         if workers is not None:
             number("workers", workers, "at least 1, or None for all CPUs", at_least=1)
-        texts = read_texts(source, text_column=text_column, on_error=on_error)
+        texts = read_texts(
+            source,
+            text_column=text_column,
+            on_error=on_error,
+            delimiter=delimiter,
+            encoding=encoding,
+        )
 
         def write(path: Path) -> None:
             expected = expected_blocks(source) if progress else 0
