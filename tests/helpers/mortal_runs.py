@@ -54,10 +54,10 @@ class MortalRun(Run):
         if self._state.steps == self.at:
             raise Died
 
-    def epoch_ended(self, loss, valid_loss, *, best):
+    def epoch_ended(self, loss, valid_loss, **kept):
         if self._state.epoch == self.epoch:
             raise Died
-        super().epoch_ended(loss, valid_loss, best=best)
+        super().epoch_ended(loss, valid_loss, **kept)
 
 
 def settings_of(kind, name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ulmfit_fast.data.tokens.texts import not_a_text
 from ulmfit_fast.system.directories import STORE_META, owned_names
 from ulmfit_fast.system.files import user_path
 
-__all__ = ["Label", "Source", "read_labelled", "read_texts", "read_weighted"]
+__all__ = ["Label", "Source", "read_labelled", "read_marked", "read_texts", "read_weighted"]
 
 # A table is not named here: it has columns, and comes from a package that need not be installed.
 Source = str | os.PathLike[str] | Iterable[Any]
@@ -216,18 +216,62 @@ def read_weighted(
         TypeError: as `read_labelled`.
         ValueError: as `read_labelled`, or if a weight is something else.
     """
-    return _read(source, (text_column, label_column, weight_column), on_error)
+    texts, labels, weights = _read(
+        source, (text_column, label_column, weight_column), on_error, _weight
+    )
+    return texts, labels, [weight for (weight,) in weights]
+
+
+def read_marked(
+    source: Source,
+    text_column: str = "text",
+    label_column: str = "label",
+    valid_column: str = "is_valid",
+    weight_column: str | None = None,
+    *,
+    on_error: OnError = "raise",
+) -> tuple[list[str], list[Label], list[bool], list[float] | None]:
+    """Read texts, their labels and whether each is held out, from files or a table.
+
+    Args:
+        source: as for `read_weighted`.
+        text_column: column or key of the text.
+        label_column: column or key of the label.
+        valid_column: column or key of the mark: True or False, 1 or 0, or one of these words in a
+            file.
+        weight_column: column or key of the weight, or None.
+        on_error: as for `read_labelled`; a row without a mark cannot be read either.
+
+    Returns:
+        The texts, the labels, the marks, and the weights or None.
+
+    Raises:
+        FileNotFoundError: as `read_labelled`.
+        ImportError: as `read_labelled`.
+        TypeError: as `read_labelled`.
+        ValueError: as `read_weighted`, or if a mark is something else.
+    """
+    columns = (text_column, label_column, valid_column)
+    if weight_column is None:
+        texts, labels, more = _read(source, columns, on_error, _mark)
+        return texts, labels, [mark for (mark,) in more], None
+    texts, labels, more = _read(source, (*columns, weight_column), on_error, _mark, _weight)
+    return texts, labels, [mark for mark, _ in more], [weight for _, weight in more]
 
 
 def _read(
-    source: Source, columns: tuple[str, ...], on_error: OnError
-) -> tuple[list[str], list[Label], list[float]]:
+    source: Source,
+    columns: tuple[str, ...],
+    on_error: OnError,
+    *checks: Callable[[str, str, Any], Any],
+) -> tuple[list[str], list[Label], list[tuple[Any, ...]]]:
+    """Read texts and labels, and the further columns as the checks of their values return them."""
     bad = BadRows(on_error)
     if is_table(source):
         name = f"the {type(source).__name__}"
         records = table_records(source, columns, bad.take)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
-        return _collected(places, columns, source, bad)
+        return _collected(places, columns, source, bad, checks)
     is_path = isinstance(source, (str, os.PathLike))
     items: list[Any] = [source] if is_path else list(_items(source))
     for name in items:
@@ -238,7 +282,7 @@ def _read(
                 ".jsonl file that holds them"
             )
     items = [item if isinstance(item, Mapping) else _checked_path(item) for item in items]
-    return _collected(_labelled_records(items, columns, bad), columns, items, bad)
+    return _collected(_labelled_records(items, columns, bad), columns, items, bad, checks)
 
 
 def _labelled_records(
@@ -255,8 +299,8 @@ def _labelled_records(
                     yield f"{file}, {unit_of(file)} {number}", values
             elif len(columns) > 2:
                 raise ValueError(
-                    f"{file} has no column {columns[2]!r} of weights; pass a .csv, .jsonl or "
-                    ".parquet file that has one"
+                    f"{file} has no column {columns[2]!r}; pass a .csv, .jsonl or .parquet file "
+                    "that has one"
                 )
             elif not path.is_dir():
                 raise ValueError(
@@ -278,11 +322,12 @@ def _collected(
     columns: tuple[str, ...],
     source: object,
     bad: BadRows,
-) -> tuple[list[str], list[Label], list[float]]:
+    checks: Sequence[Callable[[str, str, Any], Any]],
+) -> tuple[list[str], list[Label], list[tuple[Any, ...]]]:
     label_column = columns[1]
     texts: list[str] = []
     labels: list[Label] = []
-    weights: list[float] = []
+    more: list[tuple[Any, ...]] = []
     kinds = LabelKinds()
     float_label: ValueError | None = None
     for place, (text, label, *rest) in records:
@@ -293,7 +338,8 @@ def _collected(
             float_label = float_label or no_label(f"{place}: {label_column!r}", label)
             label = int(label)
         try:
-            own = [_weight(place, columns[2], value) for value in rest]
+            parts = zip(checks, columns[2:], rest, strict=True)
+            own = tuple(check(place, column, value) for check, column, value in parts)
         except ValueError as error:
             bad.take(error)
             continue
@@ -306,7 +352,7 @@ def _collected(
             )
         texts.append(text)
         labels.append(label)
-        weights += own
+        more.append(own)
     if float_label is not None and not bad.count:
         # No row lacks its label, which would have made floats of integers.
         raise float_label
@@ -315,7 +361,17 @@ def _collected(
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one labelled text"
         )
-    return texts, labels, weights
+    return texts, labels, more
+
+
+def _mark(place: str, column: str, value: Any) -> bool:
+    word = str(value).strip().casefold().removesuffix(".0")
+    if word not in ("true", "1", "false", "0"):
+        raise ValueError(
+            f"{place}: {column!r} is {shown(value)}, expected True or False, 1 or 0; mend or drop "
+            "the row"
+        )
+    return word in ("true", "1")
 
 
 def _weight(place: str, column: str, value: Any) -> float:

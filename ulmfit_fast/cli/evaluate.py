@@ -1,0 +1,77 @@
+"""The command `ulmfit-fast evaluate`: how good a classifier is on labelled texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ulmfit_fast.cli.app import (
+    BatchSize,
+    Device,
+    LabelColumn,
+    Model,
+    Overwrite,
+    SkipBadRows,
+    TextColumn,
+    TextFiles,
+    check_out_file,
+    check_standard_output,
+    on_error,
+    say,
+    typer,
+)
+
+if TYPE_CHECKING:
+    from ulmfit_fast.ulmfit.ensemble import Ensemble
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: Model,
+    text: TextFiles,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write all numbers as JSON, and no table.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File; standard output, in UTF-8, if not given.")
+    ] = None,
+    overwrite: Overwrite = False,
+    batch_size: BatchSize = 64,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    skip_bad_rows: SkipBadRows = False,
+    device: Device = None,
+) -> None:
+    """Say how good a classifier is on labelled texts, beside a bag of words."""
+    from ulmfit_fast.system.files import write_text
+
+    if out is None:
+        check_standard_output("; pass --out")
+    else:
+        check_out_file(out, [model, *text], overwrite=overwrite)
+    found = _load(model, device).evaluate(
+        text,
+        text_column=text_column,
+        label_column=label_column,
+        on_error=on_error(skip_bad_rows),
+        batch_size=batch_size,
+    )
+    shown = json.dumps(found.to_dict(), indent=1) if as_json else str(found)
+    if out is None:
+        typer.echo(shown)
+        return
+    write_text(out, f"{shown}\n")
+    say(found.verdict)
+
+
+def _load(directory: Path, device: str | None) -> ULMFiT | Ensemble:
+    from ulmfit_fast.system.directories import CONFIG, ENSEMBLE_FORMAT
+    from ulmfit_fast.ulmfit.ensemble import Ensemble
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.model_files import is_ensemble
+
+    kind = Ensemble if is_ensemble(directory) else ULMFiT
+    return kind.load(directory, device=device)
