@@ -59,19 +59,19 @@ def evaluate(
         on_error=on_error(skip_bad_rows),
         batch_size=batch_size,
     )
-    shown = json.dumps(found.to_dict(), indent=1) if as_json else str(found)
+    shown = json.dumps(found.to_dict(), indent=1, ensure_ascii=False) if as_json else str(found)
     if out is None:
         typer.echo(shown)
         return
     write_text(out, f"{shown}\n")
-    say(found.verdict)
+    say(f"the numbers are in {out}. {found.verdict}".rstrip())
 
 
 def _load(directory: Path, device: str | None) -> ULMFiT | Ensemble:
-    from ulmfit_fast.system.directories import CONFIG, ENSEMBLE_FORMAT
+    from ulmfit_fast.system.directories import owned_names
     from ulmfit_fast.ulmfit.ensemble import Ensemble
     from ulmfit_fast.ulmfit.estimator import ULMFiT
-    from ulmfit_fast.ulmfit.model_files import is_ensemble
 
-    kind = Ensemble if is_ensemble(directory) else ULMFiT
-    return kind.load(directory, device=device)
+    if "model_0" in owned_names(directory):
+        return Ensemble.load(directory, device=device)
+    return ULMFiT.load(directory, device=device)

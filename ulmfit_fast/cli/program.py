@@ -11,6 +11,7 @@ import torch
 
 from ulmfit_fast.cli.app import check_standard_output, guarded, say, typer
 from ulmfit_fast.cli.convert import convert
+from ulmfit_fast.cli.evaluate import evaluate
 from ulmfit_fast.cli.find_lr import find_lr
 from ulmfit_fast.cli.predict import predict
 from ulmfit_fast.cli.stages import fine_tune, fit_classifier, pretrain
@@ -60,7 +61,7 @@ app = typer.Typer(
 )
 # In the order in which one needs them.
 for command in (
-    *(demo, pretrain, fine_tune, fit_classifier, predict),
+    *(demo, pretrain, fine_tune, fit_classifier, evaluate, predict),
     *(find_lr, generate, explain, tokenize, convert, ablate, info),
 ):
     app.command(command.__name__.replace("_", "-"))(guarded(command))
@@ -70,6 +71,7 @@ def main() -> None:
     """Run the command line."""
     _open_standard_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("ulmfit_fast.progress").setLevel(logging.INFO)
     with launched():
         try:
             app()

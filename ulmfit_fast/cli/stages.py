@@ -119,9 +119,7 @@ class ValidationOptions:
     ] = False
     refit: Annotated[
         bool,
-        typer.Option(
-            "--refit", help="In the end fit to all rows, in as many epochs as were best."
-        ),
+        typer.Option("--refit", help="In the end fit to all rows, in as many epochs as were best."),
     ] = False
     no_baseline: Annotated[
         bool, typer.Option("--no-baseline", help="Fit no bag of words to compare with.")

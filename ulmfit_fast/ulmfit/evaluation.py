@@ -275,7 +275,9 @@ class Evaluation:
         elif won:
             start = f"The classifier beats the {other.name} in {_joined(won)}"
         else:
-            start = f"The difference from the {other.name} is within the interval, it may do as well"
+            start = (
+                f"The difference from the {other.name} is within the interval, it may do as well"
+            )
         details = (
             f"{TITLES[name]} {self.scores[name].value:.3f} against {other.scores[name].value:.3f}, "
             f"a difference of {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
