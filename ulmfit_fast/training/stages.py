@@ -542,8 +542,12 @@ def _resumed(
         run.begin(parameters, plan.epoch_steps, copies=4 if "adam" in settings.optimizer else 2)
     if not isinstance(run, Run):
         return contextlib.nullcontext()
+    chosen = asdict(settings)
+    if not settings.keep_best:
+        # Runs of before do not have it, and go on.
+        del chosen["keep_best"]
     fingerprint = {
-        "settings": asdict(settings),
+        "settings": chosen,
         "model": {**model.encoder.config.to_dict(), "kind": type(model).__name__},
         "dtype": str(parameters[0].dtype),
         "device": parameters[0].device.type,

@@ -409,7 +409,9 @@ def _joined(names: Sequence[str]) -> str:
 
 def _short(label: Label) -> str:
     text = str(label)
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
+    # Names of classes differ at their end as often as at their start.
+    half = (_WIDEST - 3) // 2
+    return text if len(text) <= _WIDEST else f"{text[:half]}...{text[-half:]}"
 
 
 def _table(rows: list[list[str]]) -> str:

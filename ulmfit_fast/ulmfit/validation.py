@@ -260,8 +260,7 @@ def _of_rows(
     missing = sorted(set(found.train.labels) - set(found.held_out.labels), key=str)
     if missing:
         _log.warning(
-            "none of them is of %d classes, which have too few texts, or none that is marked: %s",
-            *(len(missing), _named(missing)),
+            "none of them is of %s: too few texts, or none that is marked", _named(missing)
         )
     return found
 
