@@ -71,8 +71,9 @@ def main() -> None:
     """Run the command line."""
     _open_standard_streams()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("ulmfit_fast.progress").setLevel(logging.INFO)
-    with launched():
+    with launched() as (rank, _):
+        if rank == 0:
+            logging.getLogger("ulmfit_fast.progress").setLevel(logging.INFO)
         try:
             app()
         except OSError as error:

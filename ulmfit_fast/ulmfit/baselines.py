@@ -181,20 +181,21 @@ class BagOfWords:
         is_words = type(terms) is list and all(type(term) is str for term in terms)
         if not is_words or not terms or len(set(terms)) < len(terms):
             raise place.error(f"terms is {shown(terms)}, expected a list of different strings")
-        known = tensors.get("known", torch.empty(0))
-        rows = 1 if len(known) == 2 else len(known)
+        known = tensors.get("known")
+        count = 0 if known is None else known.numel()
+        rows = 1 if count == 2 else count
         expected = {
             "idf": ((len(terms),), torch.float32),
             "weights": ((rows, len(terms)), torch.float32),
             "bias": ((rows,), torch.float32),
-            "known": ((len(known),), torch.int64),
+            "known": ((count,), torch.int64),
         }
         for name, (shape, dtype) in expected.items():
             own = tensors.get(name)
             if own is None or tuple(own.shape) != shape or own.dtype != dtype:
                 has = "missing" if own is None else f"{tuple(own.shape)} in {own.dtype}"
                 raise place.error(f"{name} is {has}, expected {shape} in {dtype}")
-        positions = known.tolist()
+        positions = tensors["known"].tolist()
         if len(positions) < 2 or sorted(set(positions) & set(range(classes))) != positions:
             raise place.error(
                 f"known is {shown(positions)}, expected at least two positions of {classes} "
