@@ -145,10 +145,12 @@ def test_patience_stops_and_keeps_the_best(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["patience", "keep best"])
-def test_a_classifier_keeps_the_epoch_of_the_lowest_validation_loss(tmp_path, name):
+def test_a_classifier_keeps_the_epoch_of_the_lowest_validation_loss(tmp_path, name, caplog):
     settings = settings_of("classifier", name)
+    caplog.set_level("INFO", "ulmfit_fast.progress")
     model, history = fit("classifier", settings, Run(tmp_path))
     best = int(np.argmin(history.valid_losses))
+    assert f"classifier: the weights of epoch {best + 1} are kept" in caplog.text
     assert best + 1 < len(history.epochs), "the last epoch is not the best, or nothing is shown"
     stops = {"patience": best + 1 + settings.patience, "keep best": settings.epochs}
     assert len(history.epochs) == stops[name] == len(history.valid_scores)

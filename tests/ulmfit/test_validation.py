@@ -237,6 +237,10 @@ def test_refit_is_a_fit_to_all_rows_in_as_many_epochs_as_were_best(pretrained, t
     )
     assert same_weights(plain, model)
     assert model.baselines.counts == (30, 30) and model.validation.rows == 12
+    assert model.validation.notes == [
+        "The classifier was then fitted anew to all 60 texts, in 4 epochs; the numbers are those "
+        "of the one before."
+    ]
     bags = [own.baselines.predict_proba(TEXTS)["bag of words"] for own in (plain, model)]
     assert np.array_equal(*bags)
     loaded = uf.ULMFiT.load(tmp_path, progress=False)

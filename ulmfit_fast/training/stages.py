@@ -210,6 +210,9 @@ def _train(
         plan.reached_end()
         if state.best_weights is not None:
             model.load_state_dict(state.best_weights)
+            if distributed.world().rank == 0:
+                kept = history.valid_losses.index(min(history.valid_losses)) + 1
+                _progress_log.info("%s: the weights of epoch %d are kept", description, kept)
         # Where the best epoch was not the last one, or all epochs were over before this call.
         if after_epoch is not None and not shown:
             after_epoch(state.epoch, history)

@@ -592,8 +592,13 @@ class ULMFiT(TextModel):
             config = self.settings.classifier_config(drop_mult, len(tokenizer.vocab))
             model = pipeline.build_classifier(self.language_model, config, len(classes), training)
             model.to(self.device)
-            # Of the classifier before: that of a refit was measured without what it was fitted to.
-            validation = self.validation if stage == "refit_classifier" else None
+            validation = None
+            if stage == "refit_classifier" and self.validation is not None:
+                note = (
+                    f"The classifier was then fitted anew to all {len(data.texts):,} texts, in "
+                    f"{training.epochs} epochs; the numbers are those of the one before."
+                )
+                validation = replace(self.validation, notes=[*self.validation.notes, note])
             trained = Trained(
                 *(tokenizer, self.language_model, model, classes, baselines, validation)
             )
