@@ -139,6 +139,8 @@ def test_what_is_held_out_comes_from_a_share_a_file_a_column_or_texts(tmp_path, 
         assert parts.train.texts == TEXTS[5:] and parts.held_out.texts == TEXTS[:7]
         assert parts.everything.labels == [*LABELS[5:], *LABELS[:7]]
         assert "2 of the 7 texts of valid are among those to train on" in caplog.text
+    numbers = write(tmp_path / "numbers.csv", [("a", 1, 1, 1), ("b", 0, 1, 1), ("c", "x", 1, 1)])
+    assert divided(["d", "e"], [0, 1], valid=numbers).everything.labels == [0, 1, 1, 0, "x"]
     weights = divided(TEXTS[5:], LABELS[5:], [1, 3] * 27 + [4], valid=other).everything.weights
     np.testing.assert_allclose(weights[-7:], weights[:55].mean())
 

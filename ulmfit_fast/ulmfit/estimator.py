@@ -579,9 +579,9 @@ class ULMFiT(TextModel):
         labels = [classes.index(label) for label in own]
         baselines = None
         if not isinstance(run, DryRun):
-            counts_too = None if weights is None else weights.tolist()
+            shares = None if weights is None else weights.tolist()
             baselines = Baselines.fit(
-                *(corpus, labels, len(classes), counts_too), bag_of_words=bag_of_words
+                *(corpus, labels, len(classes), shares), bag_of_words=bag_of_words
             )
             if bag_of_words and baselines.bag_of_words is None and world().rank == 0:
                 _log.warning("%s", NO_BAG_OF_WORDS)

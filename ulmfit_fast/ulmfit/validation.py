@@ -228,7 +228,10 @@ def divided(
         split = stratified_split(corpus, own, float(valid), seed)  # type: ignore[arg-type]
         return _of_rows(everything, *split, "they are too few, or copies of each other")
     pair = valid if isinstance(valid, tuple) and len(valid) == 2 else (valid, None)
-    held_out = Labelled(*labelled_texts(*pair, **columns)[:2])
+    others, named, _ = labelled_texts(*pair, **columns)
+    # A file may write a number as a string; unknown ones are for the model to refuse.
+    written = {str(label): label for label in own}
+    held_out = Labelled(others, [written.get(str(label), label) for label in named])
     known = {text.strip().casefold() for text in corpus}
     seen = sum(text.strip().casefold() in known for text in held_out.texts)
     if seen:
