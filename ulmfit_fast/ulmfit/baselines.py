@@ -33,8 +33,8 @@ _NGRAMS = (1, 2)
 _MOST_FEATURES, _MOST_WEIGHTS, _FEWEST_FEATURES = 50_000, 4_000_000, 1_000
 
 NO_BAG_OF_WORDS = (
-    "There is no bag of words to compare with: none is kept with the model; pip install "
-    "'ulmfit-fast[sklearn]' and fit the classifier again."
+    "There is no bag of words to compare with: fit the classifier with scikit-learn installed (pip "
+    "install 'ulmfit-fast[sklearn]') and baseline=True, in the shell without --no-baseline."
 )
 
 
