@@ -34,6 +34,8 @@ CLASSIFIER = {
     "paper": replace(BASE, gradual_unfreezing=1, epochs=5),
     "regularised": replace(BASE, alpha=2.0, beta=1.0, schedule="one_cycle", max_len=4),
     "thaw": replace(BASE, chain_thaw=True, gradual_unfreezing=1, optimizer="sgd", alpha=0, beta=0),
+    "patience": replace(BASE, patience=2, epochs=9, lr=0.2),
+    "keep best": replace(BASE, keep_best=True, gradual_unfreezing=1, lr=0.2, epochs=6),
 }
 CASES = [("language model", name) for name in LM] + [("classifier", name) for name in CLASSIFIER]
 
@@ -54,10 +56,10 @@ class MortalRun(Run):
         if self._state.steps == self.at:
             raise Died
 
-    def epoch_ended(self, loss, valid_loss, *, best):
+    def epoch_ended(self, loss, valid_loss, **kept):
         if self._state.epoch == self.epoch:
             raise Died
-        super().epoch_ended(loss, valid_loss, best=best)
+        super().epoch_ended(loss, valid_loss, **kept)
 
 
 def settings_of(kind, name):
@@ -73,12 +75,15 @@ def fit(kind, settings, run=None, **options):
     if kind == "language model":
         return model, train_language_model(model, docs, settings, **options)
     labels = torch.arange(40) % 2
+    if settings.keeps_best:
+        options["valid"] = documents(52)[40:], torch.arange(12) % 2
     return model, fit_classifier(model, docs, labels, settings, **options)
 
 
 def assert_equal_runs(a, b):
     (model, history), (other, again) = a, b
-    for name in ("losses", "regularisers", "lrs", "unfreeze_steps", "valid_losses"):
+    names = ("losses", "regularisers", "lrs", "unfreeze_steps", "valid_losses", "valid_scores")
+    for name in names:
         assert getattr(history, name) == getattr(again, name), name
     assert history.average_step == again.average_step
     assert [e[:2] for e in history.epochs] == [e[:2] for e in again.epochs]

@@ -40,6 +40,7 @@ UNFREEZING = TrainingSettings(
     batch_size=2, bptt=5, lr=0.02, epochs=5, gradual_unfreezing=1, valid_share=0.3, patience=2
 )
 FITTING = TrainingSettings(batch_size=4, bptt=5, lr=0.02, epochs=4, gradual_unfreezing=1)
+VALIDATED = replace(FITTING, patience=1, lr=0.1, epochs=6)
 # Of the five texts of a batch that two processes share, one has the texts that count least.
 WEIGHTS = torch.tensor([0.25, 3.0, 0.0, 1.0, 0.5]).double().repeat(6)
 TOKENIZER = Tokenizer.train(["a fine film"] * 3, min_freq=1)
@@ -179,12 +180,14 @@ def fit(directory, at=None, settings=FITTING, config=CONFIG, weights=None, **opt
         without_dropout_in_the_head(model).double()
     run = MortalRun(directory, at, checkpoint_steps=2, **options)
     labels = torch.arange(30) % 2
+    valid = (documents(41)[30:], labels[:11]) if settings.keeps_best else None
     history = fit_classifier(
-        model, documents(30), labels, settings, weights=weights, seed=3, run=run,
+        model, documents(30), labels, settings, weights=weights, valid=valid, seed=3, run=run,
         tokenizer=TOKENIZER,
     )  # fmt: skip
     return {
         "losses": history.losses.tolist(),
+        "valid": (history.valid_losses, history.valid_scores),
         "weights": list(model.state_dict().values()),
         "generator": torch.get_rng_state(),
     }
@@ -257,6 +260,7 @@ WHAT = {
     "weighted_classifier": lambda directory: classifier_steps(WEIGHTS[:5]),
     "weighted_fit": lambda directory: fit(directory / "two", config=PLAIN, weights=WEIGHTS),
     "fit": lambda directory: fit(directory / "two", config=PLAIN),
+    "validated_fit": lambda directory: fit(directory / "two", settings=VALIDATED, config=PLAIN),
     "fit_and_resume": partial(killed_and_resumed, fit, (1, 4, 9)),
     "full_disk": full_disk,
 }

@@ -32,7 +32,7 @@ from ulmfit_fast.runs import Run
 from ulmfit_fast.runs.state_file import read_state
 from ulmfit_fast.system import directories
 from ulmfit_fast.training.precision import Precision
-from ulmfit_fast.training.stages import train_language_model
+from ulmfit_fast.training.stages import fit_classifier, train_language_model
 from ulmfit_fast.training.state import TrainingState
 
 
@@ -76,6 +76,7 @@ def test_a_checkpoint_has_the_names_that_runs_of_before_have(tmp_path):
     ]  # fmt: skip
     assert sorted(found["history"]) == [
         "average_step", "epochs", "losses", "lrs", "regularisers", "unfreeze_steps", "valid_losses",
+        "valid_scores",
     ]  # fmt: skip
 
 
@@ -141,6 +142,61 @@ def test_patience_stops_and_keeps_the_best(tmp_path):
         assert torch.equal(value, seen[best][name])
     with pytest.raises(ValueError, match=r"patience is 1.* nothing to evaluate on"):
         fit("language model", replace(BASE, patience=1))
+
+
+@pytest.mark.parametrize("name", ["patience", "keep best"])
+def test_a_classifier_keeps_the_epoch_of_the_lowest_validation_loss(tmp_path, name, caplog):
+    settings = settings_of("classifier", name)
+    caplog.set_level("INFO", "ulmfit_fast.progress")
+    model, history = fit("classifier", settings, Run(tmp_path))
+    best = int(np.argmin(history.valid_losses))
+    assert f"classifier: the weights of epoch {best + 1} are kept" in caplog.text
+    assert best + 1 < len(history.epochs), "the last epoch is not the best, or nothing is shown"
+    stops = {"patience": best + 1 + settings.patience, "keep best": settings.epochs}
+    assert len(history.epochs) == stops[name] == len(history.valid_scores)
+    seen = []
+
+    def keep(epoch, history):
+        seen.append({k: v.clone() for k, v in trained.state_dict().items()})
+
+    # Without a look at what is held out the losses are the same, bit for bit.
+    trained = make("classifier")
+    torch.manual_seed(11)
+    plain = fit_classifier(
+        *(trained, documents(40), torch.arange(40) % 2),
+        replace(settings, patience=0, keep_best=False),
+        seed=3,
+        progress=False,
+        after_epoch=keep,
+    )
+    assert plain.losses[: len(history.losses)] == history.losses and plain.valid_losses == []
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, seen[best][key])
+    lines = [report for report in reports(tmp_path) if "epoch_ended" in report]
+    for line, loss, scores in zip(lines, history.valid_losses, history.valid_scores, strict=True):
+        assert line["valid_loss"] == loss and "valid_perplexity" not in line
+        assert line["valid_accuracy"] == scores["accuracy"]
+        assert line["valid_macro_f1"] == scores["macro_f1"]
+
+
+def test_other_texts_held_out_are_another_run(tmp_path):
+    settings = settings_of("classifier", "keep best")
+    fit("classifier", settings, Run(tmp_path, checkpoint_steps=4))
+    labels = torch.arange(12) % 2
+    for valid in ((documents(52)[40:], labels.flip(0)), (documents(51)[39:], labels)):
+        model, run = make("classifier"), Run(tmp_path, resume=True)
+        with pytest.raises(ValueError, match=r"valid is '12 texts, \w+', and '12 texts, \w+' in"):
+            fit_classifier(
+                *(model, documents(40), torch.arange(40) % 2, settings),
+                **{"valid": valid, "seed": 3, "progress": False, "run": run},
+            )
+
+
+def test_a_run_of_before_knows_nothing_of_what_is_held_out(tmp_path):
+    fit("classifier", BASE, Run(tmp_path, checkpoint_steps=4))
+    path = tmp_path / "checkpoints" / "fit_classifier" / "run.json"
+    fingerprint = json.loads(path.read_text())["fingerprint"]
+    assert "keep_best" not in fingerprint["settings"] and fingerprint["valid"] is None
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):

@@ -14,6 +14,7 @@ from two_processes import (
     FITTING,
     PLAIN,
     UNFREEZING,
+    VALIDATED,
     WEIGHTS,
     classifier_steps,
     fit,
@@ -41,7 +42,8 @@ def directory(tmp_path_factory):
 def done(directory):
     """What two processes found, each thing in its turn: they take longer to start than to work."""
     names = ["gradients", "masks", "train", "resumed", "classifier", "weighted_classifier"]
-    return two(directory, *names, "fit", "weighted_fit", "fit_and_resume", "full_disk")
+    names += ["fit", "weighted_fit", "validated_fit", "fit_and_resume", "full_disk"]
+    return two(directory, *names)
 
 
 def assert_all_equal(a, b, **tolerance):
@@ -137,6 +139,17 @@ def test_a_classifier_is_fitted_as_in_one_process_on_the_joined_batches(
     reports = map(json.loads, (directory / what / "two" / "metrics.jsonl").read_text().splitlines())
     texts = [report["texts"] for report in reports if "texts" in report and "step" in report]
     assert sorted(set(texts))[-1] == 8
+
+
+def test_two_processes_stop_at_the_same_epoch_as_one(done, tmp_path):
+    first, second = done["validated_fit"]
+    joined = replace(VALIDATED, batch_size=8)
+    whole = fit(tmp_path / "one", settings=joined, config=PLAIN)
+    assert first["valid"] == second["valid"] and 2 <= len(whole["valid"][0]) < 6
+    assert first["valid"][0] == pytest.approx(whole["valid"][0], abs=1e-8)
+    assert first["valid"][1] == whole["valid"][1]
+    assert_all_equal(first["weights"], second["weights"], rtol=0, atol=0)
+    assert_all_equal(first["weights"], whole["weights"], rtol=0, atol=1e-7)
 
 
 def test_two_processes_fit_a_classifier_on_where_they_were_killed(done):

@@ -569,7 +569,7 @@ def test_columns_of_weights_that_are_not_there(tmp_path) -> None:
     for name in ("good", "bad"):
         (tmp_path / "folder" / name).mkdir(parents=True)
         (tmp_path / "folder" / name / "1.txt").write_text("a text")
-    with pytest.raises(ValueError, match=r"1\.txt has no column 'weight' of weights; pass a \.csv"):
+    with pytest.raises(ValueError, match=r"1\.txt has no column 'weight'; pass a \.csv"):
         read_weighted(tmp_path / "folder")
     with pytest.raises(ValueError, match=r"beside sample_weight, expected .*; leave out one"):
         ULMFiT(**SMALL).fit_classifier(

@@ -118,7 +118,9 @@ def test_a_name_is_fetched_from_the_hub(fitted, directory: Path, monkeypatch) ->
     assert np.array_equal(loaded.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
     ((name, options),) = hub.calls
     assert name == "user/film-reviews" and options["revision"] == "v1"
-    assert options["allow_patterns"] == ["config.json", "tokenizer.json", "*.safetensors"]
+    assert options["allow_patterns"] == [
+        *("config.json", "tokenizer.json", "validation.json", "*.safetensors")
+    ]
     ULMFiT.from_pretrained(directory)
     assert len(hub.calls) == 1, "a directory that is there is read where it is"
 

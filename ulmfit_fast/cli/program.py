@@ -15,6 +15,7 @@ import torch
 from ulmfit_fast.cli.app import check_standard_output, guarded, in_flags, say, typer, without_number
 from ulmfit_fast.cli.check import check
 from ulmfit_fast.cli.convert import convert
+from ulmfit_fast.cli.evaluate import evaluate
 from ulmfit_fast.cli.find_lr import find_lr
 from ulmfit_fast.cli.predict import predict
 from ulmfit_fast.cli.stages import fine_tune, fit_classifier, pretrain
@@ -121,6 +122,7 @@ _GROUPS: dict[str, list[tuple[Callable[..., None], str]]] = {
         (find_lr, "find-lr --model general --text texts.csv --out lr.png"),
     ],
     "Use": [
+        (evaluate, "evaluate --model model --text test.csv"),
         (predict, "predict --model model --text new.csv --keep all --out answers.csv"),
         (explain, "explain --model model --text new.csv --out why.html"),
         (generate, 'generate --model tuned --prompt "The film"'),
@@ -176,7 +178,9 @@ def main() -> None:
     _open_standard_streams()
     logging.basicConfig(format="%(message)s", handlers=[_Log()], level=logging.WARNING)
     logging.getLogger("ulmfit_fast.vocabulary").setLevel(logging.INFO)
-    with launched():
+    with launched() as (rank, _):
+        if rank == 0:
+            logging.getLogger("ulmfit_fast.progress").setLevel(logging.INFO)
         try:
             app()
         except OSError as error:

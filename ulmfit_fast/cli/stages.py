@@ -32,6 +32,7 @@ from ulmfit_fast.cli.app import (
 )
 from ulmfit_fast.data.reading.records import READABLE, kind_of
 from ulmfit_fast.system.distributed import rank_zero_only, world
+from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
     from ulmfit_fast.data.store.store import TokenStore
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from ulmfit_fast.ulmfit.estimator import ULMFiT
 
 __all__ = ["fine_tune", "fit_classifier", "pretrain"]
+
+# Of the texts, where nothing is said of what is held out.
+_VALID = 0.15
 
 Integer = int | None
 Number = float | None
@@ -87,6 +91,93 @@ class RunOptions:
             "--dry-run", help="Take some steps, say what the run would take, write nothing."
         ),
     ] = False
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """What is held out to measure on, and what is made of it."""
+
+    valid: Annotated[
+        str | None,
+        typer.Option(
+            "--valid",
+            metavar="FILE|SHARE",
+            help="What is held out to measure on: a share of each class, or a file; 0.15.",
+        ),
+    ] = None
+    valid_column: Annotated[
+        str | None,
+        typer.Option("--valid-column", help="Column that marks the held-out rows (is_valid)."),
+    ] = None
+    no_valid: Annotated[bool, typer.Option("--no-valid", help="Hold nothing out.")] = False
+    patience: Annotated[
+        Integer,
+        typer.Option(
+            "--patience",
+            help="Stop after so many epochs without a lower validation loss; keep the best one.",
+        ),
+    ] = None
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="Keep the epoch of the lowest validation loss.")
+    ] = False
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="In the end fit to all rows, in as many epochs as were best."),
+    ] = False
+    no_baseline: Annotated[
+        bool, typer.Option("--no-baseline", help="Fit no bag of words to compare with.")
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as `ULMFiT.fit_classifier` takes them.
+
+        Raises:
+            ValueError: if options exclude each other, or --valid is neither a share nor a file.
+        """
+        asked = [
+            f"--{name.replace('_', '-')}"
+            for name in ("valid", "valid_column", "patience", "keep_best", "refit")
+            if getattr(self, name)
+        ]
+        if self.no_valid and asked:
+            raise ValueError(f"--no-valid and {asked[0]} are both given, expected one of them")
+        if self.valid is not None and self.valid_column is not None:
+            raise ValueError("--valid and --valid-column are both given, expected one of them")
+        return {
+            "valid": self._valid(),
+            "valid_column": self.valid_column,
+            "refit": self.refit,
+            "baseline": not self.no_baseline,
+            **({"keep_best": True} if self.keep_best else {}),
+            **({} if self.patience is None else {"patience": self.patience}),
+        }
+
+    def file(self) -> Path | None:
+        """Return the file of --valid, if it is one."""
+        found = self._valid()
+        return found if isinstance(found, Path) else None
+
+    def _valid(self) -> float | Path | None:
+        if self.no_valid or self.valid_column is not None:
+            return None
+        if self.valid is None:
+            return _VALID
+        try:
+            share = float(self.valid)
+        except ValueError:
+            path = user_path(self.valid)
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"--valid is {self.valid!r:.60}, expected a share such as 0.15 or a file with "
+                    "labels; there is no such file"
+                ) from None
+            return path
+        if not 0 < share < 1:
+            raise ValueError(
+                f"--valid is {self.valid}, expected a share between 0 and 1 or a file; --no-valid "
+                "holds nothing out"
+            )
+        return share
 
 
 @dataclass(frozen=True)
@@ -294,15 +385,18 @@ def fit_classifier(
     precision: Precision = None,
     settings: Settings = None,
     kept: RunOptions,
+    validation: ValidationOptions,
     seed: Seed = 0,
     rows: RowOptions,
     label_column: LabelColumn = "label",
     weight_column: WeightColumn = None,
     device: Device = None,
 ) -> None:
-    """Fit a classifier on a language model's encoder (stage 3)."""
+    """Fit a classifier on a language model's encoder, and say how good it is (stage 3)."""
     weights = class_weight_of(class_weight)
-    run = _run("fit_classifier", out, [model, *text], kept)
+    held_out = validation.arguments()
+    file = validation.file()
+    run = _run("fit_classifier", out, [model, *text, *([] if file is None else [file])], kept)
     learner = _load(model, out, seed, device)
     given = _given(
         settings,
@@ -318,5 +412,8 @@ def fit_classifier(
     following = ("predict", "--model", out, *files, "--out", "answers.csv")
     with _reported(learner, "fit_classifier", out, run, *following):
         learner.fit_classifier(
-            text, label_column=label_column, run=run, **rows.arguments(), **given
+            text, label_column=label_column, run=run, **rows.arguments(), **{**held_out, **given}
         )
+    if learner.validation is not None and world().rank == 0:
+        for line in str(learner.validation).splitlines():
+            say(line)

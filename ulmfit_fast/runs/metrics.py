@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -134,12 +135,15 @@ class Metrics:
         self._readings.clear()
         self._since = now
 
-    def epoch_ended(self, loss: float, valid_loss: float | None) -> None:
+    def epoch_ended(
+        self, loss: float, valid_loss: float | None, scores: Mapping[str, float] | None = None
+    ) -> None:
         """Write a line of an epoch.
 
         Args:
             loss: mean of its steps, in nats.
             valid_loss: on the held-out documents, in nats, or None.
+            scores: of a classifier on them, by name; or None.
         """
         self.flush()
         report: dict[str, Any] = {
@@ -150,8 +154,10 @@ class Metrics:
             "epoch_ended": True,
         }
         if valid_loss is not None:
-            perplexity = math.exp(min(valid_loss, _MOST_NATS))
-            report |= {"valid_loss": valid_loss, "valid_perplexity": perplexity}
+            report["valid_loss"] = valid_loss
+            if self._unit == "tokens":
+                report["valid_perplexity"] = math.exp(min(valid_loss, _MOST_NATS))
+        report |= {f"valid_{name}": value for name, value in (scores or {}).items()}
         self._write(report)
 
     def sync(self) -> None:

@@ -90,8 +90,9 @@ class Run:
         directory: gains `metrics.jsonl`, and `checkpoints/` with a directory for each stage.
         checkpoint_steps: optimizer steps between checkpoints, or None.
         checkpoint_minutes: minutes between checkpoints, or None. Beside these there is one at each
-            new low of the validation loss, one when the run is asked to stop, and, where there are
-            any, one at the end.
+            new low of the validation loss (of a classifier where `patience` or `keep_best` asks for
+            the best epoch), one when the run is asked to stop, and, where there are any, one at the
+            end.
         keep: how many of the newest checkpoints to keep, beside the one of the lowest validation
             loss.
         report_steps: steps to a line of `metrics.jsonl`, which has their mean loss.
@@ -346,15 +347,23 @@ class Run:
         """
         self._save(best=False, stop=True)
 
-    def epoch_ended(self, loss: float, valid_loss: float | None, *, best: bool) -> None:
+    def epoch_ended(
+        self,
+        loss: float,
+        valid_loss: float | None,
+        *,
+        best: bool,
+        scores: Mapping[str, float] | None = None,
+    ) -> None:
         """Report an epoch; keep it as the best one if it is.
 
         Args:
             loss: mean of its steps, in nats.
             valid_loss: on the held-out documents, in nats, or None.
-            best: whether this is the lowest so far.
+            best: whether this is the lowest so far, and to be kept.
+            scores: of a classifier on the held-out texts, by name; or None.
         """
-        self._metrics.epoch_ended(loss, valid_loss)
+        self._metrics.epoch_ended(loss, valid_loss, scores)
         if any_rank(best or self._stop.requested):
             self._save(best=best, stop=True)
 

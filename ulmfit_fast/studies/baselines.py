@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ulmfit_fast.ulmfit.baselines import tfidf_pipeline
+
 
 def tfidf_baseline(
     train_texts: Sequence[str],
@@ -37,18 +39,7 @@ def tfidf_baseline(
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "scikit-learn is not installed; pip install 'ulmfit-fast[demo]'", name=error.name
-        ) from error
-
-    # The default pattern would drop "a" and all punctuation, and with them neighbours that matter.
-    features = TfidfVectorizer(ngram_range=ngrams, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-    model = make_pipeline(features, LogisticRegression(C=10.0, max_iter=1000))
+    model = tfidf_pipeline(ngrams, extra="demo")
     model.fit(train_texts, train_labels)
     return float(model.score(test_texts, test_labels))
 

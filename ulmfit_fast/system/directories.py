@@ -27,6 +27,7 @@ from ulmfit_fast.system.files import DESCRIPTORS, sync_directory, sync_file, use
 from ulmfit_fast.system.locks import LOCK, held
 
 __all__ = [
+    "BAG_OF_WORDS",
     "CHECKPOINTS",
     "CONFIG",
     "ENSEMBLE_FORMAT",
@@ -36,6 +37,7 @@ __all__ = [
     "STORE_FORMAT",
     "STORE_META",
     "TENSORBOARD",
+    "VALIDATION",
     "check_target",
     "is_leftover",
     "is_run_file",
@@ -60,8 +62,11 @@ _INCOMING = ".incoming"
 _WRITTEN, _LINKED, _DONE = (f"{_INCOMING}-{name}" for name in ("written", "linked", "done"))
 _TOKENIZER = "tokenizer.json"
 _WEIGHTS = ("language_model.safetensors", "classifier.safetensors", "model.safetensors")
+BAG_OF_WORDS, VALIDATION = "bag_of_words.safetensors", "validation.json"
 _MEMBER = re.compile(r"model_\d+")
-_MODEL = frozenset({CONFIG, _TOKENIZER, *_WEIGHTS})
+# Of models that have them; in the directory of another one they are a user's.
+_FURTHER = frozenset({BAG_OF_WORDS, VALIDATION})
+_MODEL = frozenset({CONFIG, _TOKENIZER, *_WEIGHTS, *_FURTHER})
 _STORE = frozenset({STORE_META, _TOKENIZER, "ids.bin", "offsets.npy"})
 _REPOSITORY = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 # A reader that finds the directory changed begins again; none needs as long in earnest.
@@ -181,7 +186,8 @@ def owned_names(directory: Path) -> frozenset[str]:
             return frozenset() if others else names
         kind = found.get("format") if isinstance(found, dict) else None
         if kind in ((STORE_FORMAT,) if description == STORE_META else (MODEL_FORMAT,)):
-            return names
+            said = {"bag_of_words": BAG_OF_WORDS, "validation": VALIDATION}
+            return names - {own for name, own in said.items() if found.get(name) is not True}
         if kind == ENSEMBLE_FORMAT:
             members = found["models"] if isinstance(found.get("models"), list) else []
             return frozenset({CONFIG, *filter(_is_member, members)})
@@ -191,12 +197,13 @@ def owned_names(directory: Path) -> frozenset[str]:
 def _said_names(directory: Path) -> frozenset[str]:
     """Return the names that there are in a directory as its description has it."""
     owned = owned_names(directory)
-    if owned != _MODEL:
+    if not owned >= _MODEL - _FURTHER:
         return owned
     with contextlib.suppress(OSError, ValueError, RecursionError):
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         of_parts = [name for name in _WEIGHTS[:2] if config.get(name.partition(".")[0]) is not None]
-        return frozenset({_TOKENIZER, *(_WEIGHTS[2:] if config.get("single_file") else of_parts)})
+        weights = _WEIGHTS[2:] if config.get("single_file") else of_parts
+        return frozenset({_TOKENIZER, *weights, *(owned & _FURTHER)})
     return owned
 
 
@@ -449,5 +456,5 @@ def local_directory(name: str | os.PathLike[str], *, revision: str | None = None
             "pip install huggingface_hub"
         ) from error
     # Nothing else is fetched, so no pickle can come along.
-    patterns = [CONFIG, "tokenizer.json", "*.safetensors"]
+    patterns = [CONFIG, "tokenizer.json", VALIDATION, "*.safetensors"]
     return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))

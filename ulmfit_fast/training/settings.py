@@ -21,6 +21,7 @@ _CHOICES = {
     "precision": ("float32", "bfloat16", "float16"),
 }
 _FLAGS = (
+    "keep_best",
     "no_decay_on_bias_and_norm",
     "chain_thaw",
     "reset_optimizer",
@@ -64,8 +65,9 @@ class TrainingSettings:
         max_len: tokens at a text's end that a classifier pools and trains on.
         valid_share: share of a language model's documents, drawn by the seed, that is held out and
             evaluated after every epoch, in [0, 1).
-        patience: of a language model with documents held out, stop after so many epochs without a
-            new low of the validation loss, and keep the weights of the lowest; 0 for neither.
+        patience: where something is held out, stop after so many epochs without a new low of the
+            validation loss, and keep the weights of the lowest; 0 for neither.
+        keep_best: keep the weights of the lowest validation loss, and train to the end.
 
         optimizer: "adam" (weight decay added to the gradient), "adamw" (decoupled from it), "sgd"
             (weight decay as for "adam", no momentum but that of "one_cycle"), or "nt_asgd", which
@@ -130,6 +132,7 @@ class TrainingSettings:
     max_len: int = 1440
     valid_share: float = 0.0
     patience: int = 0
+    keep_best: bool = False
 
     optimizer: str = "adamw"
     betas: tuple[float, float] = (0.7, 0.99)
@@ -169,6 +172,11 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         self._check_each()
         self._check_together()
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the lowest validation loss are kept."""
+        return self.patience > 0 or self.keep_best
 
     @property
     def has_stages(self) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +32,7 @@ from ulmfit_fast.training.classifier_step import ClassifierStep, relative_weight
 from ulmfit_fast.training.evaluation import (
     SizedIterable,
     evaluate_language_model,
+    predict_logits,
     recalibrate_batch_norm,
 )
 from ulmfit_fast.training.lm_step import LanguageModelStep
@@ -38,8 +40,9 @@ from ulmfit_fast.training.loop import train_epoch
 from ulmfit_fast.training.objective import Objective
 from ulmfit_fast.training.plan import TrainingPlan
 from ulmfit_fast.training.precision import Precision
+from ulmfit_fast.training.scores import scores_of
 from ulmfit_fast.training.settings import TrainingSettings
-from ulmfit_fast.training.state import History, TrainingState
+from ulmfit_fast.training.state import EpochResult, History, TrainingState
 from ulmfit_fast.training.step import TrainingStep
 
 __all__ = [
@@ -56,6 +59,9 @@ __all__ = [
 
 Documents = Sequence[np.ndarray[Any, np.dtype[np.integer[Any]]]]
 EpochHook = Callable[[int, History], None]
+
+# What the shell shows while a stage runs.
+_progress_log = logging.getLogger("ulmfit_fast.progress")
 
 # Beside the checkpoints of a run, whose ids mean nothing without it.
 _TOKENIZER = "tokenizer.json"
@@ -199,7 +205,11 @@ def _train(
             with contextlib.nullcontext() if averaging is None else averaging.averaged():
                 valid_loss = validate(epoch)
                 best = valid_loss is not None and state.validated(valid_loss)
-                if best and settings.patience:
+                scores = history.valid_scores[-1] if history.valid_scores else None
+                if valid_loss is not None:
+                    name = f"{description}, epoch {epoch + 1}/{settings.epochs}"
+                    _say(name, result, valid_loss, scores)
+                if best and settings.keeps_best:
                     state.best_weights = copy.deepcopy(model.state_dict())
                 if after_epoch is not None:
                     after_epoch(epoch + 1, history)
@@ -207,15 +217,32 @@ def _train(
                 history.average_step = state.steps
             state.next_epoch()
             if isinstance(run, Run):
-                run.epoch_ended(result.loss, valid_loss, best=best)
+                # As large as the model and its optimizer: of a classifier for those who ask alone.
+                keeps = best and (settings.keeps_best or isinstance(model, LanguageModel))
+                run.epoch_ended(result.loss, valid_loss, best=keeps, scores=scores)
             shown = state.best_weights is None
         plan.reached_end()
         if state.best_weights is not None:
             model.load_state_dict(state.best_weights)
+            if distributed.world().rank == 0:
+                kept = history.valid_losses.index(min(history.valid_losses)) + 1
+                _progress_log.info("%s: the weights of epoch %d are kept", description, kept)
         # Where the best epoch was not the last one, or all epochs were over before this call.
         if after_epoch is not None and not shown:
             after_epoch(state.epoch, history)
     return history
+
+
+def _say(
+    name: str, result: EpochResult, valid_loss: float, scores: Mapping[str, float] | None
+) -> None:
+    """Tell a reader what an epoch came to on what is held out."""
+    if distributed.world().rank > 0:
+        return
+    parts = [f"{name}: loss {result.loss:.4f}", f"validation loss {valid_loss:.4f}"]
+    if scores is not None:
+        parts += [f"accuracy {scores['accuracy']:.3f}", f"macro F1 {scores['macro_f1']:.3f}"]
+    _progress_log.info("%s, %.0f s", ", ".join(parts), result.seconds)
 
 
 def training_stream(
@@ -278,6 +305,7 @@ def _held_out(
         for name, needs in (
             ("optimizer", settings.optimizer == "nt_asgd"),
             ("patience", settings.patience > 0),
+            ("keep_best", settings.keep_best),
         ):
             if needs:
                 raise ValueError(
@@ -371,10 +399,12 @@ def fit_classifier(
     settings: TrainingSettings,
     *,
     weights: Tensor | None = None,
+    valid: tuple[Documents, Tensor] | None = None,
     seed: int = 0,
     progress: bool = True,
     after_epoch: EpochHook | None = None,
     run: Run | DryRun | None = None,
+    stage: str = "fit_classifier",
     tokenizer: Tokenizer | None = None,
 ) -> History:
     """Fit a classifier, then estimate the head's BatchNorm statistics anew with dropout off.
@@ -388,22 +418,26 @@ def fit_classifier(
         settings: how to train.
         weights: `(N,)`, how much the loss of each text counts, of which only the proportions
             matter; `ClassifierStep` has the formula. None weighs all alike.
+        valid: token ids of the texts that are held out, and their labels, as above; they are scored
+            after every epoch. None holds nothing out.
         seed: of the order of the texts.
         progress: show the bar.
         after_epoch: called with the number of finished epochs and the history so far, when the
             model is ready to predict.
         run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
+        stage: what the run calls it.
         tokenizer: of the texts, which the run keeps; or None.
 
     Returns:
-        The losses and learning rates of every step, and where each layer group was opened.
+        The losses and learning rates of every step, where each layer group was opened, and the
+        scores on what is held out.
 
     Raises:
-        ValueError: if a setting is for language models alone, a weight is not finite or below 0,
-            there are not as many as texts or all of them are 0, or the run to go on with is another
-            one.
+        ValueError: if a setting is for language models alone, or needs texts that are held out and
+            there are none, a weight is not finite or below 0, there are not as many as texts or all
+            of them are 0, or the run to go on with is another one.
     """
-    _check_classifier_settings(settings)
+    _check_classifier_settings(settings, is_validated=valid is not None)
     weights = relative_weights(weights, len(documents))
     objective = Objective.of(settings, next(model.parameters()).device)
     batches_of = classifier_batches(
@@ -411,9 +445,21 @@ def fit_classifier(
     )
     plan = TrainingPlan(model, settings, [len(batches_of(0))] * settings.epochs)
 
-    def recalibrate(epoch: int) -> None:
-        if after_epoch is not None or epoch + 1 == settings.epochs:
-            recalibrate_batch_norm(model, batches_of(epoch), autocast=objective.precision.dtype)
+    def validate(epoch: int) -> float | None:
+        dtype = objective.precision.dtype
+        if valid is not None or after_epoch is not None or epoch + 1 == settings.epochs:
+            recalibrate_batch_norm(model, batches_of(epoch), autocast=dtype)
+        if valid is None:
+            return None
+        documents, truth = valid
+        pad_id = model.encoder.config.pad_id
+        batches = ClassifierBatches(documents, None, settings.batch_size, pad_id=pad_id)
+        logits = predict_logits(model, batches, len(documents), autocast=dtype)
+        scores = scores_of(truth.numpy(), logits.double().softmax(dim=1).numpy())
+        state.history.valid_scores.append({name: scores[name] for name in ("accuracy", "macro_f1")})
+        # The same in all processes, which decide by it whether to go on.
+        loss = distributed.mean_(torch.nn.functional.cross_entropy(logits.double(), truth))
+        return float(loss)
 
     state = TrainingState(model, plan, objective.precision.scaler)
     return _train(
@@ -424,8 +470,8 @@ def fit_classifier(
             model, plan.optimizer, plan.scheduler, objective=objective, weights=weights
         ),
         batches_of,
-        recalibrate,
-        _resumed(run, "fit_classifier", state, plan, tokenizer, documents, seed, weights),
+        validate,
+        _resumed(run, stage, state, plan, tokenizer, documents, seed, weights, valid),
         run=run,
         after_epoch=after_epoch,
         description="classifier",
@@ -461,19 +507,25 @@ def classifier_batches(
     return of_epoch
 
 
-def _check_classifier_settings(settings: TrainingSettings) -> None:
+def _check_classifier_settings(settings: TrainingSettings, *, is_validated: bool) -> None:
+    for name in ("patience", "keep_best"):
+        if getattr(settings, name) and not is_validated:
+            raise ValueError(
+                f"{name} is {getattr(settings, name)!r}, which goes by the validation loss, and "
+                "no text is held out; pass valid=0.15"
+            )
     wrong = {
         "optimizer": settings.optimizer == "nt_asgd",
         "valid_share": settings.valid_share > 0,
-        "patience": settings.patience > 0,
         "random_bptt": settings.random_bptt,
         "capture": settings.capture,
     }
     for name, given in wrong.items():
         if given:
+            mend = "pass valid in its place" if name == "valid_share" else "leave it out"
             raise ValueError(
-                f"{name} is {getattr(settings, name)!r}, which is for language models; leave it "
-                "out for a classifier"
+                f"{name} is {getattr(settings, name)!r}, which is for language models; {mend} for "
+                "a classifier"
             )
 
 
@@ -499,6 +551,7 @@ def _resumed(
     documents: Sequence[Any],
     seed: int,
     weights: Tensor | None = None,
+    valid: tuple[Documents, Tensor] | None = None,
 ) -> contextlib.AbstractContextManager[None]:
     """Return the context of `Run.training`, or one that does nothing where no run is kept."""
     model, settings = plan.model, plan.settings
@@ -507,8 +560,12 @@ def _resumed(
         run.begin(parameters, plan.epoch_steps, copies=4 if "adam" in settings.optimizer else 2)
     if not isinstance(run, Run):
         return contextlib.nullcontext()
+    chosen = asdict(settings)
+    if not settings.keep_best:
+        # Runs of before do not have it, and go on.
+        del chosen["keep_best"]
     fingerprint = {
-        "settings": asdict(settings),
+        "settings": chosen,
         "model": {**model.encoder.config.to_dict(), "kind": type(model).__name__},
         "dtype": str(parameters[0].dtype),
         "device": parameters[0].device.type,
@@ -521,6 +578,7 @@ def _resumed(
     if isinstance(model, TextClassifier):
         fingerprint["classes"] = model.num_classes
         fingerprint["weights"] = None if weights is None else _summary(weights)
+        fingerprint["valid"] = None if valid is None else _summary_of_valid(*valid)
     return run.training(
         stage,
         state,
@@ -536,6 +594,14 @@ def _summary(weights: Tensor) -> str:
     """Return the range of weights for a reader, and what other weights do not have as well."""
     digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
     return f"{float(weights.min()):.4g} to {float(weights.max()):.4g}, {digest[:32]}"
+
+
+def _summary_of_valid(documents: Documents, labels: Tensor) -> str:
+    """Return how many texts are held out, and what others do not have as well."""
+    found = hashlib.sha256(labels.numpy().tobytes())
+    for document in documents:
+        found.update(str(_digest(document)).encode())
+    return f"{len(documents)} texts, {found.hexdigest()[:32]}"
 
 
 def _digest(document: Any) -> list[int]:

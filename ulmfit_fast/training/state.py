@@ -139,6 +139,7 @@ class History:
         epochs: result of each epoch.
         unfreeze_steps: first step of each stage of gradual unfreezing.
         valid_losses: cross entropy on the held-out documents after each epoch, in nats.
+        valid_scores: of a classifier, accuracy and macro F1 on them, by name.
         average_step: number of steps after which NT-ASGD began to average, or None.
     """
 
@@ -148,6 +149,7 @@ class History:
     epochs: list[EpochResult] = field(default_factory=list)
     unfreeze_steps: list[int] = field(default_factory=list)
     valid_losses: list[float] = field(default_factory=list)
+    valid_scores: list[dict[str, float]] = field(default_factory=list)
     average_step: int | None = None
 
 
@@ -238,6 +240,7 @@ class TrainingState:
                 "epochs": [list(result) for result in history.epochs],
                 "unfreeze_steps": history.unfreeze_steps,
                 "valid_losses": history.valid_losses,
+                "valid_scores": history.valid_scores,
                 "average_step": history.average_step,
             },
             "cursor": {name: getattr(self, name) for name in _POSITION},
@@ -280,6 +283,8 @@ class TrainingState:
         history.epochs[:] = [EpochResult(*result) for result in found["epochs"]]
         history.unfreeze_steps[:] = found["unfreeze_steps"]
         history.valid_losses[:] = found["valid_losses"]
+        # Checkpoints of before have none.
+        history.valid_scores[:] = found.get("valid_scores", [])
         history.average_step = found["average_step"]
         self.best_weights = values["best_weights"]
         rank, hidden = world().rank, values["states"]

@@ -13,14 +13,17 @@ import numpy.typing as npt
 
 from ulmfit_fast.data.columns import Label
 from ulmfit_fast.data.reading.corpus import read_texts
+from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.serving.predictor import Predictor
 from ulmfit_fast.system.directories import CONFIG, ENSEMBLE_FORMAT, read_version, write_directory
 from ulmfit_fast.system.files import user_path, write_text
 from ulmfit_fast.ulmfit.estimator import ULMFiT
+from ulmfit_fast.ulmfit.evaluation import Evaluation
 from ulmfit_fast.ulmfit.labelled import labelled_texts, text_weights
 from ulmfit_fast.ulmfit.model_files import FORMAT_VERSION, read_config
 from ulmfit_fast.ulmfit.model_schema import shown
 from ulmfit_fast.ulmfit.trained import Texts
+from ulmfit_fast.ulmfit.validation import evaluated
 
 __all__ = ["Ensemble", "fit_ensemble"]
 
@@ -79,6 +82,50 @@ class Ensemble(Predictor):
         parts = [model._probabilities(texts, batch_size) for model in self.models]
         mean: npt.NDArray[np.float32] = np.mean(parts, axis=0)
         return mean
+
+    def evaluate(
+        self,
+        texts: Texts,
+        labels: Iterable[Label] | None = None,
+        *,
+        text_column: str = "text",
+        label_column: str = "label",
+        on_error: OnError = "raise",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
+    ) -> Evaluation:
+        """Say how good the models are together, as `ULMFiT.evaluate` does for one.
+
+        Args:
+            texts: texts that none of the classifiers was fitted to.
+            labels: of each; None reads them from `label_column`.
+            text_column: column of a file or table.
+            label_column: column of a file or table.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
+            batch_size: texts at a time; the result does not depend on it.
+
+        Returns:
+            As `ULMFiT.evaluate`, with the baselines of the first model that has a bag of words.
+
+        Raises:
+            TypeError: as `ULMFiT.evaluate`.
+            ValueError: as `ULMFiT.evaluate`.
+        """
+        kept = [model.baselines for model in self.models if model.baselines is not None]
+        kept.sort(key=lambda own: own.bag_of_words is None)
+        return evaluated(
+            *(self, texts, labels),
+            baselines=kept[0] if kept else None,
+            text_column=text_column,
+            label_column=label_column,
+            on_error=on_error,
+            delimiter=delimiter,
+            encoding=encoding,
+            batch_size=batch_size,
+        )
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write all models into one directory, which changes by one step.

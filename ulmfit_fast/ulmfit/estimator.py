@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -28,6 +30,8 @@ from ulmfit_fast.system.seeds import own_generators
 from ulmfit_fast.training import stages as pipeline
 from ulmfit_fast.training.stages import TrainingSettings, resumed_tokenizer
 from ulmfit_fast.training.state import History
+from ulmfit_fast.ulmfit.baselines import NO_BAG_OF_WORDS, Baselines
+from ulmfit_fast.ulmfit.evaluation import Evaluation
 from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, weighed
 from ulmfit_fast.ulmfit.model_files import load_model
 from ulmfit_fast.ulmfit.model_schema import check_labels
@@ -38,8 +42,18 @@ from ulmfit_fast.ulmfit.settings import (
     with_dropout,
 )
 from ulmfit_fast.ulmfit.trained import Path, TextModel, Texts, Trained, corpus_of
+from ulmfit_fast.ulmfit.validation import (
+    Divided,
+    Labelled,
+    Valid,
+    divided,
+    evaluated,
+    positions_of,
+)
 
 __all__ = ["ULMFiT"]
+
+_log = logging.getLogger("ulmfit_fast.progress")
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -61,6 +75,7 @@ def _holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parame
         if isinstance(run, DryRun):
             directories.clear()
         read = paths_in(args[1] if len(args) > 1 else kwargs.get("texts"))
+        read += paths_in(kwargs.get("valid"))
         for directory in directories:
             check_apart(directory, read, is_text=True)
         # A stage trains, whatever the mode it is called in.
@@ -188,6 +203,7 @@ class ULMFiT(TextModel):
             model.language_model = parts.language_model.to(model.device)
         if parts.classifier is not None:
             model.classifier = parts.classifier.to(model.device)
+        model.baselines, model.validation = parts.baselines, parts.validation
         return model
 
     @classmethod
@@ -437,6 +453,10 @@ class ULMFiT(TextModel):
         text_column: str = "text",
         label_column: str = "label",
         weight_column: str | None = None,
+        valid: Valid | None = None,
+        valid_column: str | None = None,
+        refit: bool = False,
+        baseline: bool | None = None,
         on_error: OnError = "raise",
         delimiter: str | None = None,
         encoding: str | None = None,
@@ -446,6 +466,20 @@ class ULMFiT(TextModel):
         """Fit a classifier on the encoder of the language model (stage 3).
 
         Without a language model the encoder starts from scratch.
+
+        With `valid` or `valid_column` texts are held out: after each epoch there are their loss,
+        accuracy and macro F1 in the history, and in the end `validation` says how good the
+        classifier is, beside simpler ones. `patience=2` then stops after two epochs without a new
+        low of the validation loss, and keeps the weights of the lowest; `keep_best=True` does only
+        the latter.
+
+        Example:
+            >>> import ulmfit_fast as uf
+            >>> texts = [f"a {word} film {n}" for n in range(20) for word in ("fine", "dull")]
+            >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, min_freq=1, progress=False)
+            >>> _ = model.fit_classifier(texts, ["good", "bad"] * 20, epochs=2, valid=0.15)
+            >>> model.validation.rows, len(model.histories["fit_classifier"].valid_scores)
+            (6, 2)
 
         With weights the loss is sum(w_i * l_i) / sum(w_i) over the texts, w_i being the product of
         the weights of text i and its class: only proportions matter, a weight of 2 is as good as
@@ -483,11 +517,21 @@ class ULMFiT(TextModel):
             label_column: column of a file or table.
             weight_column: column of the weights of texts, where labels are read from a column, or
                 of a table in sample_weight; or None.
+            valid: what is held out: a share of the texts, drawn by the seed with each class in the
+                share that it has and copies of a text on one side; a file or table with a column of
+                labels; or a tuple of texts and their labels. None holds nothing out.
+            valid_column: column of the texts that marks those to hold out, such as "is_valid", in
+                the place of `valid`.
+            refit: in the end fit to all texts, those held out as well, in as many epochs as were
+                best; `validation` stays that of the classifier before.
+            baseline: fit a bag of words to the same texts, to be kept with the model for
+                `evaluate`; scikit-learn has to be installed. None does so where texts are held out.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
             delimiter: of .csv and .tsv files, as for `data.read_texts`.
             encoding: of text files, as for `data.read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
-            settings: further fields of `training.settings.TrainingSettings`.
+            settings: further fields of `training.settings.TrainingSettings`, such as batch_size,
+                patience and keep_best.
 
         Returns:
             The object itself.
@@ -497,7 +541,8 @@ class ULMFiT(TextModel):
             ValueError: if labels or weights do not match the texts, one of them is missing, a label
                 has a control character such as a line end, there are fewer than two classes, or
                 with a weight above 0, a weight is not finite or below 0, class_weight has an
-                unknown class, or a setting does not fit.
+                unknown class, a text held out has a label that no other text has, or a setting does
+                not fit.
 
         Source:
             scikit-learn 1.9, `utils.class_weight.compute_class_weight`, for class_weight.
@@ -507,59 +552,176 @@ class ULMFiT(TextModel):
             "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
         )
         self.settings.classifier_config(drop_mult)  # refused before the texts are read
+        validates = valid is not None or valid_column is not None
+        if refit and not validates:
+            raise ValueError(
+                "refit is True, which takes the best number of epochs, and no text is held out; "
+                "pass valid=0.15"
+            )
         if isinstance(run, Run):
-            run.check("fit_classifier")
-        corpus, own, sample_weight = labelled_texts(
-            texts,
-            labels,
-            sample_weight,
-            weight_column,
+            for stage in ("fit_classifier", "refit_classifier")[: 1 + refit]:
+                run.check(stage)
+        columns: Any = {
+            "text_column": text_column,
+            "label_column": label_column,
+            "weight_column": weight_column,
+            "on_error": on_error,
+            "delimiter": delimiter,
+            "encoding": encoding,
+        }
+        if validates:
+            parts = divided(
+                *(texts, labels, sample_weight),
+                valid=valid,
+                valid_column=valid_column,
+                seed=self.seed,
+                **columns,
+            )
+            if parts.held_out is None:
+                # There is nothing to go by.
+                training = replace(training, patience=0, keep_best=False)
+        else:
+            corpus, own, weights = labelled_texts(texts, labels, sample_weight, **columns)
+            everything = Labelled(corpus, own, weights)
+            parts = Divided(everything, None, everything)
+        options: Any = {
+            "drop_mult": drop_mult,
+            "class_weight": class_weight,
+            "bag_of_words": validates if baseline is None else baseline,
+            "run": run,
+        }
+        self._fit_classifier(parts.train, training, held_out=parts.held_out, **options)
+        if refit and parts.held_out is not None:
+            losses = self.histories["fit_classifier"].valid_losses
+            best = losses.index(min(losses)) + 1
+            training = replace(training, epochs=best, patience=0, keep_best=False)
+            self._fit_classifier(*(parts.everything, training), stage="refit_classifier", **options)
+        return self
+
+    def _fit_classifier(
+        self,
+        data: Labelled,
+        training: TrainingSettings,
+        *,
+        drop_mult: float,
+        class_weight: ClassWeight | None,
+        bag_of_words: bool,
+        run: Run | DryRun | None,
+        held_out: Labelled | None = None,
+        stage: str = "fit_classifier",
+    ) -> None:
+        """Fit to labelled texts, and measure on those that are held out."""
+        classes = classes_of(data.labels)
+        check_labels(Place("the classes", "write it in another way"), classes)
+        corpus, own, weights = weighed(data.texts, data.labels, class_weight, data.weights)
+        truth = None if held_out is None else positions_of(held_out.labels, classes)
+        labels = [classes.index(label) for label in own]
+        baselines = None
+        if not isinstance(run, DryRun):
+            shares = None if weights is None else weights.tolist()
+            baselines = Baselines.fit(
+                *(corpus, labels, len(classes), shares), bag_of_words=bag_of_words
+            )
+            if bag_of_words and baselines.bag_of_words is None and world().rank == 0:
+                _log.warning("%s", NO_BAG_OF_WORDS)
+        with own_generators(self.seed + 2, self.device):
+            tokenizer = self.tokenizer or self._given_tokenizer
+            if tokenizer is None:
+                tokenizer = self._tokenizer_of(stage, run, corpus)
+            config = self.settings.classifier_config(drop_mult, len(tokenizer.vocab))
+            model = pipeline.build_classifier(self.language_model, config, len(classes), training)
+            model.to(self.device)
+            validation = None
+            if stage == "refit_classifier" and self.validation is not None:
+                note = (
+                    f"The classifier was then fitted anew to all {len(data.texts):,} texts, in "
+                    f"{training.epochs} epochs; the numbers are those of the one before."
+                )
+                validation = replace(self.validation, notes=[*self.validation.notes, note])
+            trained = Trained(
+                *(tokenizer, self.language_model, model, classes, baselines, validation)
+            )
+
+            def finish_epoch(_: int, history: History) -> None:
+                self._finish_epoch(stage, history, trained)
+
+            history = pipeline.fit_classifier(
+                model,
+                self._encoded(tokenizer, corpus),
+                torch.tensor(labels, dtype=torch.int64, device="cpu"),
+                training,
+                weights=weights,
+                valid=None
+                if held_out is None
+                else (
+                    self._encoded(tokenizer, held_out.texts),
+                    torch.tensor(truth, dtype=torch.int64, device="cpu"),
+                ),
+                seed=self.seed,
+                progress=self.progress,
+                # Making the model ready to predict after every epoch costs a pass over the texts.
+                after_epoch=None if self.checkpoint_dir is None else finish_epoch,
+                run=run,
+                stage=stage,
+                tokenizer=tokenizer,
+            )
+        if held_out is not None:
+            self._adopt(trained)
+            found = evaluated(self, held_out.texts, held_out.labels, baselines=baselines)
+            trained = replace(trained, validation=found)
+        if held_out is not None or self.checkpoint_dir is None:
+            finish_epoch(training.epochs, history)
+
+    def evaluate(
+        self,
+        texts: Texts,
+        labels: Iterable[Label] | None = None,
+        *,
+        text_column: str = "text",
+        label_column: str = "label",
+        on_error: OnError = "raise",
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        batch_size: int = 64,
+    ) -> Evaluation:
+        """Say how good the classifier is on labelled texts, and what a bag of words says of them.
+
+        Example:
+            >>> import ulmfit_fast as uf
+            >>> texts, labels = ["a fine film", "a dull film"] * 20, ["good", "bad"] * 20
+            >>> model = uf.ULMFiT(emb_size=8, hidden_size=16, min_freq=1, progress=False)
+            >>> _ = model.fit_classifier(texts, labels, epochs=1, baseline=True)
+            >>> found = model.evaluate(["a fine film", "dull"], ["good", "bad"])
+            >>> found.rows, [other.name for other in found.baselines]
+            (2, ['bag of words', 'majority class'])
+
+        Args:
+            texts: texts that the classifier was not fitted to.
+            labels: of each, as for `fit_classifier`; None reads them from `label_column`.
+            text_column: column of a file or table.
+            label_column: column of a file or table.
+            on_error: "raise", or "skip" to leave out rows that cannot be read.
+            delimiter: of .csv and .tsv files, as for `data.read_texts`.
+            encoding: of text files, as for `data.read_texts`.
+            batch_size: texts at a time; the result does not depend on it.
+
+        Returns:
+            Accuracy, F1, log loss and calibration with their intervals, each class, the confusion
+            matrix, the worst mistakes, and the same of the baselines that are kept with the model.
+
+        Raises:
+            TypeError: if a label is neither a str nor an int nor a bool.
+            ValueError: if no classifier has been fitted, labels do not match the texts, one of them
+                is missing, or the classifier does not know one.
+        """
+        self._require_classifier()
+        return evaluated(
+            *(self, texts, labels),
+            baselines=self.baselines,
             text_column=text_column,
             label_column=label_column,
             on_error=on_error,
             delimiter=delimiter,
             encoding=encoding,
+            batch_size=batch_size,
         )
-        classes = classes_of(own)
-        check_labels(Place("the classes", "write it in another way"), classes)
-        corpus, own, weights = weighed(corpus, own, class_weight, sample_weight)
-        with own_generators(self.seed + 2, self.device):
-            self._fit_classifier(corpus, own, weights, classes, training, drop_mult, run)
-        return self
-
-    def _fit_classifier(
-        self,
-        corpus: list[str],
-        own: list[Label],
-        weights: torch.Tensor | None,
-        classes: list[Label],
-        training: TrainingSettings,
-        drop_mult: float,
-        run: Run | DryRun | None,
-    ) -> None:
-        tokenizer = self.tokenizer or self._given_tokenizer
-        if tokenizer is None:
-            tokenizer = self._tokenizer_of("fit_classifier", run, corpus)
-        config = self.settings.classifier_config(drop_mult, len(tokenizer.vocab))
-        model = pipeline.build_classifier(self.language_model, config, len(classes), training)
-        model.to(self.device)
-        trained = Trained(tokenizer, self.language_model, model, classes)
-
-        def finish_epoch(_: int, history: History) -> None:
-            self._finish_epoch("fit_classifier", history, trained)
-
-        history = pipeline.fit_classifier(
-            model,
-            self._encoded(tokenizer, corpus),
-            torch.tensor([classes.index(label) for label in own], dtype=torch.int64, device="cpu"),
-            training,
-            weights=weights,
-            seed=self.seed,
-            progress=self.progress,
-            # Making the model ready to predict after every epoch costs a pass over the texts.
-            after_epoch=None if self.checkpoint_dir is None else finish_epoch,
-            run=run,
-            tokenizer=tokenizer,
-        )
-        if self.checkpoint_dir is None:
-            finish_epoch(training.epochs, history)

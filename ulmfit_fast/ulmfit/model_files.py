@@ -4,6 +4,8 @@
     tokenizer.json               tokenizer and vocabulary
     language_model.safetensors   weights, the tied decoder once
     classifier.safetensors       weights, when there is a classifier
+    bag_of_words.safetensors     a simpler classifier to compare with, when there is one
+    validation.json              how good the classifier was, when that was measured
 
 With `single_file` the weights of both stand in `model.safetensors`, as on the Hugging Face Hub.
 
@@ -22,25 +24,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ulmfit_fast.data.columns import Label
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer, largest_json
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.system.directories import (
+    BAG_OF_WORDS,
     CONFIG,
     ENSEMBLE_FORMAT,
     MODEL_FORMAT,
+    VALIDATION,
     read_version,
     write_directory,
 )
 from ulmfit_fast.system.files import file_in_place, parse_json, user_path, write_text
+from ulmfit_fast.ulmfit.baselines import BagOfWords, Baselines
+from ulmfit_fast.ulmfit.evaluation import Evaluation
 from ulmfit_fast.ulmfit.model_schema import ModelDescription, describe, shown
 from ulmfit_fast.ulmfit.model_weights import (
     SINGLE_FILE,
     check_model,
     check_room,
+    opened,
     read_weights,
     tensors_of,
 )
@@ -57,6 +64,10 @@ FORMAT_VERSION = 1
 _TOKENIZER = "tokenizer.json"
 # A million labels fit in; what is larger would take memory to no end.
 _LARGEST_CONFIG = 2**24
+# Of fifty texts of a million characters, and the scores of thousands of classes.
+_LARGEST_VALIDATION = 2**29
+# Of the one note in the file of a bag of words: of two the order would change by itself.
+_TERMS = "terms"
 
 
 @dataclass
@@ -69,6 +80,8 @@ class ModelParts:
         classifier: the classifier, or None.
         labels: the classifier's classes, in the order of its logits.
         settings: those of a `ULMFiT`, and further plain values, kept as they are.
+        baselines: fitted to the same texts as the classifier, or None.
+        validation: how good the classifier was on texts held out, or None.
     """
 
     tokenizer: Tokenizer
@@ -76,6 +89,8 @@ class ModelParts:
     classifier: TextClassifier | None
     labels: list[Label]
     settings: dict[str, Any]
+    baselines: Baselines | None = None
+    validation: Evaluation | None = None
 
     @property
     def backwards(self) -> bool:
@@ -91,7 +106,8 @@ def save_model(
     Args:
         directory: where to; made when missing. What is in it beside a model stays.
         parts: what to write.
-        single_file: put all weights into `model.safetensors`, the layout of the Hugging Face Hub.
+        single_file: put all weights into `model.safetensors`, the layout of the Hugging Face Hub;
+            texts that were held out, which others are not to see, are then not written.
 
     Raises:
         FileExistsError: if the directory exists and is no model directory, or another process
@@ -131,12 +147,25 @@ def _config(parts: ModelParts, single_file: bool) -> dict[str, Any]:
             "head_p": classifier.head_p,
             "dtype": _dtype_name(classifier),
         }
+    if parts.baselines is not None:
+        config["class_counts"] = list(parts.baselines.counts)
+        config["bag_of_words"] = parts.baselines.bag_of_words is not None
+    config["validation"] = parts.validation is not None
     return config
 
 
 def _write(directory: Path, parts: ModelParts, single_file: bool, config: str) -> None:
     for name, model in _weight_files(parts, single_file).items():
-        _save_tensors(directory / name, model)
+        # The note is what libraries of the Hub look for; of two the order would change by itself.
+        _save_tensors(directory / name, tensors_of(model), {"format": "pt"})
+    if parts.baselines is not None and parts.baselines.bag_of_words is not None:
+        words = parts.baselines.bag_of_words
+        notes = {_TERMS: json.dumps(words.terms)}
+        _save_tensors(directory / BAG_OF_WORDS, words.tensors(), notes)
+    if parts.validation is not None:
+        own = parts.validation.without_texts() if single_file else parts.validation
+        # As ASCII: half a character of a text is no UTF-8.
+        write_text(directory / VALIDATION, json.dumps(own.to_dict(), indent=1))
     write_text(directory / _TOKENIZER, parts.tokenizer.to_json())
     write_text(directory / CONFIG, config)
 
@@ -154,14 +183,13 @@ def _weight_files(parts: ModelParts, single_file: bool) -> dict[str, nn.Module]:
     return {f"{name}.safetensors": model for name, model in models.items()}
 
 
-def _save_tensors(path: Path, model: nn.Module) -> None:
+def _save_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
-        # The note is what libraries of the Hub look for; of two the order would change by itself.
         with file_in_place(path) as file:
-            save_file(tensors_of(model), str(file), metadata={"format": "pt"})
+            save_file(tensors, str(file), metadata=notes)
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}; make room or move") from error
 
@@ -191,14 +219,56 @@ def _load(path: Path, device: str) -> ModelParts:
     for model in (language_model, classifier):
         if model is not None:
             model.to(device)
-    return ModelParts(tokenizer, language_model, classifier, about.labels, about.settings)
+    return ModelParts(
+        tokenizer,
+        language_model,
+        classifier,
+        about.labels,
+        about.settings,
+        _read_baselines(path, about),
+        _read_validation(path, about),
+    )
 
 
-def _read(path: Path, name: str, largest: int | None) -> str:
+def _read_baselines(path: Path, about: ModelDescription) -> Baselines | None:
+    if about.class_counts is None:
+        return None
+    words = None
+    if about.bag_of_words:
+        file = path / BAG_OF_WORDS
+        _require(path, BAG_OF_WORDS)
+        place = Place(file)
+        with opened(file, place) as stored:
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}
+            note = (stored.metadata() or {}).get(_TERMS, "null")
+        try:
+            terms = parse_json(note, _TERMS)
+        except ValueError as error:
+            raise place.error(str(error)) from error
+        words = BagOfWords.from_tensors(terms, tensors, len(about.labels), place)
+    return Baselines(tuple(about.class_counts), words)
+
+
+def _read_validation(path: Path, about: ModelDescription) -> Evaluation | None:
+    if not about.validation:
+        return None
+    place = Place(path / VALIDATION)
+    try:
+        values = parse_json(_read(path, VALIDATION, _LARGEST_VALIDATION), VALIDATION)
+    except ValueError as error:
+        raise ValueError(f"{path / VALIDATION} is damaged: {error}") from error
+    return Evaluation.from_dict(values, about.labels, place)
+
+
+def _require(path: Path, name: str) -> None:
     if not (path / name).is_file():
         raise FileNotFoundError(
             f"{path} has no {name}, so it is no complete model directory; save the model again"
         )
+
+
+def _read(path: Path, name: str, largest: int | None) -> str:
+    _require(path, name)
     size = (path / name).stat().st_size
     if largest is not None and size > largest:
         raise ValueError(

@@ -133,6 +133,12 @@ _PRESET = {
     "name": _Rule(lambda value: type(value) is str, "a string", required=True),
     **dict.fromkeys(("model", *_STAGES), _TABLE._replace(required=True)),
 }
+_COUNTS = _Rule(
+    lambda value: (
+        value is None or (type(value) is list and all(map(_whole(0).fits, value)) and any(value))
+    ),
+    "a whole number for each class, or null",
+)
 _MODEL = {
     "model_type": _one_of("ulmfit"),
     "single_file": _FLAG,
@@ -140,6 +146,10 @@ _MODEL = {
     "settings": _TABLE._replace(required=True),
     "language_model": _TABLE_OR_NONE._replace(required=True),
     "classifier": _TABLE_OR_NONE._replace(required=True),
+    # Of a classifier, and not there in models of before.
+    "class_counts": _COUNTS,
+    "bag_of_words": _FLAG,
+    "validation": _FLAG,
 }
 
 
@@ -156,6 +166,9 @@ class ModelDescription:
         encoder: sizes and dropouts of the classifier's encoder, or None.
         classifier_dtype: of the encoder's weights.
         head: the classifier's further arguments by name.
+        class_counts: texts of each class that the classifier was fitted to, or None.
+        bag_of_words: whether a bag of words is kept beside it.
+        validation: whether it is kept how good the classifier was.
     """
 
     single_file: bool
@@ -166,6 +179,9 @@ class ModelDescription:
     encoder: AWDLSTMConfig | None
     classifier_dtype: torch.dtype
     head: dict[str, Any]
+    class_counts: list[int] | None = None
+    bag_of_words: bool = False
+    validation: bool = False
 
 
 def describe(place: Place, config: Mapping[str, Any]) -> ModelDescription:
@@ -196,6 +212,14 @@ def describe(place: Place, config: Mapping[str, Any]) -> ModelDescription:
         encoder = _encoder(place, "classifier.encoder", values["encoder"])
         classifier_dtype = DTYPES[values["dtype"]]
         head = {name: values[name] for name in _HEAD}
+    counts = config.get("class_counts")
+    if counts is not None and len(counts) != len(config["labels"]):
+        raise place.error(
+            f"class_counts is {shown(counts)}, expected {len(config['labels'])} numbers, one for "
+            "each of the labels"
+        )
+    if config.get("bag_of_words") and counts is None:
+        raise place.error("bag_of_words is true and class_counts null, expected both or none")
     if language_model and encoder and language_model.vocab_size != encoder.vocab_size:
         raise place.error(
             f"classifier.encoder.vocab_size is {encoder.vocab_size}, expected "
@@ -210,6 +234,9 @@ def describe(place: Place, config: Mapping[str, Any]) -> ModelDescription:
         encoder=encoder,
         classifier_dtype=classifier_dtype,
         head=head,
+        class_counts=counts,
+        bag_of_words=config.get("bag_of_words", False),
+        validation=config.get("validation", False),
     )
 
 

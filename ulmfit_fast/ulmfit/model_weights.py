@@ -15,7 +15,7 @@ from ulmfit_fast.nn.weights import Place, check_finite
 from ulmfit_fast.system.files import name_in_utf8
 from ulmfit_fast.ulmfit.model_schema import ModelDescription, shown
 
-__all__ = ["SINGLE_FILE", "check_model", "check_room", "read_weights", "tensors_of"]
+__all__ = ["SINGLE_FILE", "check_model", "check_room", "opened", "read_weights", "tensors_of"]
 
 SINGLE_FILE = "model.safetensors"
 _OUTPUT = "head.6.weight"
@@ -130,7 +130,7 @@ def read_weights(
     for names in [described] if about.single_file else [[name] for name in described]:
         file = _file_of(path, "".join(names[:1]), about)
         place = Place(f"{file} does not fit its config.json")
-        with _opened(file, place) as stored:
+        with opened(file, place) as stored:
             kept_names = set(stored.keys())
             parts = {name: _described(place, name, about, kept_names) for name in names}
             where = _located(place, kept_names, list(parts.values()))
@@ -148,7 +148,16 @@ def read_weights(
 
 
 @contextmanager
-def _opened(file: Path, place: Place) -> Iterator[Any]:
+def opened(file: Path, place: Place) -> Iterator[Any]:
+    """Open a file of safetensors; what is wrong with it is an error of the place.
+
+    Args:
+        file: the file.
+        place: what it is, for the error.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

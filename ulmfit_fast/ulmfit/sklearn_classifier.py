@@ -159,6 +159,12 @@ class ULMFiTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if name in (self.classifier_options or {}):
                 own = "class_weight=" if name == "class_weight" else "sample_weight to fit"
                 raise ValueError(f"classifier_options has {name!r}, expected none; pass {own}")
+        for name in ("valid", "valid_column", "refit"):
+            if name in (self.classifier_options or {}):
+                raise ValueError(
+                    f"classifier_options has {name!r}, expected none; hold texts out with "
+                    "scikit-learn's cross_val_score or train_test_split"
+                )
         # Before the language model is trained.
         weights = text_weights(y.tolist(), self.class_weight, sample_weight, spare=True)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))

@@ -25,6 +25,8 @@ from ulmfit_fast.serving.saliency import Explanation, Method, explain
 from ulmfit_fast.training import stages
 from ulmfit_fast.training.evaluation import predict_logits
 from ulmfit_fast.training.state import History
+from ulmfit_fast.ulmfit.baselines import Baselines
+from ulmfit_fast.ulmfit.evaluation import Evaluation
 from ulmfit_fast.ulmfit.model_files import ModelParts, save_model
 from ulmfit_fast.ulmfit.settings import ModelSettings
 
@@ -54,12 +56,16 @@ class Trained:
         language_model: the language model, or None.
         classifier: the classifier, or None.
         labels: the classifier's classes, in the order of its logits.
+        baselines: simpler classifiers, fitted to the same texts, or None.
+        validation: how good the classifier is on texts held out, or None.
     """
 
     tokenizer: Tokenizer
     language_model: LanguageModel | None
     classifier: TextClassifier | None = None
     labels: list[Label] = field(default_factory=list)
+    baselines: Baselines | None = None
+    validation: Evaluation | None = None
 
 
 class TextModel(Predictor):
@@ -75,6 +81,8 @@ class TextModel(Predictor):
         language_model: the language model, or None.
         classifier: the classifier, or None.
         labels: the classifier's classes, in the order of its logits.
+        baselines: the majority class and a bag of words, fitted to the same texts, or None.
+        validation: how good the classifier was on texts that were held out, or None.
         histories: of each stage trained here, its losses and learning rates.
     """
 
@@ -86,6 +94,8 @@ class TextModel(Predictor):
         self.language_model: LanguageModel | None = None
         self.classifier: TextClassifier | None = None
         self.labels: list[Label] = []
+        self.baselines: Baselines | None = None
+        self.validation: Evaluation | None = None
         self.histories: dict[str, History] = {}
 
     @property
@@ -97,6 +107,7 @@ class TextModel(Predictor):
         """Take over what a stage has left."""
         self.tokenizer, self.language_model = trained.tokenizer, trained.language_model
         self.classifier, self.labels = trained.classifier, trained.labels
+        self.baselines, self.validation = trained.baselines, trained.validation
         self.settings = replace(self.settings, tokenizer=trained.tokenizer.kind)
 
     def _encoded(
@@ -223,7 +234,8 @@ class TextModel(Predictor):
         """Write the model directory in the Hugging Face layout, all weights in one file.
 
         The files are config.json, tokenizer.json and model.safetensors, in which the embedding
-        that the decoder shares stands once. `load` reads this layout as well.
+        that the decoder shares stands once; a bag of words has a file of its own. Of `validation`
+        the texts are left out, which others are not to see. `load` reads this layout as well.
 
         Args:
             directory: where to; an older model there is replaced once the new one is complete.
@@ -247,6 +259,8 @@ class TextModel(Predictor):
             self.classifier,
             list(self.labels),
             {**self.settings.to_dict(), "seed": self.seed},
+            self.baselines,
+            self.validation,
         )
 
     def copy(self: Own, **changes: Any) -> Own:

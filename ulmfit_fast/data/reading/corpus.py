@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ __all__ = [
     "is_text",
     "kept_columns",
     "read_labelled",
+    "read_marked",
     "read_rows",
     "read_texts",
     "read_weighted",
@@ -360,18 +361,69 @@ def read_weighted(
         TypeError: as `read_labelled`.
         ValueError: as `read_labelled`, or if a weight is something else.
     """
-    columns = (text_column, label_column, weight_column)
-    return _read(source, columns, Reading(on_error, delimiter, encoding))
+    texts, labels, weights = _read(
+        source,
+        (text_column, label_column, weight_column),
+        Reading(on_error, delimiter, encoding),
+        _weight,
+    )
+    return texts, labels, [weight for (weight,) in weights]
+
+
+def read_marked(
+    source: Source,
+    text_column: str = "text",
+    label_column: str = "label",
+    valid_column: str = "is_valid",
+    weight_column: str | None = None,
+    *,
+    on_error: OnError = "raise",
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> tuple[list[str], list[Label], list[bool], list[float] | None]:
+    """Read texts, their labels and whether each is held out, from files or a table.
+
+    Args:
+        source: as for `read_weighted`.
+        text_column: column or key of the text.
+        label_column: column or key of the label.
+        valid_column: column or key of the mark: True or False, 1 or 0, or one of these words in a
+            file.
+        weight_column: column or key of the weight, or None.
+        on_error: as for `read_labelled`; a row without a mark cannot be read either.
+        delimiter: as for `read_texts`.
+        encoding: as for `read_texts`.
+
+    Returns:
+        The texts, the labels, the marks, and the weights or None.
+
+    Raises:
+        FileNotFoundError: as `read_labelled`.
+        ImportError: as `read_labelled`.
+        TypeError: as `read_labelled`.
+        ValueError: as `read_weighted`, or if a mark is something else.
+    """
+    columns = (text_column, label_column, valid_column)
+    reading = Reading(on_error, delimiter, encoding)
+    if weight_column is None:
+        texts, labels, more = _read(source, columns, reading, _mark)
+        return texts, labels, [mark for (mark,) in more], None
+    texts, labels, more = _read(source, (*columns, weight_column), reading, _mark, _weight)
+    return texts, labels, [mark for mark, _ in more], [weight for _, weight in more]
 
 
 def _read(
-    source: Source, columns: tuple[str, ...], reading: Reading
-) -> tuple[list[str], list[Label], list[float]]:
+    source: Source,
+    columns: tuple[str, ...],
+    reading: Reading,
+    *checks: Callable[[str, str, Any], Any],
+) -> tuple[list[str], list[Label], list[tuple[Any, ...]]]:
+    """Read texts and labels, and the further columns as the checks of their values return them."""
     if is_table(source):
         name = f"the {type(source).__name__}"
         records = table_records(source, columns, reading.take)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
-        return _collected(places, columns, source, reading)
+        return _collected(places, columns, source, reading, checks)
     is_path = isinstance(source, (str, os.PathLike))
     items: list[Any] = [source] if is_path else list(_items(source))
     for name in items:
@@ -382,7 +434,7 @@ def _read(
                 ".jsonl file that holds them"
             )
     items = [item if isinstance(item, Mapping) else checked_path(item) for item in items]
-    return _collected(_labelled_records(items, columns, reading), columns, items, reading)
+    return _collected(_labelled_records(items, columns, reading), columns, items, reading, checks)
 
 
 def _labelled_records(
@@ -399,8 +451,8 @@ def _labelled_records(
                     yield f"{file}, {unit_of(file)} {number}", values
             elif len(columns) > 2:
                 raise ValueError(
-                    f"{file} has no column {columns[2]!r} of weights; pass a .csv, .jsonl or "
-                    ".parquet file that has one"
+                    f"{file} has no column {columns[2]!r}; pass a .csv, .jsonl or .parquet file "
+                    "that has one"
                 )
             elif not path.is_dir():
                 raise ValueError(
@@ -422,11 +474,12 @@ def _collected(
     columns: tuple[str, ...],
     source: object,
     reading: Reading,
-) -> tuple[list[str], list[Label], list[float]]:
+    checks: Sequence[Callable[[str, str, Any], Any]],
+) -> tuple[list[str], list[Label], list[tuple[Any, ...]]]:
     label_column = columns[1]
     texts: list[str] = []
     labels: list[Label] = []
-    weights: list[float] = []
+    more: list[tuple[Any, ...]] = []
     kinds = LabelKinds()
     float_label: ValueError | None = None
     for place, (text, label, *rest) in records:
@@ -437,7 +490,8 @@ def _collected(
             float_label = float_label or no_label(f"{place}: {label_column!r}", label)
             label = int(label)
         try:
-            own = [_weight(place, columns[2], value) for value in rest]
+            parts = zip(checks, columns[2:], rest, strict=True)
+            own = tuple(check(place, column, value) for check, column, value in parts)
         except ValueError as error:
             reading.take(error)
             continue
@@ -450,7 +504,7 @@ def _collected(
             )
         texts.append(text)
         labels.append(label)
-        weights += own
+        more.append(own)
     if float_label is not None and not reading.count:
         # No row lacks its label, which would have made floats of integers.
         raise float_label
@@ -459,7 +513,17 @@ def _collected(
         raise ValueError(
             f"the corpus {_described(source)} is empty, expected at least one labelled text"
         )
-    return texts, labels, weights
+    return texts, labels, more
+
+
+def _mark(place: str, column: str, value: Any) -> bool:
+    word = str(value).strip().casefold().removesuffix(".0")
+    if word not in ("true", "1", "false", "0"):
+        raise ValueError(
+            f"{place}: {column!r} is {shown(value)}, expected True or False, 1 or 0; mend or drop "
+            "the row"
+        )
+    return word in ("true", "1")
 
 
 def _weight(place: str, column: str, value: Any) -> float:
