@@ -30,8 +30,13 @@ def section(folder: Path = RESULTS) -> str:
 
 
 def summary(folder: Path = RESULTS) -> str:
-    """Return the short table of each device, with the markers."""
-    parts = [tables.summary(read_rows(path), path.name) for path in result_files(folder)]
+    """Return the short table of a CPU and of a GPU, those with most rows, with the markers."""
+    most: dict[str, tuple[list[Row], str]] = {}
+    for path in result_files(folder):
+        rows, kind = read_rows(path), path.name.partition("_")[0]
+        if kind not in most or len(rows) > len(most[kind][0]):
+            most[kind] = rows, path.name
+    parts = [tables.summary(rows, name) for rows, name in most.values()]
     return "\n\n".join([BEGIN, *parts, END])
 
 

@@ -216,6 +216,46 @@ def test_the_gain_of_a_second_process_is_the_committed_one():
     )
 
 
+def test_what_is_said_of_bfloat16_is_what_was_measured():
+    with (RESULTS / "loss_curves.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    curves, perplexities = {}, {}
+    for row in rows:
+        key = row["precision"], row["seed"]
+        curves.setdefault(key, []).append(float(row["loss"]))
+        perplexities[key] = row["held_out_perplexity"]
+
+    def apart(one, other):
+        return max(abs(a - b) for a, b in zip(curves[one], curves[other], strict=True))
+
+    text = " ".join(TEXTS[ROOT / "docs" / "benchmarks.md"].split())
+    rounding = max(apart(("float32", seed), ("bfloat16", seed)) for seed in "01")
+    seeds = apart(("float32", "0"), ("float32", "1"))
+    assert f"{rounding:.3f} nats apart at most; two seeds in float32 are {seeds:.3f} apart" in text
+    told = [perplexities[name, seed] for seed in "01" for name in ("float32", "bfloat16")]
+    assert "{} in float32 and {} in bfloat16 with one seed, {} and {} with".format(*told) in text
+
+
+def test_the_demo_in_bfloat16_is_within_the_spread_of_float32(metrics):
+    half = committed("demo_metrics_bfloat16.json")
+    assert half["settings"]["schedule"]["precision"] == "bfloat16" and not half["quick"]
+    tables = scores(metrics["accuracy"]), scores(half["accuracy"])
+    methods = ["from scratch", "pre-trained", "+ LM fine-tuned", "+ ULMFiT schedule"]
+    cells = [(method, labels) for method in methods for labels in (300, 1000, 3000)]
+    found = [[table[method][labels] for method, labels in cells] for table in tables]
+    apart = [b["mean"] - a["mean"] for a, b in zip(*found, strict=True)]
+    assert len(apart) == 12 and f"{max(map(abs, apart)):.1f}" == "1.6"
+    assert abs(sum(apart)) / 12 < 0.1
+    assert f"{max(cell['spread'] for row in found for cell in row):.1f}" == "2.7"
+    text = " ".join(TEXTS[ROOT / "docs" / "benchmarks.md"].split())
+    for words in (
+        "none is more than 1.6",
+        "differs by less than 0.1",
+        "spread by up to 2.7 points",
+    ):
+        assert words in text
+
+
 @pytest.mark.parametrize("name", plots.DOCUMENTS)
 def test_the_tables_of_speed_are_written_from_the_committed_rows(name):
     text = TEXTS[ROOT / name]
