@@ -436,7 +436,7 @@ def test_presets_and_settings_reach_the_model(folder: Path) -> None:
     ("assignment", "message"),
     [
         ("precision", "--set is 'precision', expected NAME=VALUE"),
-        ("precision=half", "--set precision is 'half', expected one of float32, bfloat16, float16"),
+        ("precision=half", "--precision is 'half', expected one of float32, bfloat16, float16"),
         ("speed=9", "there is no setting 'speed'; pass one of epochs"),
     ],
 )
