@@ -53,11 +53,12 @@ def made(tmp_path_factory):
     sizes = "--emb-size 8 --hidden-size 10 --num-layers 2 --min-freq 1 --bptt 10".split()
     succeed("pretrain", "--text", rows, "--out", lm, *FIT, *sizes)
     result = succeed("fit-classifier", "--model", lm, "--text", rows, "--out", classifier, *FIT)
-    first, shown = result.stderr.split("\n", 1)
-    assert first.endswith(f"after the last epoch; the model is in {classifier}")
+    shown, last, following = result.stderr.rstrip("\n").rsplit("\n", 2)
+    assert last.endswith(f"after the last epoch; the model is in {classifier}")
+    assert following.startswith(f"next: ulmfit-fast predict --model {classifier} ")
     loaded = ULMFiT.load(classifier, progress=False)
     # 15 % of 60.
-    assert loaded.validation.rows == 9 and shown == f"{loaded.validation}\n"
+    assert loaded.validation.rows == 9 and shown == str(loaded.validation)
     assert loaded.baselines.counts in ((25, 26), (26, 25)) and test.exists()
     return folder
 
@@ -113,12 +114,28 @@ def test_an_ensemble(made, tmp_path):
 
 def test_nothing_is_held_out_where_that_is_asked_for(made, tmp_path):
     result, model = fit(made, tmp_path, "--no-valid")
-    assert model.validation is None and result.stderr.count("\n") == 1
+    assert model.validation is None and result.stderr.count("\n") == 2
     assert model.baselines.counts == (30, 30) and model.baselines.bag_of_words is not None
     expected = ULMFiT.load(made / "lm", progress=False)
     expected.fit_classifier(made / "rows.csv", epochs=2, batch_size=8)
     texts = [text for text, *_ in ROWS]
     assert (model.predict_proba(texts) == expected.predict_proba(texts)).all()
+
+
+def test_files_are_read_in_the_form_that_they_have(made, tmp_path):
+    rows = [(f"{text} número", *more) for text, *more in ROWS[:25]]
+    plain = write(tmp_path / "plain.csv", rows)
+    own = tmp_path / "own.csv"
+    own.write_text(plain.read_text(encoding="utf-8").replace(",", ";"), encoding="cp1252")
+    results = [
+        succeed("evaluate", "--model", made / "classifier", "--text", path, "--json").stdout
+        for path in (plain, own)
+    ]
+    assert results[0] == results[1] and json.loads(results[0])["rows"] == 25
+    comma = ("--text", own, "--delimiter", ",")
+    refused("no column 'text'", "evaluate", "--model", made / "classifier", *comma)
+    valid = fit(made, tmp_path, "--valid", own)[1].validation
+    assert valid.rows == 25
 
 
 @pytest.mark.parametrize(

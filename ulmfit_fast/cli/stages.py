@@ -414,6 +414,6 @@ def fit_classifier(
         learner.fit_classifier(
             text, label_column=label_column, run=run, **rows.arguments(), **{**held_out, **given}
         )
-    if learner.validation is not None and world().rank == 0:
-        for line in str(learner.validation).splitlines():
-            say(line)
+        if learner.validation is not None and world().rank == 0:
+            for line in str(learner.validation).splitlines():
+                say(line)
