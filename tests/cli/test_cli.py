@@ -505,3 +505,16 @@ def test_a_backend_that_cannot_run_is_one_line(folder: Path, monkeypatch) -> Non
     assert (
         result.stderr.startswith("error: triton was asked for") and result.stderr.count("\n") == 1
     )
+
+
+def test_texts_are_written_in_a_precision(made: Path, monkeypatch) -> None:
+    real, seen = uf.ULMFiT.generate, []
+
+    def generate(self, *args, **kwargs):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(uf.ULMFiT, "generate", generate)
+    for options in ((), ("--precision", "bfloat16")):
+        succeed("generate", "--model", made / "lm", "--max-tokens", 3, *options)
+    assert seen == [False, torch.bfloat16]

@@ -452,3 +452,25 @@ def test_a_reader_that_has_enough_ends_it_quietly(made, tmp_path):
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 141
+
+
+def test_the_precision_of_a_prediction(made, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f'"{t}",{1 - n % 2}\n' for n, t in enumerate(TEXTS)))
+    plain, half = (written(made, "--all", *more) for more in ((), ("--precision", "bfloat16")))
+    numbers = [
+        [float(row["prob_1"]) for row in csv.DictReader(io.StringIO(t))] for t in (plain, half)
+    ]
+    apart = max(abs(a - b) for a, b in zip(*numbers, strict=True))
+    assert 0 < apart < 0.05
+    evaluate = ["evaluate", "--model", made / "model", "--text", rows, "--json"]
+    found = [run(*evaluate, *more) for more in ((), ("--precision", "bfloat16"))]
+    losses = [json.loads(result.stdout)["scores"]["log_loss"]["value"] for result in found]
+    assert 0 < abs(losses[0] - losses[1]) < 0.05
+    for wrong in (command(made), evaluate):
+        result = run(*wrong, "--precision", "int4")
+        assert result.exit_code == 2 and "--precision is 'int4', expected one of" in result.stderr
+    result = run(*command(made), "--precision", "bfloat16", "--int8")
+    assert (
+        result.exit_code == 2 and "--int8 and --precision bfloat16 are both given" in result.stderr
+    )

@@ -11,7 +11,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -51,6 +51,7 @@ __all__ = [
     "check_standard_output",
     "check_writable",
     "class_weight_of",
+    "computing_in",
     "flat",
     "guarded",
     "in_flags",
@@ -135,6 +136,21 @@ class TableOptions:
             if value != own.default
             for part in (f"--{own.name.replace('_', '-')}", value)
         ]
+
+
+def computing_in(precision: str | None, device: str) -> AbstractContextManager[object]:
+    """Return the context in which a model predicts in a precision.
+
+    Args:
+        precision: float32, bfloat16, on a GPU also float16; None for float32.
+        device: where the model is.
+    """
+    import torch
+
+    from ulmfit_fast.training.precision import Precision as Numbers
+    from ulmfit_fast.training.precision import autocast
+
+    return autocast(torch.device(device), Numbers.of(precision or "float32", device).dtype)
 
 
 def say(line: str) -> None:

@@ -12,11 +12,13 @@ from ulmfit_fast.cli.app import (
     LabelColumn,
     Model,
     Overwrite,
+    Precision,
     SkipBadRows,
     TableOptions,
     TextFiles,
     check_out_file,
     check_standard_output,
+    computing_in,
     flat,
     on_error,
     say,
@@ -43,6 +45,7 @@ def evaluate(
     ] = None,
     overwrite: Overwrite = False,
     batch_size: BatchSize = 64,
+    precision: Precision = None,
     table: TableOptions,
     label_column: LabelColumn = "label",
     skip_bad_rows: SkipBadRows = False,
@@ -50,18 +53,22 @@ def evaluate(
 ) -> None:
     """Say how good a classifier is on labelled texts, beside a bag of words."""
     from ulmfit_fast.system.files import write_text
+    from ulmfit_fast.ulmfit.estimator import ULMFiT
 
     if out is None:
         check_standard_output("; pass --out")
     else:
         check_out_file(out, [model, *text], overwrite=overwrite)
-    found = _load(model, device).evaluate(
-        text,
-        label_column=label_column,
-        on_error=on_error(skip_bad_rows),
-        batch_size=batch_size,
-        **table.arguments(),
-    )
+    learner = _load(model, device)
+    single = learner if isinstance(learner, ULMFiT) else learner.models[0]
+    with computing_in(precision, single.device):
+        found = learner.evaluate(
+            text,
+            label_column=label_column,
+            on_error=on_error(skip_bad_rows),
+            batch_size=batch_size,
+            **table.arguments(),
+        )
     shown = json.dumps(found.to_dict(), indent=1, ensure_ascii=False) if as_json else str(found)
     if out is None:
         typer.echo(shown)

@@ -18,9 +18,11 @@ from ulmfit_fast.cli.app import (
     Device,
     Model,
     Overwrite,
+    Precision,
     TableOptions,
     check_out_file,
     check_standard_output,
+    computing_in,
     flat,
     say,
     typer,
@@ -85,6 +87,7 @@ def predict(
     int8: Annotated[
         bool, typer.Option("--int8", help="LSTM weights in int8: faster on a CPU, less exact.")
     ] = False,
+    precision: Precision = None,
     table: TableOptions,
     device: Device = None,
 ) -> None:
@@ -96,6 +99,8 @@ def predict(
     format = _format_of(format, out)
     if out is not None:
         check_out_file(out, [model, *paths], overwrite=overwrite)
+    if int8 and precision is not None:
+        raise ValueError(f"--int8 and --precision {precision} are both given, expected one of them")
     try:
         learner = ULMFiT.load(model, device=device)
         if int8:
@@ -106,15 +111,16 @@ def predict(
             _read_ahead(rows, waiting), chunk_size=chunk_size, batch_size=batch_size
         )
         answers = _Answers(learner.labels, every_class, top, threshold)
-        # Before anything is written, so that wrong input leaves nothing behind.
-        first = next(predictions)
-        found = (
-            (waiting.popleft(), answers.of(prediction))
-            for prediction in itertools.chain([first], predictions)
-        )
-        write = _write_csv if format == "csv" else _write_jsonl
-        with _opened(out) as file:
-            write(file, names, found)
+        with computing_in(precision, learner.device):
+            # Before anything is written, so that wrong input leaves nothing behind.
+            first = next(predictions)
+            found = (
+                (waiting.popleft(), answers.of(prediction))
+                for prediction in itertools.chain([first], predictions)
+            )
+            write = _write_csv if format == "csv" else _write_jsonl
+            with _opened(out) as file:
+                write(file, names, found)
     except KeyboardInterrupt:
         say("interrupted" if out is None else f"interrupted; {out} is not written")
         raise typer.Exit(130) from None

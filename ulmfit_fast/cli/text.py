@@ -10,10 +10,12 @@ from ulmfit_fast.cli.app import (
     Device,
     Model,
     Overwrite,
+    Precision,
     TableOptions,
     TextFiles,
     check_out_file,
     check_standard_output,
+    computing_in,
     flat,
     say,
     typer,
@@ -38,6 +40,7 @@ def generate(
     ] = None,
     count: Annotated[int, typer.Option("--count", help="Number of texts.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Fixes the draws.")] = 0,
+    precision: Precision = None,
     device: Device = None,
 ) -> None:
     """Write texts with a language model, one a line."""
@@ -48,15 +51,16 @@ def generate(
         raise ValueError(f"--count is {count}, expected at least 1")
     learner = ULMFiT.load(model, device=device)
     for number in range(count):
-        text = learner.generate(
-            prompt,
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed + number,
-        )
+        with computing_in(precision, learner.device):
+            text = learner.generate(
+                prompt,
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed + number,
+            )
         typer.echo(text)
 
 
