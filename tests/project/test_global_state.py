@@ -9,7 +9,6 @@ import random
 import threading
 import warnings
 
-import matplotlib
 import numpy as np
 import public_calls
 import pytest
@@ -20,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 import ulmfit_fast as uf
 from ulmfit_fast.data.reading import records
-from ulmfit_fast.report import charts
 from ulmfit_fast.system import scoped
 from ulmfit_fast.system.seeds import draw_seed, own_generators, seeds_from
 
@@ -315,11 +313,6 @@ def with_filters(inside):
         inside()
 
 
-def with_style(inside):
-    with charts._figure("loss", 3.0):
-        inside()
-
-
 def with_field_limit(inside):
     def lines():
         inside()
@@ -336,11 +329,11 @@ def with_generators(inside):
             torch.rand(3)
 
 
-@pytest.mark.parametrize("change", [with_generators, with_filters, with_style, with_field_limit])
+@pytest.mark.parametrize("change", [with_generators, with_filters, with_field_limit])
 def test_threads_that_overlap_put_back_what_the_process_had(change):
     def state():
         limits = csv.field_size_limit(), torch.get_rng_state().tolist()
-        return list(warnings.filters), limits, dict(matplotlib.rcParams)
+        return list(warnings.filters), limits
 
     before = state()
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean, stdev
-from typing import TypedDict
+from typing import Any, TypedDict
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+
+_STAGES = {
+    "read the docstrings": "Reading",
+    "pretrain": "Pre-training",
+    "pre-train": "Pre-training",
+    "fine_tune": "Fine-tuning the language model",
+    "fine_tune_lm": "Fine-tuning the language model",
+    "fine-tune the language model": "Fine-tuning the language model",
+    "fit_classifier": "Fitting the classifier",
+    "fit the classifiers": "Fitting the classifiers",
+    "total": "Total",
+}
 
 
 class CorpusSize(TypedDict):
@@ -99,6 +111,68 @@ class Metrics(TypedDict):
     lr_traces: dict[str, LrTrace]
     accuracy: list[Accuracy]
     confusion: Confusion
+    examples: list[Example]
+
+
+class EpochRecord(TypedDict):
+    """What one epoch of a stage came to; None where nothing was measured."""
+
+    loss: float
+    valid_loss: float | None
+    accuracy: float | None
+    macro_f1: float | None
+    seconds: float
+
+
+class StageRecord(TypedDict):
+    """One stage of a run: "pretrain", "fine_tune_lm" or "fit_classifier".
+
+    ``losses`` are of the training, each averaged over a stretch of steps so that there are some
+    hundred.
+    """
+
+    name: str
+    seconds: float
+    steps: int
+    epochs: list[EpochRecord]
+    losses: list[LossPoint]
+
+
+class ClassCount(TypedDict):
+    """Texts of one class, and their share in [0, 1] of all."""
+
+    label: str
+    count: int
+    share: float
+
+
+class DataRecord(TypedDict):
+    """What a run read, and what was found wrong with it."""
+
+    rows: int
+    trained_on: int
+    held_out: int
+    unlabelled: int
+    classes: list[ClassCount]
+    warnings: list[str]
+
+
+class RunRecord(TypedDict):
+    """One run from a table of texts to a classifier, as its report shows it.
+
+    ``evaluation`` is what ``Evaluation.to_dict`` returns, and ``verdict`` its sentence; both are
+    None where nothing was held out.
+    """
+
+    version: str
+    command: str
+    created: str
+    machine: dict[str, Json]
+    settings: dict[str, Json]
+    stages: list[StageRecord]
+    data: DataRecord
+    evaluation: dict[str, Any] | None
+    verdict: str | None
     examples: list[Example]
 
 
@@ -206,3 +280,15 @@ def label_counts(table: dict[str, dict[int, Score]]) -> list[int]:
         The column heads of the headline table.
     """
     return sorted({count for row in table.values() for count in row})
+
+
+def stage_title(stage: str) -> str:
+    """Return what a page calls a stage.
+
+    >>> stage_title("fine_tune_lm"), stage_title("another")
+    ('Fine-tuning the language model', 'another')
+
+    Args:
+        stage: its name in a record or in `metrics.json`.
+    """
+    return _STAGES.get(stage, stage)

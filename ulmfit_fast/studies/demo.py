@@ -275,7 +275,7 @@ def _metrics(run: _Run, quick: bool) -> Metrics:
         },
         lr_traces={
             "language-model fine-tuning": _trace(histories["fine_tune_lm"], lm=True),
-            f"classifier, {max(run.settings.label_counts)} labels": _trace(
+            f"classifier, {max(run.settings.label_counts):,} labels": _trace(
                 histories["fit_classifier"], lm=False
             ),
         },
