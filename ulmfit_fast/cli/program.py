@@ -18,6 +18,7 @@ from ulmfit_fast.cli.stages import fine_tune, fit_classifier, pretrain
 from ulmfit_fast.cli.studies import ablate, demo
 from ulmfit_fast.cli.text import explain, generate
 from ulmfit_fast.cli.tokenize import tokenize
+from ulmfit_fast.cli.train import train
 from ulmfit_fast.system.distributed import launched
 from ulmfit_fast.system.version import __version__
 
@@ -61,7 +62,7 @@ app = typer.Typer(
 )
 # In the order in which one needs them.
 for command in (
-    *(demo, pretrain, fine_tune, fit_classifier, evaluate, predict),
+    *(demo, train, pretrain, fine_tune, fit_classifier, evaluate, predict),
     *(find_lr, generate, explain, tokenize, convert, ablate, info),
 ):
     app.command(command.__name__.replace("_", "-"))(guarded(command))

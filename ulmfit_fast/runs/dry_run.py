@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ulmfit_fast.runs.metrics import Reading
 
-__all__ = ["DryRun", "Estimate"]
+__all__ = ["DryRun", "Estimate", "readable"]
 
 # The first steps compile kernels, make the optimizer's buffers and warm caches.
 _WARM_UP = 2
@@ -67,7 +67,7 @@ class Estimate:
             f"steps: {steps:,} in {epochs} epochs, {self.items:,.0f} tokens or texts each",
             f"memory: {self.training_memory / 1e6:,.1f} MB for weights, gradients and optimizer; "
             f"{self.peak_memory / 1e6:,.1f} MB in use at most so far",
-            f"time: {_readable(self.seconds)} at {self.step_seconds:.3f} s a step, "
+            f"time: {readable(self.seconds)} at {self.step_seconds:.3f} s a step, "
             f"{rate:,.0f} tokens or texts a second",
         ]
 
@@ -166,7 +166,15 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _readable(seconds: float) -> str:
+def readable(seconds: float) -> str:
+    """Return a time for a reader.
+
+    >>> readable(90), readable(600)
+    ('90 s', '10 min')
+
+    Args:
+        seconds: the time.
+    """
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
