@@ -332,7 +332,9 @@ class Job:
                 "or choose another directory"
             )
         if self.resume and names and record is None:
-            if not (directory / CHECKPOINTS / _BEGUN).exists():
+            work = directory / CHECKPOINTS
+            begins = names == [CHECKPOINTS] and not any(path.is_dir() for path in work.iterdir())
+            if not begins and not (work / _BEGUN).exists():
                 raise FileExistsError(
                     f"{directory} holds {names[0]}, and no run of train to go on with; "
                     "overwrite=True replaces it, or choose another directory"
