@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import sys
@@ -55,16 +54,17 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    # In Python itself from 3.11 on.
-    name = next(filter(importlib.util.find_spec, ("tomllib", "tomli")), None)
-    if name is None:
-        raise ModuleNotFoundError(
-            "--config needs Python 3.11, or the package tomli: pip install tomli"
-        )
+    if sys.version_info >= (3, 11):
+        import tomllib as toml
+    else:
+        try:
+            import tomli as toml
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "--config needs Python 3.11, or the package tomli: pip install tomli"
+            ) from None
     try:
-        found: dict[str, Any] = importlib.import_module(name).loads(
-            path.read_text(encoding="utf-8")
-        )
+        found: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"--config {path} does not exist, expected a .toml file") from None
     except ValueError as error:
