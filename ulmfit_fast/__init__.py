@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ulmfit_fast.training.lr_finder import find_lr
     from ulmfit_fast.ulmfit.ensemble import Ensemble, fit_ensemble
     from ulmfit_fast.ulmfit.estimator import ULMFiT
+    from ulmfit_fast.ulmfit.job import train
     from ulmfit_fast.ulmfit.sklearn_classifier import ULMFiTClassifier
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "rng",
     "runs",
     "serving",
+    "train",
 ]
 
 # The protocol needs the [text] extra, and what is not used is not imported; the LSTM needs neither.
@@ -73,6 +75,7 @@ if not TYPE_CHECKING:
             "ULMFiTClassifier": "ulmfit.sklearn_classifier",
             "find_lr": "training.lr_finder",
             "fit_ensemble": "ulmfit.ensemble",
+            "train": "ulmfit.job",
         },
         needs={"ulmfit.sklearn_classifier": "sklearn"},
     )

@@ -1,4 +1,4 @@
-"""The protocols of four sources, with the values that the sources really have.
+"""The protocols of four sources, with the values that the sources really have, and two small ones.
 
 A preset is four sets of keyword arguments: of `ULMFiT`, and of its methods `pretrain`,
 `fine_tune_lm` and `fit_classifier`. The three stages hold fields of `TrainingSettings`, and
@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from ulmfit_fast.system.lazy import lazy_attributes
 
-__all__ = ["Preset", "fastai07", "fastai_v2", "multifit", "named", "paper"]
+__all__ = [
+    "Preset",
+    "fastai07",
+    "fastai_v2",
+    "medium",
+    "multifit",
+    "named",
+    "paper",
+    "small",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_attributes(__name__, __all__)
@@ -393,8 +402,45 @@ def multifit() -> Preset:
     )
 
 
+def small() -> Preset:
+    """Return a protocol of this package's own, for a CPU and some hundred to ten thousand texts.
+
+    The model is the demo's (E = 96, H = 192, two layers). A language model that reads little text
+    has little dropout; its lower layers are fine-tuned at rates near that of the last one. Batch
+    size and epochs are starting points, for which `ulmfit.job.train` goes by the texts.
+    """
+    return _own("small", emb_size=96, hidden_size=192, num_layers=2, max_vocab=10_000)
+
+
+def medium() -> Preset:
+    """Return a protocol of this package's own between `small` and the paper's.
+
+    E = 200, H = 400, three layers: for a GPU, or a CPU and patience.
+    """
+    return _own("medium", emb_size=200, hidden_size=400, num_layers=3, max_vocab=20_000)
+
+
+def _own(name: str, **sizes: int) -> Preset:
+    language_model = {"batch_size": 16, "bptt": 40}
+    return Preset(
+        name,
+        model={
+            **sizes,
+            "min_freq": 2,
+            "drop_mult": 0.3,
+            "lm_dropout": _dropouts(
+                input_p=0.1, hidden_p=0.1, embed_p=0.02, weight_p=0.15, output_p=0.05
+            ),
+        },
+        # At 5e-3 and more a model this small does not always leave the unigram plateau.
+        pretrain={**language_model, "epochs": 5, "lr": 3e-3, "factor": 1.0},
+        fine_tune_lm={**language_model, "epochs": 5, "lr": 4e-3, "factor": 1.3},
+        fit_classifier={"epochs": 10, "lr": 2.5e-2, "batch_size": 16, "gradual_unfreezing": 1},
+    )
+
+
 _ALL: dict[str, Callable[[], Preset]] = {
-    make.__name__: make for make in (paper, fastai07, fastai_v2, multifit)
+    make.__name__: make for make in (paper, fastai07, fastai_v2, multifit, small, medium)
 }
 
 
@@ -406,7 +452,7 @@ def named(name: str) -> Preset:
         0.1
 
     Args:
-        name: "paper", "fastai07", "fastai_v2" or "multifit".
+        name: "paper", "fastai07", "fastai_v2", "multifit", "small" or "medium".
 
     Raises:
         ValueError: for another name.

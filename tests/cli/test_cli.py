@@ -248,8 +248,8 @@ def test_help_names_every_command_in_its_group_with_an_example() -> None:
 def test_without_a_command_the_help_ends_with_the_workflow() -> None:
     result = run()
     lines = [line.split()[:2] for line in result.output.splitlines() if line.strip()]
-    stages = ("pretrain", "fine-tune", "fit-classifier", "predict")
-    assert lines[-4:] == [["ulmfit-fast", stage] for stage in stages]
+    way = ("check", "train", "evaluate", "predict")
+    assert lines[-4:] == [["ulmfit-fast", command] for command in way]
     assert lines == [
         line.split()[:2] for line in succeed("--help").stdout.splitlines() if line.strip()
     ]

@@ -32,6 +32,7 @@ NAMES = [
     "rng",
     "runs",
     "serving",
+    "train",
 ]
 
 

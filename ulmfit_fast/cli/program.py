@@ -22,6 +22,7 @@ from ulmfit_fast.cli.stages import fine_tune, fit_classifier, pretrain
 from ulmfit_fast.cli.studies import ablate, demo
 from ulmfit_fast.cli.text import explain, generate
 from ulmfit_fast.cli.tokenize import tokenize
+from ulmfit_fast.cli.train import train
 from ulmfit_fast.system.distributed import launched
 from ulmfit_fast.system.version import __version__
 
@@ -103,15 +104,16 @@ class _Log(logging.StreamHandler[Any]):
 
 # In the order in which one needs them; a blank line between two lines is what keeps them apart.
 _WORKFLOW = (
-    "From texts to answers:",
-    "ulmfit-fast pretrain --text general.txt --out general",
-    "ulmfit-fast fine-tune --model general --text texts.csv --out tuned",
-    "ulmfit-fast fit-classifier --model tuned --text labelled.csv --out model",
+    "From a table to answers:",
+    "ulmfit-fast check tickets.csv",
+    "ulmfit-fast train tickets.csv --out model",
+    "ulmfit-fast evaluate --model model --text test.csv",
     "ulmfit-fast predict --model model --text new.csv --out answers.csv",
 )
 # The commands in groups, each with an example.
 _GROUPS: dict[str, list[tuple[Callable[..., None], str]]] = {
     "Start": [
+        (train, "train tickets.csv --out model"),
         (demo, "demo --out demo-out"),
         (info, "info"),
     ],

@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from ulmfit_fast.runs import DryRun, Run
     from ulmfit_fast.ulmfit.estimator import ULMFiT
 
-__all__ = ["fine_tune", "fit_classifier", "pretrain"]
+__all__ = [
+    "Integer",
+    "MaybeRate",
+    "RowOptions",
+    "fine_tune",
+    "fit_classifier",
+    "held_out_of",
+    "pretrain",
+]
 
 # Of the texts, where nothing is said of what is held out.
 _VALID = 0.15
@@ -48,7 +56,10 @@ Integer = int | None
 Number = float | None
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", help="paper, fastai07, fastai_v2 or multifit; kept with the model."),
+    typer.Option(
+        "--preset",
+        help="paper, fastai07, fastai_v2, multifit, small or medium; kept with the model.",
+    ),
 ]
 DropMult = Annotated[Number, typer.Option("--drop-mult", help="Factor on every dropout.")]
 MaybeRate = Annotated[Number, typer.Option("--lr", help="Largest learning rate.")]
@@ -136,15 +147,14 @@ class ValidationOptions:
         """
         asked = [
             f"--{name.replace('_', '-')}"
-            for name in ("valid", "valid_column", "patience", "keep_best", "refit")
+            for name in ("patience", "keep_best", "refit")
             if getattr(self, name)
         ]
+        held_out = self._valid()
         if self.no_valid and asked:
             raise ValueError(f"--no-valid and {asked[0]} are both given, expected one of them")
-        if self.valid is not None and self.valid_column is not None:
-            raise ValueError("--valid and --valid-column are both given, expected one of them")
         return {
-            "valid": self._valid(),
+            "valid": held_out,
             "valid_column": self.valid_column,
             "refit": self.refit,
             "baseline": not self.no_baseline,
@@ -158,26 +168,47 @@ class ValidationOptions:
         return found if isinstance(found, Path) else None
 
     def _valid(self) -> float | Path | None:
-        if self.no_valid or self.valid_column is not None:
-            return None
-        if self.valid is None:
-            return _VALID
-        try:
-            share = float(self.valid)
-        except ValueError:
-            path = user_path(self.valid)
-            if not path.exists():
-                raise FileNotFoundError(
-                    f"--valid is {self.valid!r:.60}, expected a share such as 0.15 or a file with "
-                    "labels; there is no such file"
-                ) from None
-            return path
-        if not 0 < share < 1:
-            raise ValueError(
-                f"--valid is {self.valid}, expected a share between 0 and 1 or a file; --no-valid "
-                "holds nothing out"
-            )
-        return share
+        return held_out_of(self.valid, self.valid_column, no_valid=self.no_valid)
+
+
+def held_out_of(
+    valid: str | None, valid_column: str | None, *, no_valid: bool
+) -> float | Path | None:
+    """Return the share or file that is held out, or None where a column says it, or nothing is.
+
+    Args:
+        valid: as it is given, or None.
+        valid_column: of the rows that are held out, or None.
+        no_valid: nothing is.
+
+    Raises:
+        ValueError: if options exclude each other, or --valid is neither a share nor a file.
+    """
+    if no_valid and (valid is not None or valid_column is not None):
+        other = "--valid" if valid is not None else "--valid-column"
+        raise ValueError(f"--no-valid and {other} are both given, expected one of them")
+    if valid is not None and valid_column is not None:
+        raise ValueError("--valid and --valid-column are both given, expected one of them")
+    if no_valid or valid_column is not None:
+        return None
+    if valid is None:
+        return _VALID
+    try:
+        share = float(valid)
+    except ValueError:
+        path = user_path(valid)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"--valid is {valid!r:.60}, expected a share such as 0.15 or a file with "
+                "labels; there is no such file"
+            ) from None
+        return path
+    if not 0 < share < 1:
+        raise ValueError(
+            f"--valid is {valid}, expected a share between 0 and 1 or a file; --no-valid "
+            "holds nothing out"
+        )
+    return share
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ulmfit_fast.runs.metrics import Reading
 
-__all__ = ["DryRun", "Estimate"]
+__all__ = ["DryRun", "Estimate", "StepTimes", "readable"]
 
 # The first steps compile kernels, make the optimizer's buffers and warm caches.
 _WARM_UP = 2
@@ -73,14 +73,56 @@ class Estimate:
             f"steps: {steps:,} in {epochs} epochs, {self.items:,.0f} tokens or texts each",
             f"memory: {self.training_memory / 1e6:,.1f} MB for weights, gradients and optimizer; "
             f"{self.peak_memory / 1e6:,.1f} MB in use at most so far",
-            f"time: {_readable(self.seconds)} at {self.step_seconds:.3f} s a step, "
+            f"time: {readable(self.seconds)} at {self.step_seconds:.3f} s a step, "
             f"{rate:,.0f} tokens or texts a second",
             *(
-                f"in {name}: {_readable(steps * seconds)} at {seconds:.3f} s a step, "
+                f"in {name}: {readable(steps * seconds)} at {seconds:.3f} s a step, "
                 f"{self.step_seconds / max(1e-9, seconds):.1f} times as fast"
                 for name, seconds in self.others.items()
             ),
         ]
+
+
+class StepTimes:
+    """Take the time of the first steps of a training.
+
+    Args:
+        parameters: of the model.
+        epoch_steps: steps of each epoch.
+        copies: numbers in memory for each weight: itself, its gradient, the optimizer's.
+        steps: to measure, beside some for warming up; fewer where an epoch has fewer.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], epoch_steps: Sequence[int], copies: int, steps: int = 8
+    ) -> None:
+        self._parameters, self._epoch_steps, self._copies = parameters, epoch_steps, copies
+        # Before the end of the epoch, where the model would be shown and saved.
+        self._enough = min(_WARM_UP + steps, epoch_steps[0])
+        self._times = [time.perf_counter()]
+        self._items: list[int] = []
+
+    def add(self, items: int) -> Estimate | None:
+        """Note the end of a step; return the estimate after the last one that is needed.
+
+        Args:
+            items: tokens or texts of the step.
+        """
+        self._times.append(time.perf_counter())
+        self._items.append(items)
+        if len(self._items) != self._enough:
+            return None
+        times = [after - before for before, after in pairwise(self._times)]
+        weights = sum(p.numel() * p.element_size() for p in self._parameters)
+        return Estimate(
+            sum(p.numel() for p in self._parameters),
+            weights,
+            self._copies * weights,
+            _peak_memory(self._parameters[0].device),
+            tuple(self._epoch_steps),
+            statistics.mean(self._items),
+            statistics.median(times[_WARM_UP:] or times),
+        )
 
 
 class _Measured(Exception):
@@ -137,7 +179,7 @@ class DryRun:
             epoch_steps: steps of each epoch.
             copies: numbers in memory for each weight: itself, its gradient, the optimizer's.
         """
-        self._parameters, self._epoch_steps, self._copies = parameters, epoch_steps, copies
+        self._of = list(parameters), list(epoch_steps), copies
 
     def measure(self, precision: str, train: Callable[[str], object]) -> None:
         """Take the time of some steps, in other precisions too; then end the training.
@@ -146,29 +188,19 @@ class DryRun:
             precision: of the stage.
             train: trains in the precision of a name, and gives this its readings.
         """
-        self.estimate = self._measured(precision, train)
-        if self._parameters[0].dtype == torch.float32:
+        found = self._measured(precision, train)
+        if self._of[0][0].dtype == torch.float32:
             names = [name for name in _COMPARED if name != precision]
             others = {name: self._measured(name, train).step_seconds for name in names}
-            self.estimate = replace(self.estimate, others=others)
+            found = replace(found, others=others)
+        self.estimate = found
         raise _Measured
 
     def _measured(self, precision: str, train: Callable[[str], object]) -> Estimate:
-        self._times = [time.perf_counter()]
-        self._items: list[int] = []
+        self._times = StepTimes(*self._of, self._steps)
         with self.measuring():
             train(precision)
-        times = [after - before for before, after in pairwise(self._times)]
-        weights = sum(p.numel() * p.element_size() for p in self._parameters)
-        return Estimate(
-            sum(p.numel() for p in self._parameters),
-            weights,
-            self._copies * weights,
-            _peak_memory(self._parameters[0].device),
-            tuple(self._epoch_steps),
-            statistics.mean(self._items),
-            statistics.median(times[_WARM_UP:] or times),
-        )
+        return self._found
 
     def report(self, reading: Reading) -> None:
         """Take the time; the last one needed ends the training in a precision.
@@ -176,10 +208,9 @@ class DryRun:
         Args:
             reading: the step's.
         """
-        self._times.append(time.perf_counter())
-        self._items.append(reading.items)
-        # Before the end of the epoch, where the model would be shown and saved.
-        if len(self._items) >= min(_WARM_UP + self._steps, self._epoch_steps[0]):
+        found = self._times.add(reading.items)
+        if found is not None:
+            self._found = found
             raise _Measured
 
 
@@ -195,7 +226,15 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _readable(seconds: float) -> str:
+def readable(seconds: float) -> str:
+    """Return a time for a reader.
+
+    >>> readable(90), readable(600)
+    ('90 s', '10 min')
+
+    Args:
+        seconds: the time.
+    """
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

@@ -6,7 +6,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,9 +36,11 @@ from ulmfit_fast.studies.swapped_words import LABELS, SwapTask, build_task, with
 from ulmfit_fast.studies.tasks import split_off
 from ulmfit_fast.system.files import user_path, write_text
 from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.machine import machine
 from ulmfit_fast.system.version import __version__
 from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.estimator import ULMFiT
+from ulmfit_fast.ulmfit.record import loss_curve
 
 __all__ = ["run_demo"]
 
@@ -254,13 +255,14 @@ def _measured(
 
 
 def _metrics(run: _Run, quick: bool) -> Metrics:
+    curve: Any = loss_curve
     histories = {**run.fine_tuned.histories, **run.classifier.histories}
     probabilities = run.classifier.predict_proba(run.task.test_texts)
     return Metrics(
         version=__version__,
         seed=run.seed,
         quick=quick,
-        machine=_machine(),
+        machine=cast("dict[str, Json]", machine()),
         settings=cast("dict[str, Json]", json.loads(json.dumps(asdict(run.settings)))),
         seconds=run.seconds,
         tokens_per_second=run.tokens_per_second,
@@ -270,8 +272,8 @@ def _metrics(run: _Run, quick: bool) -> Metrics:
         },
         perplexity=run.perplexities,
         lm_curves={
-            "pretrain": _curve(histories["pretrain"]),
-            "fine_tune": _curve(histories["fine_tune_lm"]),
+            "pretrain": curve(histories["pretrain"].losses),
+            "fine_tune": curve(histories["fine_tune_lm"].losses),
         },
         lr_traces={
             "language-model fine-tuning": _trace(histories["fine_tune_lm"], lm=True),
@@ -285,30 +287,10 @@ def _metrics(run: _Run, quick: bool) -> Metrics:
     )
 
 
-def _machine() -> dict[str, Json]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": platform.system(),
-    }
-
-
 def _size(model: ULMFiT, texts: Sequence[str]) -> Any:
     tokenizer = model.tokenizer
     assert tokenizer is not None
     return {"documents": len(texts), "tokens": sum(map(len, tokenizer.encode_batch(texts)))}
-
-
-def _curve(history: History, points: int = 100) -> Any:
-    """Average the loss over stretches of the run, so that a curve has some hundred points."""
-    stretch = max(1, len(history.losses) // points)
-    return [
-        {"step": start, "loss": round(float(np.mean(history.losses[start : start + stretch])), 4)}
-        for start in range(0, len(history.losses), stretch)
-    ]
 
 
 def _trace(history: History, *, lm: bool) -> LrTrace:

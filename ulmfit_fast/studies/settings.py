@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ulmfit_fast.presets import small
+
 __all__ = ["FULL", "QUICK", "DemoSettings"]
 
 
@@ -57,22 +59,7 @@ class DemoSettings:
         )
 
 
-_MODEL: dict[str, Any] = {
-    "emb_size": 96,
-    "hidden_size": 192,
-    "num_layers": 2,
-    "max_vocab": 6000,
-    "min_freq": 2,
-    "drop_mult": 0.3,
-    # A language model that reads its corpus once cannot overfit it: little dropout, by name.
-    "lm_dropout": {
-        "input_p": 0.1,
-        "hidden_p": 0.1,
-        "embed_p": 0.02,
-        "weight_p": 0.15,
-        "output_p": 0.05,
-    },
-}
+_MODEL: dict[str, Any] = {**small().model, "max_vocab": 6000}
 FULL = DemoSettings(
     general=("stdlib", "sympy"),
     target=("numpy", "networkx", "torch"),

@@ -104,8 +104,9 @@ class ULMFiT(TextModel):
     disk.
 
     Args:
-        preset: a published recipe, "paper", "fastai07", "fastai_v2" or "multifit", or a
-            `presets.Preset`; it gives the values that are not given here and to the three stages.
+        preset: a published recipe, "paper", "fastai07", "fastai_v2" or "multifit", this package's
+            own "small" or "medium", or a `presets.Preset`; it gives the values that are not given
+            here and to the three stages.
         emb_size: E, embedding width; without a preset 400.
         hidden_size: H, units of the inner LSTM layers; without a preset 1152.
         num_layers: LSTM layers; the last one has E units; without a preset 3.
@@ -633,11 +634,7 @@ class ULMFiT(TextModel):
             model.to(self.device)
             validation = None
             if stage == "refit_classifier" and self.validation is not None:
-                note = (
-                    f"The classifier was then fitted anew to all {len(data.texts):,} texts, in "
-                    f"{training.epochs} epochs; the numbers are those of the one before."
-                )
-                validation = replace(self.validation, notes=[*self.validation.notes, note])
+                validation = self.validation.before_refit(len(data.texts), training.epochs)
             trained = Trained(
                 *(tokenizer, self.language_model, model, classes, baselines, validation)
             )

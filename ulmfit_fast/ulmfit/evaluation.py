@@ -319,6 +319,19 @@ class Evaluation:
         rows = [[names[row], names[column], f"{count:,}"] for count, row, column in worst]
         return _table([["most often confused: texts of", "said to be", "texts"], *rows])
 
+    def before_refit(self, rows: int, epochs: int) -> Evaluation:
+        """Return a copy that says that the classifier was then fitted to more texts.
+
+        Args:
+            rows: texts that it was fitted to.
+            epochs: passes over them.
+        """
+        note = (
+            f"The classifier was then fitted anew to all {rows:,} texts, in {epochs} epochs; the "
+            "numbers are those of the one before."
+        )
+        return replace(self, notes=[*self.notes, note])
+
     def without_texts(self) -> Evaluation:
         """Return a copy whose mistakes have no texts, for others to see."""
         return replace(self, mistakes=[replace(own, text="") for own in self.mistakes])

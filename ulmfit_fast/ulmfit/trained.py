@@ -28,6 +28,7 @@ from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.baselines import Baselines
 from ulmfit_fast.ulmfit.evaluation import Evaluation
 from ulmfit_fast.ulmfit.model_files import ModelParts, save_model
+from ulmfit_fast.ulmfit.record import RunRecord
 from ulmfit_fast.ulmfit.settings import ModelSettings
 
 __all__ = ["Path", "TextModel", "Texts", "Trained", "corpus_of"]
@@ -84,6 +85,7 @@ class TextModel(Predictor):
         baselines: the majority class and a bag of words, fitted to the same texts, or None.
         validation: how good the classifier was on texts that were held out, or None.
         histories: of each stage trained here, its losses and learning rates.
+        report: what the run of `train` that made the model was and found, or None.
     """
 
     def __init__(self, settings: ModelSettings, *, device: str, seed: int) -> None:
@@ -97,6 +99,7 @@ class TextModel(Predictor):
         self.baselines: Baselines | None = None
         self.validation: Evaluation | None = None
         self.histories: dict[str, History] = {}
+        self.report: RunRecord | None = None
 
     @property
     def backwards(self) -> bool:

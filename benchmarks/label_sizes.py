@@ -1,0 +1,95 @@
+"""How large a batch, and how many epochs, does a classifier of few labels need?
+
+    python -m benchmarks.label_sizes trec6.csv subj.csv --out benchmarks/results/label_sizes.csv
+
+Each file has the columns text and label. 800 rows, drawn by the seed, are measured on; of the
+others so many as `--labels` says train a model of the preset `small`: a language model on these
+texts alone (batch 8, 20 epochs, or as many as take 1,000 steps), then a classifier for each batch
+size and number of epochs. The bag of words is TF-IDF of words and pairs with logistic regression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+import ulmfit_fast as uf
+from benchmarks.harness.rows import write_records
+from ulmfit_fast import presets
+from ulmfit_fast.data import read_labelled
+from ulmfit_fast.ulmfit.baselines import Baselines
+from ulmfit_fast.ulmfit.sizing import words_in
+
+BATCHES, EPOCHS, TEST = (8, 16, 32, 64), (5, 10, 20), 800
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A classifier; the order of the fields is that of the CSV.
+
+    Attributes:
+        set: name of the file.
+        labels: texts that it was fitted to.
+        batch_size: of these.
+        epochs: passes over them.
+        steps: in all.
+        accuracy: on the 800 texts.
+        bag_of_words: accuracy of that one.
+    """
+
+    set: str
+    labels: int
+    batch_size: int
+    epochs: int
+    steps: int
+    accuracy: float
+    bag_of_words: float
+
+
+def measure(path: Path, count: int) -> Iterator[Fit]:
+    corpus, own = read_labelled(path)
+    order = np.random.default_rng(0).permutation(len(corpus)).tolist()
+    test, train = order[:TEST], order[TEST : TEST + count]
+    texts, labels = [corpus[n] for n in train], [own[n] for n in train]
+    others, truth = [corpus[n] for n in test], np.array([str(own[n]) for n in test])
+    classes = sorted({str(label) for label in labels})
+    positions = [classes.index(str(label)) for label in labels]
+    baselines = Baselines.fit(texts, positions, len(classes), bag_of_words=True)
+    bag = np.array(classes)[baselines.predict_proba(others)["bag of words"].argmax(1)]
+    steps = words_in(texts) / (8 * 40)
+    start = uf.ULMFiT(preset=presets.small(), progress=False).pretrain(
+        texts, epochs=min(20, max(1, math.ceil(1000 / steps))), batch_size=8
+    )
+    for epochs, batch_size in itertools.product(EPOCHS, BATCHES):
+        model = start.copy().fit_classifier(texts, labels, epochs=epochs, batch_size=batch_size)
+        predicted = np.array([str(label) for label in model.predict(others)])
+        taken = epochs * math.ceil(count / batch_size)
+        accuracy = float((predicted == truth).mean())
+        yield Fit(
+            *(path.stem, count, batch_size, epochs, taken),
+            *(round(accuracy, 4), round(float((bag == truth).mean()), 4)),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--labels", type=int, nargs="+", default=[100, 500, 2000])
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    rows: list[Fit] = []
+    for path, count in itertools.product(asked.files, asked.labels):
+        for row in measure(path, count):
+            rows.append(row)
+            print(row, flush=True)
+            write_records(asked.out, [own.name for own in fields(Fit)], map(asdict, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""`train`: one command from a table to a classifier and its numbers."""
+
+import csv
+import json
+import re
+
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from typer.testing import CliRunner
+
+from ulmfit_fast.cli.program import app
+
+# In Python from 3.11 on.
+tomllib = pytest.importorskip("tomllib")
+
+WORDS = {"elogio": "ótimo ágil excelente".split(), "reclamação": "péssimo ruído avaria".split()}
+ROWS = [
+    (f"o {WORDS[y][n % 3]} serviço à mão número {n}", y, int(n % 5 == 0))
+    for n in range(20)
+    for y in WORDS
+]
+QUICK = "--preset small --epochs 1 --lm-epochs 1".split()
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def succeed(*args):
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(message, *args):
+    result = run(*args)
+    assert result.exit_code == 2 and re.search(message, result.stderr), result.output
+    assert result.stderr.count("\n") == 1
+
+
+def write(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label", "is_valid"), *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A table, the model and what was said."""
+    folder = tmp_path_factory.mktemp("train")
+    table, out = write(folder / "rows.csv", ROWS), folder / "out"
+    result = succeed("train", table, "--out", out, "--valid-column", "is_valid", *QUICK)
+    return table, out, result.stderr
+
+
+def test_it_ends_with_numbers_a_verdict_and_what_comes_next(made):
+    _, out, said = made
+    lines = said.splitlines()
+    assert lines[-1] == f"next: ulmfit-fast predict --model {out} --text new.csv"
+    assert lines[-2] == f"the model is in {out}, what it can do in {out / 'report.html'}"
+    record = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert record["verdict"] in lines and "8 texts, 2 classes" in lines
+    assert record["command"].startswith("ulmfit-fast")
+
+
+def test_an_independent_computation_finds_the_same_numbers(made, tmp_path):
+    _, out, _ = made
+    held_out = [row for row in ROWS if row[2]]
+    test, answers = write(tmp_path / "test.csv", held_out), tmp_path / "answers.csv"
+    succeed("predict", "--model", out, "--text", test, "--out", answers)
+    with answers.open(encoding="utf-8", newline="") as file:
+        predicted = [row["label"] for row in csv.DictReader(file)]
+    truth = [label for _, label, _ in held_out]
+    found = json.loads((out / "report.json").read_text(encoding="utf-8"))["evaluation"]
+    assert found["rows"] == len(held_out) == 8 and found["labels"] == list(WORDS)
+    assert found["scores"]["accuracy"]["value"] == pytest.approx(accuracy_score(truth, predicted))
+    assert found["confusion"] == confusion_matrix(truth, predicted, labels=list(WORDS)).tolist()
+    every = precision_recall_fscore_support(truth, predicted, labels=list(WORDS), zero_division=0)
+    assert [own["f1"] or 0 for own in found["classes"]] == pytest.approx(every[2].tolist())
+    assert found["scores"]["macro_f1"]["value"] == pytest.approx(every[2].mean())
+    result = succeed("evaluate", "--model", out, "--text", test, "--json")
+    assert json.loads(result.stdout)["confusion"] == found["confusion"]
+
+
+def test_a_run_that_is_over_is_not_repeated(made):
+    table, out, _ = made
+    options = ("train", table, "--out", out, "--valid-column", "is_valid", *QUICK)
+    said = succeed(*options, "--resume").stderr
+    assert "is over already; nothing is left to do" in said and "1/2" not in said
+    refused("holds .* already; --resume goes on with it, --overwrite replaces it", *options)
+
+
+def test_what_it_would_take_is_said_and_nothing_written(made, tmp_path):
+    table, *_ = made
+    result = succeed("train", table, "--out", tmp_path / "out", *QUICK, "--dry-run")
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if not line.startswith(" ")][:2] == [
+        "pretrain:",
+        "fit_classifier:",
+    ]
+    assert lines[-1].startswith("the whole run: ")
+    assert sum(line.startswith("  steps: ") for line in lines) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_printed_is_what_a_config_says(made, tmp_path):
+    table, *_ = made
+    asked = ("train", table, "--out", tmp_path / "out", "--valid", "0.2", "--lr", "0.02")
+    asked += ("--class-weight", "elogio=2", "--text-column", "text")
+    text = succeed(*asked, "--print-config").stdout
+    found = tomllib.loads(text)
+    assert (found["valid"], found["lr"], found["data"]) == (0.2, 0.02, [str(table)])
+    assert found["class_weight"] == ["elogio=2.0"]
+    assert found["preset"] == "small" and found["batch_size"] == 8 and found["epochs"] == 20
+    assert "# fit_classifier.gradual_unfreezing = 1" in text.splitlines()
+    config = tmp_path / "run.toml"
+    config.write_text(text, encoding="utf-8")
+    assert succeed("train", "--config", config, "--print-config").stdout == text
+    changed = succeed("train", "--config", config, "--epochs", "3", "--print-config").stdout
+    assert tomllib.loads(changed) == {**found, "epochs": 3}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_does_not_fit(made, tmp_path):
+    table, *_ = made
+    config = tmp_path / "run.toml"
+    asked = ("train", table, "--out", tmp_path / "out", "--config", config)
+    refused(r"run\.toml does not exist, expected a \.toml file", *asked)
+    config.write_text("epoch = 3")
+    refused(r"has 'epoch', expected options of train: batch_size", *asked)
+    config.write_text("epochs = ")
+    refused(r"run\.toml is not valid TOML", *asked)
+
+
+def test_options_that_exclude_each_other(made, tmp_path):
+    table, model, _ = made
+    asked = ("train", table, "--out", tmp_path / "out")
+    refused("--no-valid and --refit are both given", *asked, "--no-valid", "--refit")
+    refused("--lm and --preset are both given", *asked, "--lm", model, "--preset", "small")
+    refused("none.csv does not exist", "train", "none.csv", "--out", tmp_path / "out")
+    refused("--valid and --valid-column are both", *asked, "--valid", 0.1, "--valid-column", "a")
+    refused("holds something other than a model", "train", table, "--out", table.parent)

@@ -1,0 +1,306 @@
+"""The command `ulmfit-fast train`: from a table to a classifier that says how good it is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ulmfit_fast.cli.app import (
+    ClassWeight,
+    Device,
+    LabelColumn,
+    Out,
+    Overwrite,
+    Seed,
+    check_out,
+    class_weight_of,
+    flat,
+    guarded,
+    say,
+    typer,
+)
+from ulmfit_fast.cli.stages import Integer, MaybeRate, RowOptions, held_out_of
+from ulmfit_fast.system.files import user_path
+
+if TYPE_CHECKING:
+    from ulmfit_fast.ulmfit.job import Job
+
+__all__ = ["train"]
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the options of a file as defaults of those that are not given."""
+    if path is None or context.resilient_parsing:
+        return path
+
+    @guarded
+    def read() -> None:
+        known = {own.name for own in context.command.params} - {"config", "print_config", "help"}
+        found = {name.replace("-", "_"): own for name, own in _toml(user_path(path)).items()}
+        for name in found:
+            if name not in known:
+                raise ValueError(
+                    f"--config {path} has {name!r:.60}, expected options of train: "
+                    f"{', '.join(sorted(filter(None, known)))}"
+                )
+        context.default_map = found
+
+    read()
+    return path
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib as toml
+    else:
+        try:
+            import tomli as toml
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "--config needs Python 3.11, or the package tomli: pip install tomli"
+            ) from None
+    try:
+        found: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--config {path} does not exist, expected a .toml file") from None
+    except ValueError as error:
+        raise ValueError(f"--config {path} is not valid TOML: {error}") from error
+    return found
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How the run is kept and shown."""
+
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or begin it.")
+    ] = False
+    overwrite: Overwrite = False
+    keep_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--keep-checkpoints", help="Leave checkpoints and models of the stages in --out."
+        ),
+    ] = False
+    checkpoint_minutes: Annotated[
+        float, typer.Option("--checkpoint-minutes", help="Minutes between checkpoints.")
+    ] = 5.0
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Take some steps of each stage, say what the run would take, write nothing.",
+        ),
+    ] = False
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE.toml",
+            help="Options by name (valid = 0.2); those that are given here count more.",
+            is_eager=True,
+            callback=_read_config,
+        ),
+    ] = None
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Write all that the run would use, for --config."),
+    ] = False
+
+
+@flat
+def train(
+    *,
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Labelled texts: .csv, .tsv, .xlsx, .jsonl, .parquet or a folder of them."
+        ),
+    ],
+    out: Out,
+    lm: Annotated[
+        Path | None,
+        typer.Option("--lm", help="Language model to fine-tune; one is pre-trained if not given."),
+    ] = None,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option("--unlabelled", help="More text for the language model; repeatable."),
+    ] = None,
+    valid: Annotated[
+        str | None,
+        typer.Option(
+            "--valid",
+            metavar="FILE|SHARE",
+            help="What is held out to measure on: a share of each class, or a file; 0.15.",
+        ),
+    ] = None,
+    valid_column: Annotated[
+        str | None,
+        typer.Option("--valid-column", help="Column that marks the held-out rows (is_valid)."),
+    ] = None,
+    no_valid: Annotated[bool, typer.Option("--no-valid", help="Hold nothing out.")] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="small, medium, paper, fastai07, fastai_v2 or multifit; small on a CPU.",
+        ),
+    ] = None,
+    rows: RowOptions,
+    label_column: LabelColumn = "label",
+    epochs: Annotated[
+        Integer, typer.Option("--epochs", help="Of the classifier; by the number of rows.")
+    ] = None,
+    batch_size: Annotated[
+        Integer, typer.Option("--batch-size", help="Of the classifier; by the number of rows.")
+    ] = None,
+    lr: MaybeRate = None,
+    lm_epochs: Annotated[
+        Integer, typer.Option("--lm-epochs", help="Of the language model; by its text.")
+    ] = None,
+    patience: Annotated[
+        int,
+        typer.Option(
+            "--patience",
+            help="Stop after so many epochs without a lower validation loss; keep the best one.",
+        ),
+    ] = 0,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="In the end fit to all rows, in as many epochs as were best."),
+    ] = False,
+    class_weight: ClassWeight = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="float32, bfloat16 or float16.")
+    ] = "float32",
+    seed: Seed = 0,
+    device: Device = None,
+    kept: JobOptions,
+) -> None:
+    """Do the whole job: language model, classifier, evaluation and report, from labelled texts."""
+    from ulmfit_fast.ulmfit.job import Job
+
+    held_out = held_out_of(valid, valid_column, no_valid=no_valid)
+    if no_valid and (refit or patience):
+        other = "--refit" if refit else "--patience"
+        raise ValueError(f"--no-valid and {other} are both given, expected one of them")
+    if lm is not None and preset is not None:
+        raise ValueError("--lm and --preset are both given; the model in --lm has its own preset")
+    read = [*data, *(unlabelled or ()), *([held_out] if isinstance(held_out, Path) else ())]
+    for path in (*read, *([] if lm is None else [lm])):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist, expected a file or directory")
+    check_out(out, read, overwrite=kept.overwrite, resume=kept.resume)
+    job = Job(
+        data,
+        out=out,
+        lm=lm,
+        unlabelled=unlabelled,
+        valid=held_out,
+        valid_column=valid_column,
+        preset=preset,
+        label_column=label_column,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        lm_epochs=lm_epochs,
+        patience=patience,
+        class_weight=class_weight_of(class_weight),
+        precision=precision,
+        refit=refit,
+        seed=seed,
+        device=device,
+        resume=kept.resume,
+        overwrite=kept.overwrite,
+        keep_checkpoints=kept.keep_checkpoints,
+        checkpoint_minutes=kept.checkpoint_minutes,
+        command=shlex.join(["ulmfit-fast", *sys.argv[1:]]),
+        say=say,
+        **rows.arguments(),
+    )
+    if kept.print_config:
+        typer.echo(_config_of(job, no_valid=no_valid, skip_bad_rows=rows.skip_bad_rows), nl=False)
+    if kept.dry_run:
+        _show_estimates(job)
+    if kept.print_config or kept.dry_run:
+        return
+    model = job.run()
+    if model.validation is not None:
+        for line in str(model.validation).splitlines():
+            say(line)
+    from ulmfit_fast.ulmfit.job import PAGE, RECORD
+
+    page = next((name for name in (PAGE, RECORD) if (out / name).exists()), RECORD)
+    say(f"the model is in {out}, what it can do in {out / page}")
+    say(f"next: ulmfit-fast predict --model {shlex.quote(str(out))} --text new.csv")
+
+
+def _show_estimates(job: Job) -> None:
+    from ulmfit_fast.runs.dry_run import readable
+
+    for line in job.warnings():
+        say(f"warning: {line}")
+    found = job.estimates()
+    for name, estimate in found.items():
+        typer.echo(f"{name}:")
+        for line in estimate.lines():
+            typer.echo(f"  {line}")
+    whole = sum(estimate.seconds for estimate in found.values())
+    typer.echo(f"the whole run: {readable(whole)}")
+
+
+def _config_of(job: Job, *, no_valid: bool, skip_bad_rows: bool) -> str:
+    """Return the options as TOML, and the settings of the stages as comments."""
+    settings = job.settings()
+    stages = settings.pop("stages")
+    classifier = stages["fit_classifier"]
+    first = next(iter(stages))
+    own = {
+        "data": job.texts,
+        "out": job.out,
+        "lm": job.lm,
+        "unlabelled": job.unlabelled,
+        "valid": None if job.valid_column is not None or no_valid else job.valid,
+        "valid_column": job.valid_column,
+        "no_valid": no_valid,
+        "preset": None if job.lm is not None else settings["preset"],
+        "text_column": job.text_column,
+        "label_column": job.label_column,
+        "delimiter": job.delimiter,
+        "encoding": job.encoding,
+        "skip_bad_rows": skip_bad_rows,
+        **{name: classifier[name] for name in ("epochs", "batch_size", "lr", "patience")},
+        "lm_epochs": stages[first]["epochs"],
+        "refit": job.refit,
+        "class_weight": _weights(job.class_weight),
+        "precision": job.precision,
+        "seed": job.seed,
+        "device": settings["device"],
+        "keep_checkpoints": job.keep_checkpoints,
+        "checkpoint_minutes": job.checkpoint_minutes,
+    }
+    lines = [
+        f"# {name} = " if value is None else f"{name} = {_value(value)}"
+        for name, value in own.items()
+    ]
+    lines += ["", "# What the preset and the defaults say, for the record:"]
+    for name, values in ({"model": settings["model"], **stages}).items():
+        lines += [f"# {name}.{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join([*lines, ""])
+
+
+def _weights(given: Any) -> list[str] | None:
+    if given is None or isinstance(given, str):
+        return None if given is None else [given]
+    return [f"{label}={weight}" for label, weight in given.items()]
+
+
+def _value(value: Any) -> str:
+    """Return a value as TOML has it, which for these kinds is how JSON does."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
