@@ -38,12 +38,7 @@ from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts
 from ulmfit_fast.ulmfit.outlook import Outlook, StageRun
 from ulmfit_fast.ulmfit.record import RunRecord, stage_record, worst_examples, write_page
 from ulmfit_fast.ulmfit.settings import checked_device, checked_seed
-from ulmfit_fast.ulmfit.sizing import (
-    FEWEST_STEPS,
-    classifier_sizes,
-    language_model_sizes,
-    words_in,
-)
+from ulmfit_fast.ulmfit.sizing import classifier_sizes, language_model_sizes, words_in
 from ulmfit_fast.ulmfit.trained import Texts, corpus_of
 from ulmfit_fast.ulmfit.validation import Divided, Labelled, Valid, divided, positions_of
 
@@ -238,12 +233,15 @@ class Job:
         if parts.held_out is not None:
             positions_of(parts.held_out.labels, classes)
         training, _ = model.settings.stage("fit_classifier", **self.stages["fit_classifier"])
-        steps = training.epochs * -(-len(parts.train.texts) // training.batch_size)
-        if steps < FEWEST_STEPS:
+        rows = len(parts.train.texts)
+        batch_size, epochs = classifier_sizes(rows)
+        steps = training.epochs * -(-rows // training.batch_size)
+        enough = epochs * -(-rows // batch_size)
+        if 2 * steps < enough:
             found.append(
-                f"the classifier takes {steps} steps, fewer than the {FEWEST_STEPS} that were "
-                f"enough elsewhere (batch size {training.batch_size}, {training.epochs} epochs); "
-                "a smaller batch or more epochs may do better"
+                f"the classifier takes {steps:,} steps (batch size {training.batch_size}, "
+                f"{training.epochs} epochs), and {enough:,} did better where it was measured (batch "
+                f"size {batch_size}, {epochs} epochs); leave both out to take these"
             )
         counts = Counter(parts.train.labels)
         few = sorted((own for own in counts if counts[own] < _FEW), key=str)
