@@ -65,10 +65,13 @@ def made(tmp_path_factory) -> Path:
             "--epochs", 4, "--batch-size", 8, "--lr", 0.05,
         ),
     ]  # fmt: skip
-    for result, path in zip(out, (lm, tuned, classifier), strict=True):
+    after = ("fine-tune", "fit-classifier", "predict")
+    for result, path, following in zip(out, (lm, tuned, classifier), after, strict=True):
         assert result.stdout == ""
         assert re.fullmatch(
-            rf"loss \d+\.\d{{4}} after the last epoch; the model is in {path}\n", result.stderr
+            rf"loss \d+\.\d{{4}} after the last epoch; the model is in {path}\n"
+            rf"next: ulmfit-fast {following} --model {path} --text .*\n",
+            result.stderr,
         )
     return folder
 

@@ -57,7 +57,9 @@ def made(tmp_path_factory):
     assert first.endswith(f"after the last epoch; the model is in {classifier}")
     loaded = ULMFiT.load(classifier, progress=False)
     # 15 % of 60.
-    assert loaded.validation.rows == 9 and shown == f"{loaded.validation}\n"
+    assert loaded.validation.rows == 9 and shown == (
+        f"{loaded.validation}\nnext: ulmfit-fast predict --model {classifier} --text new.csv\n"
+    )
     assert loaded.baselines.counts in ((25, 26), (26, 25)) and test.exists()
     return folder
 
@@ -113,7 +115,7 @@ def test_an_ensemble(made, tmp_path):
 
 def test_nothing_is_held_out_where_that_is_asked_for(made, tmp_path):
     result, model = fit(made, tmp_path, "--no-valid")
-    assert model.validation is None and result.stderr.count("\n") == 1
+    assert model.validation is None and result.stderr.count("\n") == 2
     assert model.baselines.counts == (30, 30) and model.baselines.bag_of_words is not None
     expected = ULMFiT.load(made / "lm", progress=False)
     expected.fit_classifier(made / "rows.csv", epochs=2, batch_size=8)

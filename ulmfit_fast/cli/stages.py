@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,16 @@ __all__ = [
     "fit_classifier",
     "held_out_of",
     "pretrain",
+    "say_next",
 ]
 
 # Of the texts, where nothing is said of what is held out.
 _VALID = 0.15
+_NEXT = {
+    "pretrain": "fine-tune --model {} --text texts.csv --out tuned",
+    "fine_tune_lm": "fit-classifier --model {} --text labelled.csv --out classifier",
+    "fit_classifier": "predict --model {} --text new.csv",
+}
 
 Integer = int | None
 Number = float | None
@@ -290,6 +297,20 @@ def _reported(model: ULMFiT, stage: str, out: Path, run: Run | DryRun) -> Iterat
     last = model.histories[stage].epochs[-1]
     if world().rank == 0:
         say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
+        if model.validation is not None:
+            for line in str(model.validation).splitlines():
+                say(line)
+        say_next(stage, out)
+
+
+def say_next(stage: str, out: Path) -> None:
+    """Say which command comes after a stage.
+
+    Args:
+        stage: "pretrain", "fine_tune_lm" or "fit_classifier".
+        out: directory of its model.
+    """
+    say(f"next: ulmfit-fast {_NEXT[stage].format(shlex.quote(str(out)))}")
 
 
 @flat
@@ -418,6 +439,3 @@ def fit_classifier(
         learner.fit_classifier(
             text, label_column=label_column, run=run, **rows.arguments(), **{**held_out, **given}
         )
-    if learner.validation is not None and world().rank == 0:
-        for line in str(learner.validation).splitlines():
-            say(line)

@@ -240,8 +240,8 @@ class Job:
         if 2 * steps < enough:
             found.append(
                 f"the classifier takes {steps:,} steps (batch size {training.batch_size}, "
-                f"{training.epochs} epochs), and {enough:,} did better where it was measured (batch "
-                f"size {batch_size}, {epochs} epochs); leave both out to take these"
+                f"{training.epochs} epochs); where it was measured, {enough:,} did better (batch "
+                f"size {batch_size}, {epochs} epochs): leave both out to take these"
             )
         counts = Counter(parts.train.labels)
         few = sorted((own for own in counts if counts[own] < _FEW), key=str)
