@@ -79,8 +79,10 @@ def test_a_run_ends_with_a_model_and_its_record(whole):
     assert record == model.report == RunRecord.load(out / "report.json")
     assert set(record) == {
         *("version", "command", "created", "machine", "settings", "stages", "data"),
-        *("evaluation", "verdict", "examples"),
+        *("evaluation", "verdict", "examples", "full_settings"),
     }
+    assert record["settings"]["fit_classifier.batch_size"] == 8
+    assert not any(isinstance(value, (dict, list)) for value in record["settings"].values())
     found = record["data"]
     assert (found["rows"], found["trained_on"], found["held_out"]) == (40, 34, 6)
     assert found["classes"] == [{"label": y, "count": 20, "share": 0.5} for y in WORDS]

@@ -458,7 +458,8 @@ class Job:
             command=self.command,
             created=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
             machine=machine(),
-            settings=self.settings(),
+            settings=_shown(self.settings()),
+            full_settings=self.settings(),
             stages=stages,
             data={
                 "rows": len(everything.texts),
@@ -494,13 +495,24 @@ class Job:
             shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
 
     def _finished(self, directory: Path, record: RunRecord, begun: dict[str, Any]) -> ULMFiT:
-        found = {"settings": record["settings"], "texts": record["data"].get("texts")}
+        found = {"settings": record.get("full_settings"), "texts": record["data"].get("texts")}
         _check_same(found, begun, directory)
         self._tidy(directory)
         self.say(f"the run in {directory} is over already; nothing is left to do")
         model = ULMFiT.load(directory, device=self.device, progress=self.progress)
         model.report = record
         return model
+
+
+def _shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a reader asks for first, in one table."""
+    found = {name: settings[name] for name in ("lm", "preset", "seed", "device")}
+    sizes = ("emb_size", "hidden_size", "num_layers", "tokenizer", "max_vocab", "min_freq")
+    found |= {name: settings["model"][name] for name in sizes}
+    for stage, values in settings["stages"].items():
+        for name in ("epochs", "batch_size", "lr", "precision", "drop_mult"):
+            found[f"{stage}.{name}"] = values[name]
+    return {**found, "class_weight": settings["class_weight"], "refit": settings["refit"]}
 
 
 def _key(text: str) -> str:
