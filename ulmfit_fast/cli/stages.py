@@ -47,11 +47,11 @@ __all__ = [
     "fit_classifier",
     "held_out_of",
     "pretrain",
+    "say_next",
 ]
 
 # Of the texts, where nothing is said of what is held out.
 _VALID = 0.15
-
 Integer = int | None
 Number = float | None
 Preset = Annotated[

@@ -23,7 +23,7 @@ from ulmfit_fast.cli.app import (
     say,
     typer,
 )
-from ulmfit_fast.cli.stages import Integer, MaybeRate, RowOptions, held_out_of
+from ulmfit_fast.cli.stages import Integer, MaybeRate, RowOptions, held_out_of, say_next
 from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def train(
 
     page = next((name for name in (PAGE, RECORD) if (out / name).exists()), RECORD)
     say(f"the model is in {out}, what it can do in {out / page}")
-    say(f"next: ulmfit-fast predict --model {shlex.quote(str(out))} --text new.csv")
+    say_next("fit_classifier", out)
 
 
 def _show_estimates(job: Job) -> None:

@@ -38,12 +38,7 @@ from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts
 from ulmfit_fast.ulmfit.outlook import Outlook, StageRun
 from ulmfit_fast.ulmfit.record import RunRecord, stage_record, worst_examples, write_page
 from ulmfit_fast.ulmfit.settings import checked_device, checked_seed
-from ulmfit_fast.ulmfit.sizing import (
-    FEWEST_STEPS,
-    classifier_sizes,
-    language_model_sizes,
-    words_in,
-)
+from ulmfit_fast.ulmfit.sizing import classifier_sizes, language_model_sizes, words_in
 from ulmfit_fast.ulmfit.trained import Texts, corpus_of
 from ulmfit_fast.ulmfit.validation import Divided, Labelled, Valid, divided, positions_of
 
@@ -242,12 +237,15 @@ class Job:
         if parts.held_out is not None:
             positions_of(parts.held_out.labels, classes)
         training, _ = model.settings.stage("fit_classifier", **self.stages["fit_classifier"])
-        steps = training.epochs * -(-len(parts.train.texts) // training.batch_size)
-        if steps < FEWEST_STEPS:
+        rows = len(parts.train.texts)
+        batch_size, epochs = classifier_sizes(rows)
+        steps = training.epochs * -(-rows // training.batch_size)
+        enough = epochs * -(-rows // batch_size)
+        if 2 * steps < enough:
             found.append(
-                f"the classifier takes {steps} steps, fewer than the {FEWEST_STEPS} that were "
-                f"enough elsewhere (batch size {training.batch_size}, {training.epochs} epochs); "
-                "a smaller batch or more epochs may do better"
+                f"the classifier takes {steps:,} steps (batch size {training.batch_size}, "
+                f"{training.epochs} epochs); where it was measured, {enough:,} did better (batch "
+                f"size {batch_size}, {epochs} epochs): leave both out to take these"
             )
         counts = Counter(parts.train.labels)
         few = sorted((own for own in counts if counts[own] < _FEW), key=str)
@@ -468,7 +466,8 @@ class Job:
             command=self.command,
             created=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
             machine=machine(),
-            settings=self.settings(),
+            settings=_shown(self.settings()),
+            full_settings=self.settings(),
             stages=stages,
             data={
                 "rows": len(everything.texts),
@@ -504,13 +503,24 @@ class Job:
             shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
 
     def _finished(self, directory: Path, record: RunRecord, begun: dict[str, Any]) -> ULMFiT:
-        found = {"settings": record["settings"], "texts": record["data"].get("texts")}
+        found = {"settings": record.get("full_settings"), "texts": record["data"].get("texts")}
         _check_same(found, begun, directory)
         self._tidy(directory)
         self.say(f"the run in {directory} is over already; nothing is left to do")
         model = ULMFiT.load(directory, device=self.device, progress=self.progress)
         model.report = record
         return model
+
+
+def _shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a reader asks for first, in one table."""
+    found = {name: settings[name] for name in ("lm", "preset", "seed", "device")}
+    sizes = ("emb_size", "hidden_size", "num_layers", "tokenizer", "max_vocab", "min_freq")
+    found |= {name: settings["model"][name] for name in sizes}
+    for stage, values in settings["stages"].items():
+        for name in ("epochs", "batch_size", "lr", "precision", "drop_mult"):
+            found[f"{stage}.{name}"] = values[name]
+    return {**found, "class_weight": settings["class_weight"], "refit": settings["refit"]}
 
 
 def _key(text: str) -> str:
