@@ -6,12 +6,14 @@ import re
 from copy import deepcopy
 from html.parser import HTMLParser
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 import ulmfit_fast as uf
 from ulmfit_fast.report import RunRecord, write_run_report
+from ulmfit_fast.report.charts import chart
 from ulmfit_fast.ulmfit.evaluation import Evaluation
 
 VOID = {"meta", "br"}
@@ -275,6 +277,26 @@ def test_whatever_a_text_or_label_holds_is_text(text, tmp_path):
     assert any(own.get("dir") == "auto" for tag, own in page.elements if tag == "p")
 
 
+def test_names_within_a_chart_are_text(tmp_path):
+    names = [f'<script>{n}</script> & "{n}"' for n in range(11)]
+    page = page_of(recorded(evaluated(names, count=44), names), tmp_path)
+    assert f"{names[0]} predicted as {names[0]}: " in page.texts("title")[1]
+    svg = chart([], "<b>", "&", '"', marks=[(1, "<i>"), (2, "&")])
+    assert ElementTree.fromstring(svg).attrib["aria-label"] == '"'
+    assert [own.text for own in ElementTree.fromstring(svg).iter("text")][-4:] == [
+        "&", "<b>", "<i>", "&"
+    ]  # fmt: skip
+
+
+def test_the_weakest_class_is_named(tmp_path):
+    found = evaluated(["bad", "good", "so so"], skill=0.5)
+    page = page_of(recorded(found), tmp_path)
+    worst = min(found.classes, key=lambda own: own.recall)
+    (line,) = (text for text in page.texts("p") if text.startswith("Weakest"))
+    assert line.startswith(f"Weakest: {worst.label}, of whose {worst.support} texts ")
+    assert f"{100 * worst.recall:.1f} % were found" in line
+
+
 def test_texts_that_are_empty_or_no_text_at_all(tmp_path):
     record = recorded(evaluated(["bad", "good"]))
     mistake = {"label": "bad", "prediction": "good", "probability": 0.9}
@@ -316,6 +338,14 @@ def test_whether_a_bag_of_words_would_have_done_stands_on_top(
     assert page.texts("p")[0].startswith(verdict)
     kind = "lead" if verdict == "The classifier beats" else "banner"
     assert f'<p class="{kind}">{verdict}' in page.source
+
+
+def test_what_is_lost_in_one_score_stands_out_though_another_is_won(tmp_path):
+    record = recorded(evaluated(["bad", "good"], skill=4.0, bag=0.0))
+    gains = record["evaluation"]["baselines"][1]["gains"]
+    gains["macro_f1"] = {"value": -0.2, "low": -0.3, "high": -0.1}
+    page = page_of(record, tmp_path)
+    assert gains["accuracy"]["low"] > 0 and '<p class="banner">The' in page.source
 
 
 def test_without_baselines_the_page_says_so(tmp_path):

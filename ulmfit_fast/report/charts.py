@@ -90,7 +90,9 @@ class _Axis:
         """Return one that shows all values that can be shown, and some room beyond them."""
         scaled = [math.log10(v) if log else v for v in values if _shown(v, log)] or [0.0]
         low, high = min(scaled), max(scaled)
-        grow = room * (high - low) if high > low else abs(low) / 10 or 0.5
+        # What differs in its last digits only is drawn as one value.
+        differ = high - low > 1e-6 * abs(high)
+        grow = room * (high - low) if differ else abs(low) / 10 or 0.5
         return cls(low - grow, high + grow, ends, log)
 
     def place(self, value: float) -> float:
@@ -162,7 +164,7 @@ def chart(
         for line in lines
     ]
     points = [point for own in shown for point in own if point is not None]
-    lows = [
+    spreads = [
         b + sign * s
         for line in lines
         for (_, b), s in zip(line.points, line.spread, strict=False)
@@ -173,7 +175,9 @@ def chart(
     else:
         across = [a for a, _ in points] + [place for place, _ in marks]
         xs = _Axis.of(across, _X_ENDS, log=log_x, room=0.08 if log_x else 0.0)
-        ys = _Axis.of([b for _, b in points] + lows, _Y_ENDS, log=log_y, room=0.08)
+        ys = _Axis.of(
+            [b for _, b in points] + spreads, _Y_ENDS, log=log_y, room=0.25 if marks else 0.08
+        )
     (left, right), (bottom, top) = _X_ENDS, _Y_ENDS
     parts = []
     for value, text in ys.ticks():
@@ -182,11 +186,9 @@ def chart(
         parts.append(_text(left - 6, at + 4, text, "end"))
     named = [(value, f"{value:,}") for value in x_ticks]
     for value, text in named or xs.ticks(whole=not unit_square):
-        at, half = xs.place(value), 3.2 * len(text)
-        inside = at + half < _WIDTH
-        parts.append(
-            _text(at if inside else _WIDTH, bottom + 16, text, "middle" if inside else "end")
-        )
+        at = xs.place(value)
+        fits = at + 3.2 * len(text) < _WIDTH
+        parts.append(_text(at if fits else _WIDTH, bottom + 16, text, "middle" if fits else "end"))
     parts.append(f'<path class="grid" d="M{left} {bottom}H{right}"/>')
     parts += [_text(2, 12, y, "start"), _text(right, _HEIGHT - 6, x, "end")]
     for value, _ in marks:
@@ -198,7 +200,9 @@ def chart(
             path = f"M{xs.place(a)} {low}V{high}m-3 0h6M{xs.place(a)} {low}m-3 0h6"
             parts.append(f'<path class="line" {_style(line.color)} d="{path}"/>')
     for number, (value, text) in enumerate(marks):
-        parts.append(_text(xs.place(value) + 3, top + 9 + 11 * (number % 2), text, "start"))
+        at, below = xs.place(value), top + 9 + 11 * (number % 2)
+        fits = at + 3 + 6.4 * len(text) < _WIDTH
+        parts.append(_text(at + (3 if fits else -3), below, text, "start" if fits else "end"))
     return _svg(f"0 0 {_WIDTH} {_HEIGHT}", description, parts) + _legend(lines)
 
 
@@ -264,7 +268,9 @@ def rate_charts(traces: dict[str, LrTrace]) -> dict[str, str]:
         for number, step in enumerate(starts):
             newest = 0 if number == len(starts) - 1 else max(0, len(groups) - 1 - number)
             marks.append((step, f"+ {groups[newest]}" if number else groups[newest]))
-        charts[stage] = chart(lines, "step", "learning rate", described, log_y=True, marks=marks)
+        charts[stage_title(stage)] = chart(
+            lines, "step", "learning rate", described, log_y=True, marks=marks
+        )
     return charts
 
 
@@ -357,7 +363,7 @@ def stage_charts(stages: Sequence[StageRecord]) -> dict[str, str]:
                 for line in lines
             )
             charts[f"{title}: validation scores"] = chart(
-                lines, "epoch", "share or F1", f"Validation scores: {described}"
+                lines, "epoch", "score", f"Validation scores: {described}"
             )
     return charts
 
@@ -378,7 +384,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> str:
         if own["count"]
     )
     lines = [
-        Line("as sure as right", [(0.0, 0.0), (1.0, 1.0)], "muted", _DASHED),
+        Line("perfectly calibrated", [(0.0, 0.0), (1.0, 1.0)], "muted", _DASHED),
         Line("this classifier", points, marker=0),
     ]
     axes = "probability of the answer", "share that is right"

@@ -14,6 +14,7 @@ _STAGES = {
     "pre-train": "Pre-training",
     "fine_tune": "Fine-tuning the language model",
     "fine_tune_lm": "Fine-tuning the language model",
+    "language-model fine-tuning": "Fine-tuning the language model",
     "fine-tune the language model": "Fine-tuning the language model",
     "fit_classifier": "Fitting the classifier",
     "fit the classifiers": "Fitting the classifiers",
