@@ -47,7 +47,6 @@ __all__ = [
     "fit_classifier",
     "held_out_of",
     "pretrain",
-    "say_next",
 ]
 
 # Of the texts, where nothing is said of what is held out.

@@ -21,9 +21,10 @@ from ulmfit_fast.cli.app import (
     flat,
     guarded,
     say,
+    say_next,
     typer,
 )
-from ulmfit_fast.cli.stages import Integer, MaybeRate, RowOptions, held_out_of, say_next
+from ulmfit_fast.cli.stages import Integer, MaybeRate, RowOptions, held_out_of
 from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def train(
 
     page = next((name for name in (PAGE, RECORD) if (out / name).exists()), RECORD)
     say(f"the model is in {out}, what it can do in {out / page}")
-    say_next("fit_classifier", out)
+    say_next("predict", "--model", out, "--text", "new.csv", *rows.options())
 
 
 def _show_estimates(job: Job) -> None:
