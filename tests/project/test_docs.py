@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,23 @@ def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in DOCS.glob("*.md"):
         assert re.search(rf"- .+: {path.name}$", text, flags=re.MULTILINE), path.name
+
+
+def test_the_page_of_commands_has_each_command_with_all_of_its_options():
+    typer = pytest.importorskip("typer")
+    from ulmfit_fast.cli.program import app
+
+    page = runpy.run_path(str(DOCS / "commands.py"))["page"]()
+    sections = dict(
+        re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    )
+    commands = typer.main.get_command(app).commands
+    assert list(sections) == list(commands)
+    for name, command in commands.items():
+        rows = re.findall(r"^\| \**`([^ `,]+)[^`]*`\** \| \S", sections[name], flags=re.MULTILINE)
+        names = [option.opts[0] if "-" in option.opts[0] else "TEXT" for option in command.params]
+        assert rows == names
+        assert command.help in sections[name] and f"\nulmfit-fast {name}" in sections[name]
 
 
 @pytest.fixture(scope="module")
