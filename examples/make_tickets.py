@@ -3,7 +3,7 @@
 Templates with slots, and over them what real tables have: missing accents, typos, emoji, quotes,
 line breaks within a field, capitals. No ticket is anybody's. In some of them the words alone do not
 tell what is meant: "o pedido chegou, mas a fatura não" is about a bill, the reverse about a parcel,
-and what is well is said beside what is not.
+and what is well is said beside what is not. Some labels are wrong, as they are in real tables.
 
     python examples/make_tickets.py tickets
 
@@ -56,6 +56,8 @@ TEMPLATES = {
 }
 # The class that a company would rather not miss is the rare one.
 SHARES = {"entrega": 40, "cobrança": 30, "acesso": 22, "cancelamento": 8}
+# Of those whose label was drawn anew; some of them get the right one.
+MISLABELLED = 0.03
 SLOTS = {
     "oi": ("", "", "", "oi, ", "olá! ", "bom dia, ", "boa tarde. ", "gente, "),
     "coisa": ("fogão", "celular", "tênis", "sofá", "livro", "relógio", "ventilador", "colchão"),
@@ -82,7 +84,7 @@ def noisy(text: str, draw: random.Random) -> str:
     if draw.random() < 0.3:
         letters = unicodedata.normalize("NFD", text)
         text = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    if draw.random() < 0.3:
+    for _ in range(draw.choice((0, 0, 1, 1, 2, 3))):
         at = draw.randrange(1, len(text) - 1)
         text = text[:at] + draw.choice(("", text[at] * 2, draw.choice("aeionrst"))) + text[at + 1 :]
     if draw.random() < 0.15:
@@ -106,8 +108,11 @@ def ticket(label: str, draw: random.Random) -> str:
 def tickets(count: int, seed: int) -> list[tuple[str, str]]:
     """Return texts with their labels."""
     draw = random.Random(seed)
-    labels = draw.choices(list(SHARES), weights=list(SHARES.values()), k=count)
-    return [(ticket(label, draw), label) for label in labels]
+    names, shares = list(SHARES), list(SHARES.values())
+    labels = draw.choices(names, weights=shares, k=count)
+    texts = [ticket(label, draw) for label in labels]
+    found = [draw.choice(names) if draw.random() < MISLABELLED else label for label in labels]
+    return list(zip(texts, found, strict=True))
 
 
 def numbered(rows: list[tuple[str, str]]) -> list[tuple[int, str, str]]:
