@@ -69,7 +69,10 @@ setup(
         "demo": DEMO,
         "test": TEST,
         "bench": ["pytest>=8", "pytest-benchmark>=4", "matplotlib>=3.8"],
-        "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1", "pymdown-extensions"],
+        "docs": [
+            *("mkdocs>=1.6,<2", "mkdocstrings[python]>=1", "pymdown-extensions"),
+            *("nbconvert>=7.16", "ipykernel>=6.29"),
+        ],
         "fuzz": [*TEXT, "pyarrow>=15", "hypothesis>=6.100", "atheris>=2.3"],
         "dev": [*TEST, "pytest-xdist>=3.5", "ruff", "mypy"],
     },

@@ -1,4 +1,4 @@
-"""Pages that stand elsewhere in the repository become pages of the site, without a copy."""
+"""Pages that stand elsewhere, in the repository or in the program, become pages of the site."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import posixpath
 import re
 from pathlib import Path
 
+import commands
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -26,11 +27,12 @@ _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=(?:#[^)]*)?\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, and the plots and rows of the committed benchmarks."""
+    """Add the pages, that of the commands, and the plots and rows of the committed benchmarks."""
     sources = {name: ROOT / source for name, source in PAGES.items()}
     sources |= {f"results/{path.name}": path for path in _results(".png", ".csv")}
     for name, path in sources.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, "commands.md", content=commands.page()))
     return files
 
 

@@ -3,7 +3,11 @@
 import importlib
 import importlib.util
 import inspect
+import json
+import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +119,24 @@ def test_every_page_is_in_the_navigation():
         assert re.search(rf"- .+: {path.name}$", text, flags=re.MULTILINE), path.name
 
 
+def test_the_page_of_commands_has_each_command_with_all_of_its_options():
+    typer = pytest.importorskip("typer")
+    from ulmfit_fast.cli.program import app
+
+    page = runpy.run_path(str(DOCS / "commands.py"))["page"]()
+    sections = dict(
+        re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", page, flags=re.DOTALL | re.MULTILINE)
+    )
+    commands = typer.main.get_command(app).commands
+    assert list(sections) == list(commands)
+    for name, command in commands.items():
+        rows = re.findall(r"^\| \**`([^ `,]+)[^`]*`\** \| \S", sections[name], flags=re.MULTILINE)
+        options = [parameter.opts[0] for parameter in command.params]
+        assert [row for row in rows if row[0] == "-"] == [one for one in options if one[0] == "-"]
+        assert len(rows) == len(options)
+        assert command.help in sections[name] and f"\nulmfit-fast {name}" in sections[name]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     for module in ("mkdocs", "mkdocstrings_handlers.python"):
@@ -155,6 +177,30 @@ def test_the_site_has_the_maths_and_the_plots(site):
     for plot in (ROOT / "benchmarks" / "results").glob("*.png"):
         assert any(f"results/{plot.name}" in page for page in pages)
         assert (site / "results" / plot.name).stat().st_size
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_is_kept_without_its_output(tmp_path):
+    for module in ("nbconvert", "ipykernel", "sklearn"):
+        if not is_module(module):
+            pytest.skip(f"{module} is not installed: make docs")
+    notebook = json.loads((ROOT / "examples" / "tickets.ipynb").read_text(encoding="utf-8"))
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    for name in ("tickets.ipynb", "make_tickets.py"):
+        shutil.copy(ROOT / "examples" / name, tmp_path)
+    command = [sys.executable, "-m", "nbconvert", "--to", "markdown", "--execute", "tickets.ipynb"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "tickets.md").read_text(encoding="utf-8")
+    right, held_out = map(int, re.findall(r"(\d+) of (\d+) held-out tickets are right", text)[0])
+    assert held_out == 200 and right >= 170  # the most frequent label alone has some 80
+    assert (tmp_path / "classifier").is_dir()
 
 
 @pytest.mark.slow

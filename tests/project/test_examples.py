@@ -1,17 +1,26 @@
 """The examples run as they stand, and the server refuses what it should."""
 
+import csv
 import importlib.util
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OPTIONS = {"serve.py": ["--check"]}
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def requirements():
@@ -30,6 +39,26 @@ def run(name, *options):
 def test_the_list_of_examples_is_whole():
     listed = re.findall(r"`python examples/(\w+\.py)`", (EXAMPLES / "README.md").read_text())
     assert sorted(listed) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_the_tickets_are_as_noisy_as_people_write_and_the_same_again(tmp_path):
+    write = loaded("make_tickets").write
+    for name in ("first", "again"):
+        write(tmp_path / name, 200)
+    first, again = sorted((tmp_path / "first").iterdir()), sorted((tmp_path / "again").iterdir())
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    with (tmp_path / "first" / "tickets.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 200 and len({row["id"] for row in rows}) == 200
+    counts = Counter(row["label"] for row in rows)
+    assert len(counts) == 4 and counts["cancelamento"] < 200 / 8
+    text = "|".join(row["text"] for row in rows)
+    for noise in ("\n", '"', "😡", "não", "nao", "NAO"):
+        assert noise in text
+    excel = (tmp_path / "first" / "tickets_excel.csv").read_bytes()
+    assert excel.decode("cp1252").splitlines()[0] == "número;mensagem;categoria"
+    with pytest.raises(UnicodeDecodeError):
+        excel.decode("utf-8")
 
 
 @pytest.mark.slow
@@ -62,10 +91,7 @@ def test_the_server_answers_as_the_model_does():
 def serve():
     for name in requirements():
         pytest.importorskip(name)
-    spec = importlib.util.spec_from_file_location("serve_example", EXAMPLES / "serve.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("serve")
 
 
 class Model:

@@ -89,7 +89,7 @@ def test_no_link_of_the_description_leads_nowhere(wheel):
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
     text = archive.read(metadata).decode()
-    assert "- Tutorial (docs/tutorial.md): from a CSV file" in text
+    assert "stage by stage (docs/tutorial.md)" in text
     assert not re.search(r"\]\((?!https?:)", text)
 
 
