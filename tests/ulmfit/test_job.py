@@ -99,11 +99,17 @@ def test_a_run_ends_with_a_model_and_its_record(whole):
 
 def test_the_classifier_that_is_kept_is_fitted_to_all_texts(whole):
     model, _ = whole
-    best = [epoch["valid_loss"] for epoch in model.report["stages"][1]["epochs"]]
     refit = model.report["stages"][2]
-    assert len(refit["epochs"]) == best.index(min(best)) + 1
-    assert refit["steps"] == len(refit["epochs"]) * 5
-    assert "fitted anew to all 40 texts" in model.validation.notes[-1]
+    # As the one that was measured.
+    assert len(refit["epochs"]) == 2 and refit["steps"] == 2 * 5
+    assert "fitted anew to all 40 texts, in 2 epochs" in model.validation.notes[-1]
+
+
+def test_with_patience_it_is_made_anew_in_its_best_epochs():
+    model, _ = said(refit=True, patience=1, epochs=6, lr=0.2)
+    measured, refit = model.report["stages"][1:]
+    losses = [epoch["valid_loss"] for epoch in measured["epochs"]]
+    assert len(refit["epochs"]) == losses.index(min(losses)) + 1 < len(losses)
 
 
 class Mortal(jobs.StageRun):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ulmfit_fast import presets
+from ulmfit_fast import ULMFiT, presets
 from ulmfit_fast.data import ClassifierBatches
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
 from ulmfit_fast.training.evaluation import predict_logits
@@ -185,8 +185,20 @@ def test_a_preset_is_made_anew_each_time():
     assert presets.paper().fine_tune_lm["lr"] == 0.004
 
 
+@pytest.mark.parametrize(("name", "sizes"), [("small", (96, 192, 2)), ("medium", (200, 400, 3))])
+def test_the_package_s_own_presets_make_a_model_and_its_stages(name, sizes):
+    settings = ULMFiT(preset=name, device="cpu", progress=False).settings
+    assert (settings.emb_size, settings.hidden_size, settings.num_layers) == sizes
+    assert settings.preset == presets.named(name) == getattr(presets, name)()
+    for stage, lr in (("pretrain", 3e-3), ("fine_tune_lm", 4e-3), ("fit_classifier", 2.5e-2)):
+        training, drop_mult = settings.stage(stage)
+        assert (training.lr, training.batch_size, drop_mult) == (lr, 16, 0.3)
+
+
 def test_an_unknown_preset_lists_the_known_ones():
-    message = "preset is 'fastai', expected one of paper, fastai07, fastai_v2, multifit"
+    message = (
+        "preset is 'fastai', expected one of paper, fastai07, fastai_v2, multifit, small, medium"
+    )
     with pytest.raises(ValueError, match=message):
         presets.named("fastai")
 

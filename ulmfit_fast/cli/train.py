@@ -172,7 +172,7 @@ def train(
     ] = 0,
     refit: Annotated[
         bool,
-        typer.Option("--refit", help="In the end fit to all rows, in as many epochs as were best."),
+        typer.Option("--refit", help="In the end fit to all rows; the numbers stay those before."),
     ] = False,
     class_weight: ClassWeight = None,
     precision: Annotated[

@@ -108,8 +108,8 @@ class Job:
             )
         if self.refit and self.valid is None and self.valid_column is None:
             raise ValueError(
-                "refit is True, which takes the best number of epochs, and no text is held out; "
-                "pass valid=0.15"
+                "refit is True, and no text is held out, so that all are trained on anyway; leave "
+                "it out, or pass valid=0.15"
             )
         if world().size > 1:
             raise ValueError(
@@ -404,7 +404,7 @@ class Job:
                 records.append(parse_json((directory / _DONE).read_text("utf-8"), _DONE))
                 self.say(f"{of}: is over already")
             else:
-                epochs = _best_epochs(records[-1]) if name == "refit_classifier" else None
+                epochs = self._epochs_of(records[-1]) if name == "refit_classifier" else None
                 self.say(f"{of}, {self._sizes(name, epochs)}")
                 began, validation = time.monotonic(), model.validation
                 model.checkpoint_dir = directory
@@ -433,6 +433,11 @@ class Job:
             "refit_classifier": self._texts.everything.texts,
         }.get(name, self._corpus)
         return float(words_in(texts) * training.epochs)
+
+    def _epochs_of(self, stage: dict[str, Any]) -> int:
+        """Return the epochs of the classifier that was measured, which is the one to make anew."""
+        losses = [own["valid_loss"] for own in stage["epochs"]]
+        return losses.index(min(losses)) + 1 if self.patience else len(losses)
 
     def _sizes(self, name: str, epochs: int | None) -> str:
         training, _ = self._start.settings.stage(_method(name), **self.stages[name])
@@ -530,11 +535,6 @@ def _key(text: str) -> str:
 
 def _method(stage: str) -> str:
     return "fit_classifier" if stage == "refit_classifier" else stage
-
-
-def _best_epochs(stage: dict[str, Any]) -> int:
-    losses = [own["valid_loss"] for own in stage["epochs"]]
-    return losses.index(min(losses)) + 1
 
 
 def _record_in(directory: Path) -> RunRecord | None:
@@ -636,7 +636,8 @@ def train(
             the best one; 0 trains to the end.
         class_weight: as for `ULMFiT.fit_classifier`.
         precision: "float32", "bfloat16" or "float16".
-        refit: in the end fit a classifier to all texts, in as many epochs as were best.
+        refit: in the end fit a classifier to all texts, in as many epochs as the one that was
+            measured; with `patience` those are the best ones.
         seed: fixes what is held out, the models and the order of the texts.
         device: "cpu", "cuda" or None for CUDA where there is any.
         on_error: "raise", or "skip" to leave out rows that cannot be read.
