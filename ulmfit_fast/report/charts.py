@@ -344,7 +344,7 @@ def stage_charts(stages: Sequence[StageRecord]) -> dict[str, str]:
             if line.points
         )
         described = f"{title}, {stage['steps']:,} steps: {described}"
-        unit = "nats a text" if stage["name"] == "fit_classifier" else "nats a token"
+        unit = "nats a text" if stage["name"].endswith("fit_classifier") else "nats a token"
         if lines[0].points:
             charts[f"{title}: loss"] = chart(lines, "step", f"loss, {unit}", described)
         numbers = range(1, len(epochs) + 1)

@@ -17,6 +17,7 @@ _STAGES = {
     "language-model fine-tuning": "Fine-tuning the language model",
     "fine-tune the language model": "Fine-tuning the language model",
     "fit_classifier": "Fitting the classifier",
+    "refit_classifier": "Fitting the classifier to all texts",
     "fit the classifiers": "Fitting the classifiers",
     "total": "Total",
 }
@@ -126,7 +127,7 @@ class EpochRecord(TypedDict):
 
 
 class StageRecord(TypedDict):
-    """One stage of a run: "pretrain", "fine_tune_lm" or "fit_classifier".
+    """One stage of a run: "pretrain", "fine_tune_lm", "fit_classifier" or "refit_classifier".
 
     ``losses`` are of the training, each averaged over a stretch of steps so that there are some
     hundred.
@@ -286,8 +287,8 @@ def label_counts(table: dict[str, dict[int, Score]]) -> list[int]:
 def stage_title(stage: str) -> str:
     """Return what a page calls a stage.
 
-    >>> stage_title("fine_tune_lm"), stage_title("another")
-    ('Fine-tuning the language model', 'another')
+    >>> stage_title("refit_classifier"), stage_title("another")
+    ('Fitting the classifier to all texts', 'another')
 
     Args:
         stage: its name in a record or in `metrics.json`.
