@@ -6,6 +6,7 @@ from ulmfit_fast.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from ulmfit_fast.report.explanations import Explanation as Explanation
+    from ulmfit_fast.report.explanations import Explanations as Explanations
     from ulmfit_fast.report.explanations import TokenScore as TokenScore
     from ulmfit_fast.report.numbers import Accuracy as Accuracy
     from ulmfit_fast.report.numbers import ClassCount as ClassCount
@@ -41,7 +42,7 @@ else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         objects=dict.fromkeys(_NUMBERS.split(), "numbers")
-        | {"Explanation": "explanations", "TokenScore": "explanations"}
+        | dict.fromkeys(("Explanation", "Explanations", "TokenScore"), "explanations")
         | {"write_explanations": "page", "write_report": "page"}
         | {"write_run_report": "page"},
     )

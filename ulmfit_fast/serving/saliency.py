@@ -19,9 +19,17 @@ from ulmfit_fast.data.tokens.words import SPACE_MARK
 from ulmfit_fast.nn import TextClassifier
 from ulmfit_fast.nn.pooling import ConcatPool
 from ulmfit_fast.nn.state import first_state
-from ulmfit_fast.report.explanations import Explanation, TokenScore
+from ulmfit_fast.report.explanations import Explanation, Explanations, TokenScore
 
-__all__ = ["Explanation", "Method", "TokenScore", "WithClassifier", "explain", "token_saliency"]
+__all__ = [
+    "Explanation",
+    "Explanations",
+    "Method",
+    "TokenScore",
+    "WithClassifier",
+    "explain",
+    "token_saliency",
+]
 
 Method = Literal["gradient_x_input", "intrinsic_attention"]
 
@@ -55,7 +63,7 @@ def explain(
     *,
     method: Method = "gradient_x_input",
     batch_size: int = 16,
-) -> list[Explanation]:
+) -> Explanations:
     """Score each token of texts by its effect on the classifier's answer.
 
     Example:
@@ -119,7 +127,7 @@ def explain(
                 tokens,
                 _words(tokens, subwords=tokenizer.kind == "subword"),
             )
-    return [explanation for explanation in found if explanation is not None]
+    return Explanations(explanation for explanation in found if explanation is not None)
 
 
 def token_saliency(

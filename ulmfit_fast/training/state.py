@@ -152,6 +152,35 @@ class History:
     valid_scores: list[dict[str, float]] = field(default_factory=list)
     average_step: int | None = None
 
+    def rows(self) -> list[dict[str, float]]:
+        """Return what each epoch came to, by name.
+
+        >>> History(epochs=[EpochResult(1.5, 10, 2.0)], valid_losses=[1.25]).rows()
+        [{'epoch': 1, 'loss': 1.5, 'valid_loss': 1.25, 'seconds': 2.0}]
+        """
+        rows = []
+        for place, result in enumerate(self.epochs):
+            row: dict[str, float] = {"epoch": place + 1, "loss": result.loss}
+            if place < len(self.valid_losses):
+                row["valid_loss"] = self.valid_losses[place]
+            if place < len(self.valid_scores):
+                row |= self.valid_scores[place]
+            rows.append({**row, "seconds": result.seconds})
+        return rows
+
+    def _repr_html_(self) -> str:
+        """Show a row for each epoch in a notebook."""
+        rows = self.rows()
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        head = "".join(f"<th>{name}</th>" for name in names)
+        lines = [
+            "".join(f"<td>{row[name]:.4g}</td>" if name in row else "<td></td>" for name in names)
+            for row in rows
+        ]
+        return (
+            f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+        )
+
 
 @dataclass
 class TrainingState:

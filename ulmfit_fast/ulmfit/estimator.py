@@ -240,6 +240,9 @@ class ULMFiT(TextModel):
         *,
         epochs: int | None = None,
         lr: float | None = None,
+        batch_size: int | None = None,
+        bptt: int | None = None,
+        precision: str | None = None,
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
@@ -254,6 +257,9 @@ class ULMFiT(TextModel):
             texts: the corpus.
             epochs: passes over it; None for the preset's, or 10.
             lr: largest learning rate, for all layers; None for the preset's, or 4e-3.
+            batch_size: streams of text side by side; None for the preset's, or 64.
+            bptt: tokens of a step; None for the preset's, or 70.
+            precision: "float32", or "bfloat16" to compute in it; on a GPU also "float16".
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of a file or table.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
@@ -269,7 +275,14 @@ class ULMFiT(TextModel):
             ValueError: if the corpus is empty or too small, or a setting does not fit.
         """
         training, drop_mult = self.settings.stage(
-            "pretrain", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+            "pretrain",
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            bptt=bptt,
+            precision=precision,
+            drop_mult=drop_mult,
+            **settings,
         )
         self.settings.language_model_config(drop_mult)  # refused before the texts are read
         if isinstance(run, Run):
@@ -289,6 +302,9 @@ class ULMFiT(TextModel):
         *,
         epochs: int | None = None,
         lr: float | None = None,
+        batch_size: int | None = None,
+        bptt: int | None = None,
+        precision: str | None = None,
         drop_mult: float | None = None,
         text_column: str = "text",
         on_error: OnError = "raise",
@@ -309,6 +325,9 @@ class ULMFiT(TextModel):
             epochs: passes over it; None for the preset's, or 15.
             lr: largest learning rate, that of the last layer; lower layers have lr / 2.6 each.
                 None for the preset's, or 4e-3.
+            batch_size: streams of text side by side; None for the preset's, or 64.
+            bptt: tokens of a step; None for the preset's, or 70.
+            precision: "float32", or "bfloat16" to compute in it; on a GPU also "float16".
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
             text_column: column of a file or table.
             on_error: "raise", or "skip" to leave out rows that cannot be read.
@@ -325,7 +344,14 @@ class ULMFiT(TextModel):
                 setting does not fit.
         """
         training, drop_mult = self.settings.stage(
-            "fine_tune_lm", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+            "fine_tune_lm",
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            bptt=bptt,
+            precision=precision,
+            drop_mult=drop_mult,
+            **settings,
         )
         dropout = self.settings.language_model_config(drop_mult)
         self._require_language_model()
@@ -447,6 +473,8 @@ class ULMFiT(TextModel):
         *,
         epochs: int | None = None,
         lr: float | None = None,
+        batch_size: int | None = None,
+        precision: str | None = None,
         gradual_unfreezing: int | Sequence[int] | None = None,
         drop_mult: float | None = None,
         class_weight: ClassWeight | None = None,
@@ -505,6 +533,8 @@ class ULMFiT(TextModel):
             epochs: passes over the texts; None for the preset's, or 10.
             lr: largest learning rate, that of the head; lower layers have lr / 2.6 each. None for
                 the preset's, or 1e-2.
+            batch_size: texts of a step; None for the preset's, or 64.
+            precision: "float32", or "bfloat16" to compute in it; on a GPU also "float16".
             gradual_unfreezing: open one more layer group every so many epochs; 0 trains all, also
                 where the preset has stages. None for the preset's, or 1.
             drop_mult: factor on every dropout here; None for the preset's, or the object's.
@@ -531,8 +561,8 @@ class ULMFiT(TextModel):
             delimiter: of .csv and .tsv files, as for `data.read_texts`.
             encoding: of text files, as for `data.read_texts`.
             run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
-            settings: further fields of `training.settings.TrainingSettings`, such as batch_size,
-                patience and keep_best.
+            settings: further fields of `training.settings.TrainingSettings`, such as patience and
+                keep_best.
 
         Returns:
             The object itself.
@@ -550,7 +580,13 @@ class ULMFiT(TextModel):
         """
         settings["gradual_unfreezing"] = gradual_unfreezing
         training, drop_mult = self.settings.stage(
-            "fit_classifier", epochs=epochs, lr=lr, drop_mult=drop_mult, **settings
+            "fit_classifier",
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            precision=precision,
+            drop_mult=drop_mult,
+            **settings,
         )
         self.settings.classifier_config(drop_mult)  # refused before the texts are read
         validates = valid is not None or valid_column is not None

@@ -213,14 +213,16 @@ class ModelSettings:
 
         Args:
             name: "pretrain", "fine_tune_lm" or "fit_classifier".
-            given: the caller's values; epochs, lr, gradual_unfreezing and drop_mult may be None
-                where the caller says nothing.
+            given: the caller's values; those that are arguments of a stage may be None where the
+                caller says nothing.
 
         Raises:
             ValueError: if a name is unknown or a value does not fit.
         """
-        silent = ("epochs", "lr", "gradual_unfreezing", "drop_mult")
-        said = {key: v for key, v in given.items() if v is not None or key not in silent}
+        silent = ("epochs", "lr", "batch_size", "bptt", "precision", "gradual_unfreezing")
+        said = {
+            key: v for key, v in given.items() if v is not None or key not in (*silent, "drop_mult")
+        }
         recipe: dict[str, Any] = {} if self.preset is None else getattr(self.preset, name)
         if said.get("gradual_unfreezing") in (0, (), []):
             # Without an unfreezing plan there is nothing for these to apply to.

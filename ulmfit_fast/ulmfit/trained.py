@@ -21,7 +21,7 @@ from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.serving.generation import generate
 from ulmfit_fast.serving.int8 import is_quantized
 from ulmfit_fast.serving.predictor import Predictor
-from ulmfit_fast.serving.saliency import Explanation, Method, explain
+from ulmfit_fast.serving.saliency import Explanations, Method, explain
 from ulmfit_fast.training import stages
 from ulmfit_fast.training.evaluation import predict_logits
 from ulmfit_fast.training.state import History
@@ -101,6 +101,42 @@ class TextModel(Predictor):
         self.histories: dict[str, History] = {}
         self.report: RunRecord | None = None
 
+    def __repr__(self) -> str:
+        """Say what the model is, and how far it has been trained."""
+        own = self.settings
+        parts = [f"{own.emb_size}/{own.hidden_size}, {own.num_layers} layers", own.tokenizer]
+        if self.tokenizer is not None:
+            parts.append(f"{len(self.tokenizer.vocab):,} tokens")
+        if self.language_model is not None:
+            parts.append("language model")
+        if self.classifier is not None:
+            parts.append(f"classifier of {len(self.labels)} classes")
+        trained = self.language_model is not None or self.classifier is not None
+        state = "" if trained else ", not trained yet"
+        return f"{type(self).__name__}({', '.join(parts)} on {self.device}{state})"
+
+    @property
+    def history(self) -> Any:
+        """The epochs of all stages of this object so far, a `pandas.DataFrame` of a row each.
+
+        Columns are stage, epoch, loss and seconds, and where texts are held out valid_loss,
+        accuracy and macro_f1. pandas has to be installed; `histories` has the same without it.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped]
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "history is a table of pandas, which is not installed; pip install pandas, or take "
+                "histories",
+                name=error.name,
+            ) from error
+        rows = [
+            {"stage": stage, **row}
+            for stage, history in self.histories.items()
+            for row in history.rows()
+        ]
+        return pandas.DataFrame(rows)
+
     @property
     def backwards(self) -> bool:
         """Whether texts are read from their end."""
@@ -153,7 +189,7 @@ class TextModel(Predictor):
         delimiter: str | None = None,
         encoding: str | None = None,
         batch_size: int = 16,
-    ) -> list[Explanation]:
+    ) -> Explanations:
         """Score each token of texts by its effect on the answer.
 
         Args:
