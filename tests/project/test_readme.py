@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from native import compiled
 
-from benchmarks import plots
+from benchmarks import label_sizes, plots
 from ulmfit_fast.report import format_table, scores
 from ulmfit_fast.studies.ablation_tables import RowFile, format_ablation
 
@@ -207,6 +208,30 @@ def test_the_page_on_the_ablation_shows_committed_tables():
     }
     shown = [line for line in section.splitlines() if line.startswith("|")]
     assert len(shown) > 30 and set(shown) <= lines
+
+
+def test_what_is_said_of_batch_sizes_and_epochs_is_what_was_measured():
+    fits = label_sizes.read_fits()
+    text = TEXTS[ROOT / "docs" / "small-data.md"]
+    assert label_sizes.table(fits) in text
+
+    def mean(**wanted):
+        return statistics.mean(
+            fit.accuracy
+            for fit in fits
+            if all(getattr(fit, name) == value for name, value in wanted.items())
+        )
+
+    sizes = 8, 16, 32, 64
+    for size in sizes:
+        five, ten, twenty = (mean(batch_size=size, epochs=epochs) for epochs in (5, 10, 20))
+        assert five < ten < twenty
+    best = {
+        labels: max(sizes, key=lambda size: mean(labels=labels, batch_size=size, epochs=20))
+        for labels in (100, 500, 2000)
+    }
+    assert best == {100: 8, 500: 8, 2000: 16}
+    assert "a batch of 8 was best at 100 and 500 labels, 16 at 2,000" in text
 
 
 def test_the_gain_of_a_second_process_is_the_committed_one():
