@@ -73,12 +73,12 @@ def read_fits(path: Path = RESULTS / "label_sizes.csv") -> list[Fit]:
 
 def table(fits: Sequence[Fit]) -> str:
     """Write the accuracies: a line for so many labels of a set, a column for a size and epochs."""
-    found = {(fit.set, fit.labels, fit.batch_size, fit.epochs): fit for fit in fits}
     lines = []
-    for name, labels in dict.fromkeys(key[:2] for key in found):
-        own = [found[(name, labels, *shown)] for shown in _SHOWN]
-        numbers = [*(fit.accuracy for fit in own), own[0].bag_of_words]
-        lines.append([_NAMES.get(name, name), f"{labels:,}", *(f"{n:.3f}" for n in numbers)])
+    for (name, labels), group in itertools.groupby(fits, lambda fit: (fit.set, fit.labels)):
+        own = list(group)
+        found = {(fit.batch_size, fit.epochs): f"{fit.accuracy:.3f}" for fit in own}
+        cells = [*(found.get(shown, "-") for shown in _SHOWN), f"{own[0].bag_of_words:.3f}"]
+        lines.append([_NAMES.get(name, name), f"{labels:,}", *cells])
     sizes = (f"{size} \N{MULTIPLICATION SIGN} {epochs}" for size, epochs in _SHOWN)
     return tables.table(["set", "labels", *sizes, "bag of words"], lines)
 
