@@ -1,32 +1,38 @@
 """How large a batch, and how many epochs, does a classifier of few labels need?
 
-    python -m benchmarks.label_sizes trec6.csv subj.csv --out benchmarks/results/label_sizes.csv
+    python -m benchmarks.label_sizes trec6.csv subj.csv --out label_sizes.csv
 
 Each file has the columns text and label. 800 rows, drawn by the seed, are measured on; of the
 others so many as `--labels` says train a model of the preset `small`: a language model on these
 texts alone (batch 8, 20 epochs, or as many as take 1,000 steps), then a classifier for each batch
 size and number of epochs. The bag of words is TF-IDF of words and pairs with logistic regression.
+In the end the table is printed that docs/small-data.md has of `benchmarks/results/label_sizes.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 import ulmfit_fast as uf
-from benchmarks.harness.rows import write_records
+from benchmarks import tables
+from benchmarks.harness.rows import RESULTS, write_records
 from ulmfit_fast import presets
 from ulmfit_fast.data import read_labelled
 from ulmfit_fast.ulmfit.baselines import Baselines
 from ulmfit_fast.ulmfit.sizing import words_in
 
 BATCHES, EPOCHS, TEST = (8, 16, 32, 64), (5, 10, 20), 800
+_NAMES = {"trec6": "TREC-6", "subj": "SUBJ", "pt_hatebr": "HateBR"}
+# Batch size and epochs of the columns.
+_SHOWN = ((64, 5), (64, 10), (16, 10), (64, 20), (16, 20), (8, 20))
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,31 @@ class Fit:
     steps: int
     accuracy: float
     bag_of_words: float
+
+
+def read_fits(path: Path = RESULTS / "label_sizes.csv") -> list[Fit]:
+    """Read the rows of a file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Fit(
+                row["set"],
+                *(int(row[name]) for name in ("labels", "batch_size", "epochs", "steps")),
+                *(float(row[name]) for name in ("accuracy", "bag_of_words")),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def table(fits: Sequence[Fit]) -> str:
+    """Write the accuracies: a line for so many labels of a set, a column for a size and epochs."""
+    lines = []
+    for (name, labels), group in itertools.groupby(fits, lambda fit: (fit.set, fit.labels)):
+        own = list(group)
+        found = {(fit.batch_size, fit.epochs): f"{fit.accuracy:.3f}" for fit in own}
+        cells = [*(found.get(shown, "-") for shown in _SHOWN), f"{own[0].bag_of_words:.3f}"]
+        lines.append([_NAMES.get(name, name), f"{labels:,}", *cells])
+    sizes = (f"{size} \N{MULTIPLICATION SIGN} {epochs}" for size, epochs in _SHOWN)
+    return tables.table(["set", "labels", *sizes, "bag of words"], lines)
 
 
 def measure(path: Path, count: int) -> Iterator[Fit]:
@@ -89,6 +120,7 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
             write_records(asked.out, [own.name for own in fields(Fit)], map(asdict, rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":

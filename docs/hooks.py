@@ -27,9 +27,9 @@ _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=(?:#[^)]*)?\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, that of the commands, and the plots and rows of the committed benchmarks."""
+    """Add the pages, that of the commands, and what the committed benchmarks drew and measured."""
     sources = {name: ROOT / source for name, source in PAGES.items()}
-    sources |= {f"results/{path.name}": path for path in _results(".png", ".csv")}
+    sources |= {f"results/{path.name}": path for path in _results(".png", ".csv", ".json")}
     for name, path in sources.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
     files.append(File.generated(config, "commands.md", content=commands.page()))

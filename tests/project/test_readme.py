@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from native import compiled
 
-from benchmarks import plots
+from benchmarks import label_sizes, plots
 from ulmfit_fast.report import format_table, scores
 from ulmfit_fast.studies.ablation_tables import RowFile, format_ablation
 
@@ -207,6 +208,29 @@ def test_the_page_on_the_ablation_shows_committed_tables():
     }
     shown = [line for line in section.splitlines() if line.startswith("|")]
     assert len(shown) > 30 and set(shown) <= lines
+
+
+def test_what_is_said_of_batch_sizes_and_epochs_is_what_was_measured():
+    fits = label_sizes.read_fits()
+    text = TEXTS[ROOT / "docs" / "small-data.md"]
+    assert label_sizes.table(fits) in text
+
+    few = [fit for fit in fits if fit.labels < 2000]
+    long = [fit for fit in few if fit.epochs == 20]
+
+    def mean(rows, size):
+        return statistics.mean(fit.accuracy for fit in rows if fit.batch_size == size)
+
+    def best(rows):
+        return max(label_sizes.BATCHES, key=lambda size: mean(rows, size))
+
+    for size in label_sizes.BATCHES:
+        five, ten, twenty = (mean([f for f in few if f.epochs == n], size) for n in (5, 10, 20))
+        assert five < ten < twenty
+    assert {best([f for f in long if f.labels == count]) for count in (100, 500)} == {8}
+    trec = [f for f in fits if (f.set, f.labels, f.epochs) == ("trec6", 2000, 20)]
+    assert best(trec) == 16
+    assert "a batch of 8 was best; at 2,000 labels 16 was best on TREC-6" in " ".join(text.split())
 
 
 def test_the_gain_of_a_second_process_is_the_committed_one():

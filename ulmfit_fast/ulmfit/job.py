@@ -383,7 +383,8 @@ class Job:
         ]
         preset = model.settings.preset
         if self.lm is None and preset is not None:
-            why = f", for a {model.device.partition(':')[0]}" if self.preset is None else ""
+            kind = model.device.partition(":")[0].upper()
+            why = f", for a {kind}," if self.preset is None else ""
             lines.append(
                 f"no language model is given: one of the preset {preset.name!r}{why} is "
                 "pre-trained on these texts; one of much text of the language may do better"

@@ -27,7 +27,7 @@ def classifier_sizes(rows: int) -> tuple[int, int]:
     """Return the batch size and epochs of a classifier.
 
     A batch is the power of two near a hundredth of the rows, from 8 to 64; epochs are as many as
-    take 2,500 steps, from 5 to 20. docs/command-line.md has the measurements.
+    take 2,500 steps, from 5 to 20. docs/small-data.md has the measurements.
 
     >>> [classifier_sizes(rows) for rows in (50, 600, 2000, 20_000, 100_000)]
     [(8, 20), (8, 20), (16, 20), (64, 8), (64, 5)]
