@@ -278,7 +278,7 @@ def test_below_the_threshold_an_answer_is_unsure_and_the_likeliest_labels_tell(m
     ("command", "message"),
     [
         ("", "there is nothing to classify; pass --text FILE, --text - or a text, such as"),
-        ("{0}/texts.txt", "texts.txt' is the name of a file, expected a text; pass --text for"),
+        ("{0}/texts.txt", " is the name of a file, expected a text; pass --text for"),
         ("none.csv", "'none.csv' is the name of a file, expected a text"),
         ("film --text {0}/texts.txt", "there are the text 'film' and --text"),
         ("film --keep id", "--keep is 'id' without a file that has columns; leave it out"),

@@ -140,7 +140,7 @@ COMMANDS = {
     EXPLAIN: "out.html",
     FIND: "out.png",
     "convert --model m --to fastai": "out.pth",
-    "convert --weights lm.pth --vocab lm.pkl": "out",
+    "convert --tokenizer word --weights lm.pth --vocab lm.pkl": "out",
     TUNE: "out",
     FIT: "out",
     f"{PRETRAIN} --emb-size 4 --hidden-size 6 --num-layers 2": "out",
@@ -204,7 +204,12 @@ def test_an_unfinished_run_is_gone_on_with_or_begun_anew_as_asked(folder: Path) 
 @pytest.mark.parametrize("name", ["notes.txt", "config.json"])
 @pytest.mark.parametrize(
     "command",
-    [TUNE, "convert --weights lm.pth --vocab lm.pkl", "tokenize --text mine.csv", "demo --quick"],
+    [
+        TUNE,
+        "convert --tokenizer word --weights lm.pth --vocab lm.pkl",
+        "tokenize --text mine.csv",
+        "demo --quick",
+    ],
 )
 def test_a_directory_of_something_else_is_kept_even_when_told_to_overwrite(
     folder: Path, command: str, name: str
@@ -302,7 +307,7 @@ def test_a_leading_tilde_is_the_home_directory_everywhere(
         "predict --model ~/saved --text ~/texts.csv --out=~/answers.csv",
         "explain --model=~/saved --text=~/texts.csv --out ~/page.html",
         "find-lr --model ~/saved --text ~/texts.csv --out ~/lr.png --steps 12 --batch-size 2",
-        "convert --weights ~/lm.pth --vocab ~/lm.pkl --out ~/converted",
+        "convert --tokenizer word --weights ~/lm.pth --vocab ~/lm.pkl --out ~/converted",
         "tokenize --text ~/texts.csv --tokenizer ~/tokenizer.json --out ~/more --workers 1",
     ):
         result = run(command)

@@ -110,7 +110,7 @@ def test_sequences_become_tuples():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'slanted'; the settings are epochs, lr.*capture"):
+    with pytest.raises(ValueError, match=r"'slanted'; pass one of epochs, lr.*capture"):
         training_settings(slanted=False)
 
 
