@@ -287,7 +287,7 @@ def test_a_preset_for_the_device_is_taken_and_said():
     lines = []
     job = Job(TEXTS, LABELS, device="cpu", say=lines.append)
     assert job.settings()["preset"] == "small"
-    assert "one of the preset 'small', for a cpu is pre-trained" in job._opening()[1]
+    assert "one of the preset 'small', for a CPU, is pre-trained" in job._opening()[1]
 
 
 def test_estimates_cover_every_stage_and_write_nothing(tmp_path):
