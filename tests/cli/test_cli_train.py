@@ -138,7 +138,7 @@ def test_a_config_that_does_not_fit(made, tmp_path):
     asked = ("train", table, "--out", tmp_path / "out", "--config", config)
     refused(r"run\.toml does not exist, expected a \.toml file", *asked)
     config.write_text("epoch = 3")
-    refused(r"has 'epoch', expected options of train: batch_size", *asked)
+    refused(r"has 'epoch', expected options of train, such as 'epochs': batch_size", *asked)
     config.write_text("epochs = ")
     refused(r"run\.toml is not valid TOML", *asked)
 
