@@ -90,6 +90,17 @@ def test_a_run_that_is_over_is_not_repeated(made):
     refused("holds .* already; --resume goes on with it, --overwrite replaces it", *options)
 
 
+def test_another_setting_on_the_way_on_is_named_as_the_shell_does(made):
+    table, out, _ = made
+    options = ("train", table, "--out", out, "--valid-column", "is_valid", "--preset", "small")
+    for other in ("--lm-epochs", "--epochs"):
+        given = {"--epochs": 1, "--lm-epochs": 1, other: 2}
+        asked = [part for own in given.items() for part in own]
+        said = run(*options, "--resume", *asked).stderr
+        assert said.startswith(f"error: {other} is 2, and 1 in the run in ")
+        assert said.endswith("or begin anew (--overwrite)\n")
+
+
 def test_what_it_would_take_is_said_and_nothing_written(made, tmp_path):
     table, *_ = made
     result = succeed("train", table, "--out", tmp_path / "out", *QUICK, "--dry-run")
@@ -127,7 +138,7 @@ def test_a_config_that_does_not_fit(made, tmp_path):
     asked = ("train", table, "--out", tmp_path / "out", "--config", config)
     refused(r"run\.toml does not exist, expected a \.toml file", *asked)
     config.write_text("epoch = 3")
-    refused(r"has 'epoch', expected options of train: batch_size", *asked)
+    refused(r"has 'epoch', expected options of train, such as 'epochs': batch_size", *asked)
     config.write_text("epochs = ")
     refused(r"run\.toml is not valid TOML", *asked)
 

@@ -191,7 +191,7 @@ def test_an_unfinished_run_is_gone_on_with_or_begun_anew_as_asked(folder: Path) 
     path = Path("out", "checkpoints", "fine_tune_lm", "run.json")
     description = json.loads(path.read_text())
     path.write_text(json.dumps({**description, "finished": False}))
-    with pytest.raises(FileExistsError, match=r"resume=True.*overwrite=True, --overwrite"):
+    with pytest.raises(FileExistsError, match=r"\(resume=True\).*\(overwrite=True\)"):
         Run("out").check("fine_tune_lm")
     assert "--resume goes on with it, --overwrite" in run(f"{TUNE} --out out").stderr
     result = run(f"{TUNE} --out out --set lr=0.01 --overwrite")

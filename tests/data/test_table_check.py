@@ -33,6 +33,33 @@ def check(path: Path, label_column: str | None = "classe", **options):
     return check_table(path, text_column="texto", label_column=label_column, **options)
 
 
+@pytest.mark.parametrize("content", ["", "texto;classe\n"])
+def test_a_file_without_rows_says_that_and_no_more(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    found = check(path, "classe" if content else None)
+    assert len(found.lines()) == 1
+    (fault,) = found.faults
+    assert fault == f"{path} is empty, expected at least one text; fill or remove it"
+
+
+def test_texts_without_letters_may_be_of_another_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", rows_of(60))
+    found = check_table(path, text_column="id", label_column="classe")
+    wrong = "60 texts in 'id' have no letter; where that is the wrong column, pass text_column="
+    assert wrong in found.warnings and "letter" not in "".join(check(path).warnings)
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t", "|"])
+def test_a_delimiter_that_divides_nothing_is_named(tmp_path: Path, sign: str) -> None:
+    path = write(tmp_path / "a.csv", rows_of(20), sign)
+    with pytest.raises(ValueError, match=r"no column 'texto'.*; pass delimiter=") as error:
+        check(path, delimiter=":")
+    assert f"pass delimiter={sign!r} or the name of one as text_column=" in str(error.value)
+    with pytest.raises(ValueError, match="; pass the name of one as text_column="):
+        check_table(path, text_column="text")
+
+
 def test_a_table_with_nothing_wrong(tmp_path: Path) -> None:
     rows = [row[:3] for row in rows_of(60)]
     path = tmp_path / "a.csv"
@@ -111,7 +138,6 @@ def test_a_table_that_cannot_be_used(tmp_path: Path) -> None:
     assert fault.startswith("388 of 400 rows cannot be read: ") and "line 14: 2 fields" in fault
     (fault,) = check(write(path, [(1, " ", "bom", "pt")] * 3), None).faults
     assert "has no text in 'texto'" in fault
-    assert "has no text" in check(write(path, [])).faults[0]
     with pytest.raises(ValueError, match=r"no column 'text'; .*as text_column=, such as 'texto'"):
         check_table(path)
     with pytest.raises(ValueError, match=r"no column 'klasse'; .*label_column=, such as 'classe'"):

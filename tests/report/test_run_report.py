@@ -340,6 +340,21 @@ def test_whether_a_bag_of_words_would_have_done_stands_on_top(
     assert f'<p class="{kind}">{verdict}' in page.source
 
 
+def test_twenty_epochs_stand_on_the_page_and_more_scroll(tmp_path):
+    # As many as `train` takes where it decides.
+    for count, scrolling in ((20, 0), (21, 1)):
+        record = recorded(evaluated(["bad", "good"]))
+        record["stages"][1]["epochs"] = [epoch(0.5, 0.5, 0.8, 0.8)] * count
+        assert page_of(record, tmp_path).source.count('class="scroll long"') == scrolling
+
+
+def test_a_gain_on_a_few_texts_is_no_gain(tmp_path):
+    found = evaluated(["bad", "good"], count=10, skill=50.0, bag=-50.0)
+    page = page_of(recorded(found), tmp_path)
+    assert page.texts("h1")[0].endswith("(TF-IDF), on too few texts to tell")
+    assert '<p class="banner">10 texts are too few to tell' in page.source
+
+
 def test_what_is_lost_in_one_score_stands_out_though_another_is_won(tmp_path):
     record = recorded(evaluated(["bad", "good"], skill=4.0, bag=0.0))
     gains = record["evaluation"]["baselines"][1]["gains"]

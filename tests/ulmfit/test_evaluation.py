@@ -82,6 +82,14 @@ def test_one_sentence_says_whether_a_bag_of_words_would_have_done(own, other, st
     assert evaluation(own, baselines={}).verdict == ""
 
 
+@pytest.mark.parametrize(("own", "other"), [(1.0, 0.0), (0.0, 1.0)])
+def test_a_few_texts_tell_no_two_classifiers_apart(own, other):
+    start = "19 texts are too few to tell the classifier from the bag of words: accuracy"
+    assert evaluation(own, other, rows=19).verdict.startswith(start)
+    assert evaluation(own, other, rows=1).verdict.startswith("1 text is too few to tell the")
+    assert "too few" not in evaluation(own, other, rows=20).verdict
+
+
 def test_one_score_that_is_lost_is_said_whatever_the_other():
     # Better on many texts of a class, and worse on all of a rare one.
     truth = np.array([0] * 300 + [1] * 20)

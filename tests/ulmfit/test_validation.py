@@ -93,6 +93,11 @@ def test_too_few_texts_hold_nothing_out_and_say_so(caplog, pretrained):
     assert model.baselines.counts == (4, 4)
 
 
+def test_labels_that_are_no_classes_are_not_called_too_few(caplog):
+    texts = [f"text {n}" for n in range(60)]
+    assert divided(texts, texts, valid=0.15).held_out is None and caplog.text == ""
+
+
 def test_a_class_with_one_text_is_trained_on_and_named(caplog, pretrained):
     caplog.set_level(logging.INFO, "ulmfit_fast.progress")
     model = pretrained.copy().fit_classifier(

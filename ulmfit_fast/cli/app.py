@@ -218,7 +218,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             raise
         except KeyboardInterrupt as stop:
             kept = str(stop) or "the model of the last finished epoch, if any, is in --out"
-            say(f"interrupted; {kept}")
+            say(f"interrupted; {in_flags(kept)}")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # At its end Python would flush once more, and complain.
@@ -299,6 +299,9 @@ def in_flags(text: str) -> str:
     >>> _flags.update({"text_column": "--text-column", "lr": "--lr"})
     >>> in_flags("pass text_column='body'"), in_flags("lr is 0"), in_flags("there is no lr")
     ("pass --text-column 'body'", '--lr is 0', 'there is no lr')
+    >>> _flags.update({"resume": "--resume"})
+    >>> in_flags("resume=True goes on with it")
+    '--resume goes on with it'
     >>> in_flags("there is no classifier yet; call fit_classifier(texts, labels) first")
     'there is no classifier yet; run ulmfit-fast fit-classifier first'
     """
@@ -312,7 +315,7 @@ def in_flags(text: str) -> str:
         return text
     odd = "|".join(name for name in _flags if "_" in name) or "$."
     pattern = re.compile(
-        rf"(?<![\w./'\"-])(?:(?P<given>{'|'.join(flags)})=(?P<value>(?=[\w'\"(\[]))?"
+        rf"(?<![\w./'\"-])(?:(?P<given>{'|'.join(flags)})=(?:True\b|(?P<value>(?=[\w'\"(\[])))?"
         rf"|(?P<first>(?<!.)(?:{'|'.join(flags)}))(?= (?:is|has|must|should)\b)"
         rf"|(?<!, )(?P<odd>{odd})(?![\w./'\"=-])(?:\[(?P<key>[^]]*)\])?)"
     )

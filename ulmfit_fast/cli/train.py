@@ -44,8 +44,11 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         found = {name.replace("-", "_"): own for name, own in _toml(user_path(path)).items()}
         for name in found:
             if name not in known:
+                from ulmfit_fast.data.columns import nearest
+
                 raise ValueError(
-                    f"--config {path} has {name!r:.60}, expected options of train: "
+                    f"--config {path} has {name!r:.60}, expected options of "
+                    f"train{nearest(name, known)}: "
                     f"{', '.join(sorted(filter(None, known)))}"
                 )
         context.default_map = found

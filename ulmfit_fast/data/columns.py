@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = [
     "COLUMN_ARGUMENTS",
+    "DELIMITERS",
     "Kept",
     "Label",
     "LabelKinds",
@@ -36,6 +37,8 @@ Label = str | int
 _SHOWN = 100
 # Of so many a few classes can have one row each.
 _FEWEST_ROWS = 20
+# In the order in which one is preferred, all else being equal.
+DELIMITERS = (",", ";", "\t", "|")
 # In the order in which columns are wanted everywhere.
 COLUMN_ARGUMENTS = ("text_column", "label_column", "weight_column")
 
@@ -93,9 +96,17 @@ def column_positions(
                 has = f"no column {column!r}"
                 has_argument = number < len(arguments) and not isinstance(column, Kept)
                 argument = f" as {arguments[number]}=" if has_argument else ""
-                mend = f"pass the name of one{argument}{nearest(column, found)}"
+                split = _undivided(present) if has_argument else ""
+                mend = f"pass {split}the name of one{argument}{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
     return [found[column][0] for column in wanted]
+
+
+def _undivided(present: Collection[Any]) -> str:
+    """Return the start of a mend where the one name of a header looks like several."""
+    only = next(iter(present)) if len(present) == 1 else None
+    sign = max(DELIMITERS, key=only.count) if isinstance(only, str) else ""
+    return f"delimiter={sign!r} or " if sign and sign in str(only) else ""
 
 
 def nearest(given: Any, names: Collection[Any]) -> str:

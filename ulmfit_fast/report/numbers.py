@@ -8,6 +8,9 @@ from typing import Any, TypedDict
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
+# A bootstrap of fewer gives a difference an interval that is too narrow, or none.
+FEWEST_TEXTS = 20
+
 _STAGES = {
     "read the docstrings": "Reading",
     "pretrain": "Pre-training",

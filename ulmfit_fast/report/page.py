@@ -18,6 +18,7 @@ from ulmfit_fast.report.charts import (
 )
 from ulmfit_fast.report.explanations import Explanation
 from ulmfit_fast.report.numbers import (
+    FEWEST_TEXTS,
     Example,
     Json,
     Metrics,
@@ -247,6 +248,8 @@ def _run_headline(evaluation: dict[str, Any] | None) -> str:
         return start
     gain = other["gains"]["accuracy"]
     unsure = ", within the interval" if gain["low"] <= 0 <= gain["high"] else ""
+    if evaluation["rows"] < FEWEST_TEXTS:
+        unsure = ", on too few texts to tell"
     name = "bag of words (TF-IDF)" if other["name"] == _BAG_OF_WORDS else other["name"]
     return f"{start}, {_points(100 * gain['value'])} the {name}{unsure}"
 
@@ -274,9 +277,13 @@ def _evaluation_values(evaluation: dict[str, Any], examples: Sequence[Example]) 
     gains = [] if other is None else [other["gains"][name] for name in ("accuracy", "macro_f1")]
     return {
         "names": names,
-        # Beaten in one of them, or better in none.
+        # Beaten in one of them, or better in none, or not to be told.
         "doubtful": bool(gains)
-        and (min(gain["high"] for gain in gains) < 0 or max(gain["low"] for gain in gains) <= 0),
+        and (
+            evaluation["rows"] < FEWEST_TEXTS
+            or min(gain["high"] for gain in gains) < 0
+            or max(gain["low"] for gain in gains) <= 0
+        ),
         "others": [own["name"] for own in baselines],
         "scores": [
             [title, *(own["scores"][name] for own in (evaluation, *baselines))]

@@ -197,7 +197,7 @@ class Run:
         if begun and not (self.resume or self.overwrite or self.finished(stage)):
             raise FileExistsError(
                 f"{self.directory} holds a {stage} run that did not come to its end; resume it "
-                "(resume=True, --resume), or begin anew (overwrite=True, --overwrite)"
+                "(resume=True), or begin anew (overwrite=True)"
             )
 
     def read_beside(self, stage: str, name: str, read: Callable[[str], Found]) -> Found | None:
@@ -382,9 +382,7 @@ class Run:
         self._saved_at = time.monotonic()
         if stop:
             path = self._checkpoints.path(step)
-            self._stop.raise_if_requested(
-                f"the run is in {path}; resume=True (--resume) goes on with it"
-            )
+            self._stop.raise_if_requested(f"the run is in {path}; resume=True goes on with it")
 
     def failed(
         self, error: FloatingPointError, batch: Sequence[Tensor | None]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ulmfit_fast.data.columns import Label
 from ulmfit_fast.nn.weights import Place
+from ulmfit_fast.report.numbers import FEWEST_TEXTS
 from ulmfit_fast.training.scores import (
     BINS,
     SCORES,
@@ -270,7 +271,10 @@ class Evaluation:
         gains = {name: other.gains[name] for name in compared}
         lost = [name for name in compared if gains[name].high < 0]
         won = [name for name in compared if gains[name].low > 0]
-        if lost:
+        if self.rows < FEWEST_TEXTS:
+            texts = "1 text is" if self.rows == 1 else f"{self.rows} texts are"
+            start = f"{texts} too few to tell the classifier from the {other.name}"
+        elif lost:
             start = f"The {other.name} wins in {_joined(lost)}"
         elif won:
             start = f"The classifier beats the {other.name} in {_joined(won)}"

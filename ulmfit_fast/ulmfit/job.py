@@ -50,6 +50,7 @@ RECORD, PAGE = "report.json", "report.html"
 # What the whole run began with, and what each stage was, once it is over.
 _BEGUN, _DONE = "train.json", "stage.json"
 _FEW = 10
+_OF_CLASSIFIER = ("epochs", "batch_size", "lr", "patience")
 # Those whose sizes are starting points; a published recipe is followed to the letter.
 _OWN_SIZES = (None, "small", "medium")
 _TITLES = {
@@ -552,13 +553,21 @@ def _check_same(before: Any, now: dict[str, Any], directory: Path) -> None:
     if before.get("texts") != now["texts"]:
         raise ValueError(
             f"the run in {directory} began with other texts, or other ones held out; pass those, "
-            "or begin anew (overwrite=True, --overwrite)"
+            "or begin anew (overwrite=True)"
         )
     for path, old, new in _differences(before["settings"], now["settings"]):
         raise ValueError(
-            f"{path} is {new!r:.80}, and {old!r:.80} in the run in {directory}, expected the same; "
-            "pass what it began with, or begin anew (overwrite=True, --overwrite)"
+            f"{_argument(path)} is {new!r:.80}, and {old!r:.80} in the run in {directory}, "
+            "expected the same; pass what it began with, or begin anew (overwrite=True)"
         )
+
+
+def _argument(path: str) -> str:
+    """Return what a setting of a stage is called among the arguments, where it is one."""
+    _, stage, name = [*path.split("."), "", ""][:3]
+    if name == "precision" or (stage == "fit_classifier" and name in _OF_CLASSIFIER):
+        return name
+    return "lm_epochs" if stage in ("pretrain", "fine_tune_lm") and name == "epochs" else path
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:

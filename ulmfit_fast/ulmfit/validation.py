@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.data.columns import Label, shown
+from ulmfit_fast.data.columns import Label, no_classes, shown
 from ulmfit_fast.data.reading.corpus import read_marked
 from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.ulmfit.baselines import NO_BAG_OF_WORDS, Baselines
@@ -262,10 +262,12 @@ def _of_rows(
     everything: Labelled, train: Sequence[int], held_out: Sequence[int], why: str
 ) -> Divided:
     if not held_out:
-        _log.warning(
-            "no text of %d is held out (%s): how good the classifier is will not be known",
-            *(len(everything.texts), why),
-        )
+        # Labels that are no classes are refused, and for another reason.
+        if not no_classes(Counter(everything.labels)):
+            _log.warning(
+                "no text of %d is held out (%s): how good the classifier is will not be known",
+                *(len(everything.texts), why),
+            )
         return Divided(everything, None, everything)
     found = Divided(everything.at(train), everything.at(held_out), everything)
     assert found.held_out is not None

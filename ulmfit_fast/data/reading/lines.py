@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
-    "DELIMITERS",
     "STANDARD_INPUT",
     "ZIPPED",
     "Line",
@@ -32,8 +31,6 @@ __all__ = [
 
 _log = logging.getLogger("ulmfit_fast")
 
-# In the order in which one is preferred, all else being equal.
-DELIMITERS = (",", ";", "\t", "|")
 OnError = Literal["raise", "skip", "skip_few"]
 # So many of the skipped rows are logged in full.
 _SHOWN = 5

@@ -14,13 +14,13 @@ from typing import Any
 
 from ulmfit_fast.data.columns import (
     COLUMN_ARGUMENTS,
+    DELIMITERS,
     Kept,
     checked_record,
     checked_values,
     column_positions,
 )
 from ulmfit_fast.data.reading.lines import (
-    DELIMITERS,
     ZIPPED,
     Line,
     Reading,

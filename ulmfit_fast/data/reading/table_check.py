@@ -127,15 +127,17 @@ class TableCheck:
         parts = [f"{name} {value!r}" for name, value in form.items() if value is not None]
         lines = [
             ", ".join([f"{self.path}: {_counted(self.rows, 'row')}", *parts]),
-            f"texts in {self.text_column!r}: characters {self.characters}; tokens {self.tokens}",
         ]
+        if self.rows:
+            lengths = f"characters {self.characters}; tokens {self.tokens}"
+            lines.append(f"texts in {self.text_column!r}: {lengths}")
         if self.language is not None:
             lines.append(f"language, by its commonest words: {self.language}")
         if self.unknown_tokens is not None:
             words = self.unknown_words
             more = "" if words is None else f", {words:.1%} of the different words"
             lines.append(f"unknown to the model: {self.unknown_tokens:.1%} of the tokens{more}")
-        if self.label_column is not None:
+        if self.label_column is not None and self.rows:
             number = len(self.classes)
             lines.append(f"labels in {self.label_column!r}: {number:,} class{'es' * (number != 1)}")
             most = list(self.classes.items())[: 3 if no_classes(self.classes) else _SHOWN_CLASSES]
@@ -235,7 +237,7 @@ class _Found:
         self.values: dict[str, Counter[Any]] = {name: Counter() for name in others}
         self.characters: list[int] = []
         self.tokens: list[int] = []
-        self.empty = self.duplicates = self.conflicts = self.unknown = 0
+        self.empty = self.duplicates = self.conflicts = self.unknown = self.wordless = 0
         self.conflict = ""
         self._seen: dict[int, tuple[int, Label | None]] = {}
         self._tokenizer = tokenizer or Tokenizer.from_vocab(Vocab([]))
@@ -276,6 +278,7 @@ class _Found:
         if not stripped:
             self.empty += 1
             return
+        self.wordless += not any(map(str.isalpha, stripped))
         first, other = self._seen.setdefault(hash(stripped), (number, label))
         if first != number:
             self.duplicates += 1
@@ -341,7 +344,9 @@ class _Found:
 
     def _faults(self, found: TableCheck) -> Iterator[str]:
         reading = self.reading
-        if not found.rows or found.empty_texts == found.rows:
+        if not found.rows and reading.count and not reading.too_many(0):
+            yield str(reading.first[0])
+        elif found.empty_texts == found.rows:
             yield f"{found.path} has no text in {found.text_column!r}, expected at least one"
         if reading.too_many(found.rows):
             yield (
@@ -362,11 +367,16 @@ class _Found:
 
     def _warnings(self, found: TableCheck) -> Iterator[str]:
         reading, rows = self.reading, found.rows
-        if reading.count and not reading.too_many(rows):
+        if rows and reading.count and not reading.too_many(rows):
             yield f"{_counted(reading.count, 'row')} cannot be read, the first: {reading.first[0]}"
         for count, what in ((found.empty_texts, "empty"), (found.duplicate_texts, "duplicate")):
             if count:
                 yield f"{count:,} {what} text{'s' * (count > 1)} ({count / rows:.1%})"
+        if 2 * self.wordless > rows:
+            yield (
+                f"{self.wordless:,} texts in {found.text_column!r} have no letter; where that is "
+                "the wrong column, pass text_column="
+            )
         if found.conflicting_texts and not no_classes(found.classes):
             yield (
                 f"{_counted(found.conflicting_texts, 'text')} with another label than the same "
