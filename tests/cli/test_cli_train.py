@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 from typer.testing import CliRunner
 
 from ulmfit_fast.cli.program import app
+from ulmfit_fast.runs.dry_run import DryRun
 
 # In Python from 3.11 on.
 tomllib = pytest.importorskip("tomllib")
@@ -112,6 +113,27 @@ def test_what_it_would_take_is_said_and_nothing_written(made, tmp_path):
     assert lines[-1].startswith("the whole run: ")
     assert sum(line.startswith("  steps: ") for line in lines) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_time_is_told_of_steps_that_train_all_layers(made, tmp_path, monkeypatch):
+    frozen = []
+
+    class Watched(DryRun):
+        def report(self, reading):
+            frozen.append(any(not own.requires_grad for own in self._of[0]))
+            super().report(reading)
+
+    monkeypatch.setattr("ulmfit_fast.ulmfit.job.DryRun", Watched)
+    table, *_ = made
+    sizes = ("--preset", "small", "--lm-epochs", 1, "--epochs", 6)
+    succeed("train", table, "--out", tmp_path / "out", *sizes, "--dry-run")
+    assert frozen and not any(frozen)
+    said = succeed("train", table, "--out", tmp_path / "out", *sizes).stderr
+    lines = said[said.index("2/2 fitting") :].splitlines()
+    told = [n for n, line in enumerate(lines) if line.endswith("left of the whole run")]
+    slower = next(n for n, line in enumerate(lines) if "lower layers are still frozen" in line)
+    assert lines[slower - 1].startswith("  time: ")
+    assert len(told) == 1 and told[0] > slower
 
 
 def test_what_is_printed_is_what_a_config_says(made, tmp_path):

@@ -183,6 +183,8 @@ def _train(
             if state.batch == 0 and plan.begin_epoch(epoch):
                 history.unfreeze_steps.append(state.steps)
             if isinstance(run, DryRun):
+                # A step with layers that are frozen takes a fraction of those to come.
+                plan.begin_epoch(settings.epochs - 1)
                 run.measure(
                     settings.precision,
                     lambda name: train_epoch(

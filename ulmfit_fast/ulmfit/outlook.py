@@ -19,6 +19,9 @@ __all__ = ["Outlook", "StageRun"]
 
 # Without a terminal there is a line at least this often, so that a log is alive.
 _SECONDS = 60.0
+_SLOWER = (
+    "lower layers are still frozen: steps get slower; what is left is said when all are trained"
+)
 
 
 class Outlook:
@@ -46,8 +49,8 @@ class Outlook:
             copies: numbers in memory for each weight, as for `StepTimes`.
         """
         self._stage, self._epoch_steps = stage, list(epoch_steps)
-        self._times = StepTimes(parameters, epoch_steps, copies)
-        self._begins = True
+        self._parameters, self._times = parameters, StepTimes(parameters, epoch_steps, copies)
+        self._begins, self._froze = True, False
         self._begun = self._said = time.monotonic()
         self._taken = 0
 
@@ -62,10 +65,10 @@ class Outlook:
         if self._begins:
             estimate = self._times.add(reading.items)
             if estimate is not None:
-                self._begins = False
+                self._begins, self._froze = False, self._freezes()
                 for line in estimate.lines():
                     self._say(f"  {line}")
-                self._tell(f"  {self._left(steps)}")
+                self._tell(f"  {_SLOWER if self._froze else self._left(steps)}")
         elif time.monotonic() - self._said >= _SECONDS and not _on_terminal():
             total = sum(self._epoch_steps)
             loss = f"loss {reading.cross_entropy:.3f}"
@@ -83,8 +86,14 @@ class Outlook:
         if valid_loss is None:
             of = f"epoch {epoch}/{len(self._epoch_steps)}"
             self._tell(f"  {of}: loss {loss:.4f}; {self._left(steps)}")
-        elif time.monotonic() - self._said >= _SECONDS:
+        elif time.monotonic() - self._said >= _SECONDS or (self._froze and not self._freezes()):
             self._tell(f"  {self._left(steps)}")
+        if self._froze:
+            # What is to come takes as long as the last epoch, not as the mean of all.
+            self._froze, self._begun, self._taken = self._freezes(), time.monotonic(), 0
+
+    def _freezes(self) -> bool:
+        return not all(own.requires_grad for own in self._parameters)
 
     def _tell(self, line: str) -> None:
         self._say(line)
