@@ -8,8 +8,8 @@ from ulmfit_fast.kernels.cpu import matmul, sums
 
 pytestmark = needs_native
 
-# M, K, N: of one, odd, on both sides of a panel and of a block of depth, more rows than at once; and
-# a little more than half a panel of 16, 32 and 64 outputs.
+# M, K, N: of one, odd, on both sides of a panel and of a block of depth, more rows than at once; a
+# little more than half a panel of 16, 32 and 64 outputs.
 SIZES = [(1, 1, 1), (5, 3, 70), (49, 513, 64), (97, 512, 63), (48, 1030, 130), (200, 20, 1)]
 SIZES += [(7, 30, 10), (7, 30, 20), (7, 30, 40)]
 
