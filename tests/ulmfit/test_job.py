@@ -113,14 +113,14 @@ def test_with_patience_it_is_made_anew_in_its_best_epochs():
     assert len(refit["epochs"]) == losses.index(min(losses)) + 1 < len(losses)
 
 
-class Mortal(jobs.StageRun):
+class Mortal(jobs.Run):
     """Dies in a stage, after a step or after its last one."""
 
     place = ("", 0)
 
     def report(self, reading):
         super().report(reading)
-        if (self._of, self._state.steps) == type(self).place:
+        if (self.directory.name, self._state.steps) == type(self).place:
             raise Died
 
 
@@ -133,7 +133,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(place, whole, tmp_path, mo
     options = {"out": out, "refit": True, "checkpoint_minutes": 1e-9}
     monkeypatch.setattr(Mortal, "place", place)
     with monkeypatch.context() as patched:
-        patched.setattr(jobs, "StageRun", Mortal)
+        patched.setattr(jobs, "Run", Mortal)
         with pytest.raises(Died):
             said(**options)
     assert not (out / "report.json").exists()
@@ -283,7 +283,7 @@ def test_what_a_stage_takes_is_said_and_what_is_left(whole):
 
 
 def test_a_log_is_alive_between_epochs(monkeypatch):
-    monkeypatch.setattr("ulmfit_fast.ulmfit.outlook._SECONDS", 0.0)
+    monkeypatch.setattr("ulmfit_fast.runs.outlook._SECONDS", 0.0)
     _, lines = said()
     assert any(line.startswith("  step ") and " of 10, loss " in line for line in lines)
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -96,6 +97,8 @@ class _Log(logging.StreamHandler[Any]):
         # What reads a file twice finds the same in it.
         if text not in self._said:
             self._said.add(text)
+            # Where a progress bar is shown, it stands in for the stream, and keeps its line.
+            self.stream = sys.stderr
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:

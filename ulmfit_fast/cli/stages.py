@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,10 @@ Preset = Annotated[
 ]
 DropMult = Annotated[Number, typer.Option("--drop-mult", help="Factor on every dropout.")]
 MaybeRate = Annotated[Number, typer.Option("--lr", help="Largest learning rate.")]
-MaybeBatchSize = Annotated[Integer, typer.Option("--batch-size", help="Rows of a batch.")]
+MaybeBatchSize = Annotated[
+    Integer,
+    typer.Option("--batch-size", help="Rows of a batch; the preset's, or 64."),
+]
 Bptt = Annotated[Integer, typer.Option("--bptt", help="Tokens of a step.")]
 Settings = Annotated[
     list[str] | None,
@@ -85,6 +89,10 @@ class RunOptions:
         Number, typer.Option("--checkpoint-minutes", help="Minutes between checkpoints.")
     ] = 10.0
     keep: Annotated[int, typer.Option("--keep", help="Checkpoints kept, beside the best.")] = 3
+    keep_checkpoints: Annotated[
+        bool,
+        typer.Option("--keep-checkpoints", help="Leave them in --out when the run is over."),
+    ] = False
     report_steps: Annotated[
         int, typer.Option("--report-steps", help="Steps to a line of metrics.")
     ] = 1
@@ -223,8 +231,8 @@ class RowOptions(TableOptions):
         return {**given, "on_error": on_error(skip)}
 
 
-def _epochs(default: int) -> Any:
-    return typer.Option("--epochs", help=f"Passes over the texts; the preset's, or {default}.")
+def _epochs(otherwise: str) -> Any:
+    return typer.Option("--epochs", help=f"Passes over the texts; the preset's, or {otherwise}.")
 
 
 def _given(assignments: list[str] | None, **options: Any) -> dict[str, Any]:
@@ -292,9 +300,10 @@ def _reported(
             typer.echo(line)
         return
     yield
-    last = model.histories[stage].epochs[-1]
     if world().rank == 0:
-        say(f"loss {last.loss:.4f} after the last epoch; the model is in {out}")
+        if stage in model.histories:
+            loss = model.histories[stage].epochs[-1].loss
+            say(f"loss {loss:.4f} after the last epoch; the model is in {out}")
         say_next(*map(str, following))
 
 
@@ -304,7 +313,7 @@ def pretrain(
     text: TextFiles,
     out: Out,
     preset: Preset = None,
-    epochs: Annotated[Integer, _epochs(10)] = None,
+    epochs: Annotated[Integer, _epochs("10")] = None,
     lr: MaybeRate = None,
     batch_size: MaybeBatchSize = None,
     bptt: Bptt = None,
@@ -368,7 +377,7 @@ def fine_tune(
     model: Model,
     text: TextFiles,
     out: Out,
-    epochs: Annotated[Integer, _epochs(15)] = None,
+    epochs: Annotated[Integer, _epochs("15")] = None,
     lr: MaybeRate = None,
     batch_size: MaybeBatchSize = None,
     bptt: Bptt = None,
@@ -404,12 +413,19 @@ def fine_tune(
 @flat
 def fit_classifier(
     *,
-    model: Model,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Directory of a language model.")
+    ] = None,
     text: TextFiles,
     out: Out,
-    epochs: Annotated[Integer, _epochs(10)] = None,
+    epochs: Annotated[Integer, _epochs("by the number of rows")] = None,
     lr: MaybeRate = None,
-    batch_size: MaybeBatchSize = None,
+    batch_size: Annotated[
+        Integer,
+        typer.Option(
+            "--batch-size", help="Texts of a step; the preset's, or by the number of rows."
+        ),
+    ] = None,
     drop_mult: DropMult = None,
     class_weight: ClassWeight = None,
     precision: Precision = None,
@@ -423,6 +439,12 @@ def fit_classifier(
     device: Device = None,
 ) -> None:
     """Fit a classifier on a language model's encoder, and say how good it is (stage 3)."""
+    if model is None:
+        whole = shlex.join(["ulmfit-fast", "train", *map(str, text), "--out", str(out)])
+        raise ValueError(
+            "--model is missing, expected the directory of a language model; to begin with one of "
+            f"the preset small, which suits a CPU: {whole}"
+        )
     weights = class_weight_of(class_weight)
     held_out = validation.arguments()
     file = validation.file()

@@ -155,6 +155,8 @@ class DryRun:
     """
 
     estimate: Estimate
+    # As `Run` has it: what there is to warn of is said.
+    is_alone = True
 
     def __init__(self, steps: int = 8) -> None:
         if steps < 1:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ulmfit_fast.runs.checkpoints import Checkpoints
 from ulmfit_fast.runs.metrics import Metrics, Position, Reading
+from ulmfit_fast.runs.outlook import Outlook
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.state_file import write_state
 from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, recover
@@ -27,12 +28,16 @@ from ulmfit_fast.system.distributed import any_rank, rank_zero_only, world
 from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.locks import held
 
-__all__ = ["Resumable", "Run", "holding"]
+__all__ = ["Resumable", "Run", "RunIsOver", "holding"]
 
 _log = logging.getLogger("ulmfit_fast")
 
 _DESCRIPTION = "run.json"
 Found = TypeVar("Found")
+
+
+class RunIsOver(Exception):
+    """A run to go on with came to its end, and its checkpoints are removed."""
 
 
 class Resumable(Position, Protocol):
@@ -95,11 +100,15 @@ class Run:
             end.
         keep: how many of the newest checkpoints to keep, beside the one of the lowest validation
             loss.
+        keep_checkpoints: leave them when the run is over. Where a `ULMFiT` has this directory as
+            its `checkpoint_dir`, its model stands there, and they are removed otherwise.
         report_steps: steps to a line of `metrics.jsonl`, which has their mean loss.
         tensorboard: write the numbers for TensorBoard as well, which has to be installed.
         resume: go on with the run in the directory; where there is none, begin.
         overwrite: begin anew where there is a run of the stage that did not come to its end, which
             is then lost.
+        outlook: of several stages, of which this is one and which says how far all are; None says
+            it of this stage alone.
 
     Raises:
         ModuleNotFoundError: if TensorBoard is asked for and not installed.
@@ -114,10 +123,12 @@ class Run:
         checkpoint_steps: int | None = None,
         checkpoint_minutes: float | None = None,
         keep: int = 3,
+        keep_checkpoints: bool = False,
         report_steps: int = 1,
         tensorboard: bool = False,
         resume: bool = False,
         overwrite: bool = False,
+        outlook: Outlook | None = None,
     ) -> None:
         if resume and overwrite:
             raise ValueError("resume and overwrite are both asked for, expected one of them")
@@ -132,10 +143,14 @@ class Run:
         self.directory = user_path(directory)
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
         self.keep, self.report_steps = keep, report_steps
+        self.keep_checkpoints = keep_checkpoints
         self.resume, self.overwrite = resume, overwrite
         Checkpoints(self.directory, keep)  # refuses a wrong number now
         self._metrics = Metrics(self.directory, report_steps, tensorboard=tensorboard)
         self._stop = StopRequest()
+        self.is_alone = outlook is None
+        self._outlook = Outlook() if outlook is None else outlook
+        self._begin: Callable[..., None] | None = None
 
     def _of_stage(self, stage: str) -> Path:
         return self.directory / CHECKPOINTS / stage
@@ -200,6 +215,25 @@ class Run:
                 "(resume=True), or begin anew (overwrite=True)"
             )
 
+    def tidy(self, *stages: str) -> None:
+        """Remove the checkpoints of stages that are over.
+
+        Args:
+            stages: as for `finished`.
+        """
+        if world().rank > 0:
+            return
+        with holding(self.directory):
+            for stage in stages:
+                found = self._description(stage)
+                if found is None or not found["finished"]:
+                    continue
+                # First that they are gone: a run that finds none is not begun once more.
+                path = self._of_stage(stage) / _DESCRIPTION
+                write_text(path, json.dumps({**found, "is_tidied": True}, indent=1))
+                for checkpoint in Checkpoints(self._of_stage(stage)).files():
+                    checkpoint.unlink(missing_ok=True)
+
     def read_beside(self, stage: str, name: str, read: Callable[[str], Found]) -> Found | None:
         """Read a file that lies beside the checkpoints of the run that is resumed, or return None.
 
@@ -215,6 +249,18 @@ class Run:
             return read(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}; remove {path.parent} to start anew") from error
+
+    def begin(
+        self, parameters: Sequence[Tensor], epoch_steps: Sequence[int], *, copies: int
+    ) -> None:
+        """Note what is to be trained.
+
+        Args:
+            parameters: of the model.
+            epoch_steps: steps of each epoch.
+            copies: numbers in memory for each weight: itself, its gradient, the optimizer's.
+        """
+        self._begin = partial(self._outlook.begin, parameters, epoch_steps, copies=copies)
 
     @contextmanager
     def training(
@@ -239,6 +285,7 @@ class Run:
 
         Raises:
             FileExistsError: as `check` and `holding`.
+            RunIsOver: if there is nothing to go on with.
             ValueError: if the run in the directory differs in what decides its course.
             OSError: if there is no room for the checkpoints.
         """
@@ -256,6 +303,8 @@ class Run:
             self._metrics.begin(stage, state, unit)
             rank_zero_only(lambda: self._prepare(fingerprint, size, beside or {}))
             self._saved_at = time.monotonic()
+            if self._begin is not None:
+                self._begin(steps=state.steps, epoch=state.epoch)
             try:
                 with self._stop.listening():
                     yield
@@ -289,6 +338,8 @@ class Run:
         found = self._description(self.stage)
         if found is not None:
             _check_fingerprint(found["fingerprint"], fingerprint, self.directory)
+            if found.get("is_tidied"):
+                raise RunIsOver(f"the run in {self.directory} is over already")
             if found["torch"] != torch.__version__:
                 _log.warning(
                     "the run began with torch %s and goes on with %s; its losses may differ",
@@ -323,6 +374,8 @@ class Run:
             reading: the step's.
         """
         self._metrics.add(reading)
+        if self._begin is not None:
+            self._outlook.report(reading)
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint is to be written after a step.
@@ -366,6 +419,8 @@ class Run:
         self._metrics.epoch_ended(loss, valid_loss, scores)
         if any_rank(best or self._stop.requested):
             self._save(best=best, stop=True)
+        if self._begin is not None:
+            self._outlook.epoch_ended(loss, valid_loss)
 
     def _save(self, *, best: bool, stop: bool = False) -> None:
         self._metrics.sync()

@@ -11,6 +11,7 @@ from typing import Any
 
 from ulmfit_fast.runs import DryRun, Run
 from ulmfit_fast.runs.metrics import Reading
+from ulmfit_fast.runs.outlook import Outlook
 from ulmfit_fast.system.progress import progress_bar
 from ulmfit_fast.training.evaluation import SizedIterable
 from ulmfit_fast.training.state import EpochResult, TrainingState
@@ -26,7 +27,7 @@ def train_epoch(
     batches: SizedIterable,
     state: TrainingState | None = None,
     *,
-    run: Run | DryRun | None = None,
+    run: Run | DryRun | Outlook | None = None,
     description: str = "training",
     progress: bool = True,
 ) -> EpochResult:

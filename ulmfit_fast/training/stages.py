@@ -27,6 +27,7 @@ from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.nn.vocabulary import with_vocabulary
 from ulmfit_fast.optim import NTASGD
 from ulmfit_fast.runs import DryRun, Run
+from ulmfit_fast.runs.outlook import Outlook
 from ulmfit_fast.system import distributed
 from ulmfit_fast.training.classifier_step import ClassifierStep, relative_weights
 from ulmfit_fast.training.evaluation import (
@@ -126,6 +127,7 @@ def train_language_model(
         )
 
     state = TrainingState(model, plan, objective.precision.scaler)
+    watched = Outlook() if run is None and progress else run
     return _train(
         state,
         plan,
@@ -135,8 +137,8 @@ def train_language_model(
         ),
         batches_of,
         validate,
-        _resumed(run, stage, state, plan, tokenizer, documents, seed),
-        run=run,
+        _resumed(watched, stage, state, plan, tokenizer, documents, seed),
+        run=watched,
         after_epoch=after_epoch,
         description=description,
         progress=progress,
@@ -152,7 +154,7 @@ def _train(
     validate: Callable[[int], float | None],
     resumed: contextlib.AbstractContextManager[None],
     *,
-    run: Run | DryRun | None,
+    run: Run | DryRun | Outlook | None,
     after_epoch: EpochHook | None,
     description: str,
     progress: bool,
@@ -222,6 +224,8 @@ def _train(
                 # As large as the model and its optimizer: of a classifier for those who ask alone.
                 keeps = best and (settings.keeps_best or isinstance(model, LanguageModel))
                 run.epoch_ended(result.loss, valid_loss, best=keeps, scores=scores)
+            elif isinstance(run, Outlook):
+                run.epoch_ended(result.loss, valid_loss)
             shown = state.best_weights is None
         plan.reached_end()
         if state.best_weights is not None:
@@ -464,6 +468,7 @@ def fit_classifier(
         return float(loss)
 
     state = TrainingState(model, plan, objective.precision.scaler)
+    watched = Outlook() if run is None and progress else run
     return _train(
         state,
         plan,
@@ -473,8 +478,8 @@ def fit_classifier(
         ),
         batches_of,
         validate,
-        _resumed(run, stage, state, plan, tokenizer, documents, seed, weights, valid),
-        run=run,
+        _resumed(watched, stage, state, plan, tokenizer, documents, seed, weights, valid),
+        run=watched,
         after_epoch=after_epoch,
         description="classifier",
         progress=progress,
@@ -545,7 +550,7 @@ def resumed_tokenizer(run: Run, stage: str) -> Tokenizer | None:
 
 
 def _resumed(
-    run: Run | DryRun | None,
+    run: Run | DryRun | Outlook | None,
     stage: str,
     state: TrainingState,
     plan: TrainingPlan,
@@ -558,7 +563,7 @@ def _resumed(
     """Return the context of `Run.training`, or one that does nothing where no run is kept."""
     model, settings = plan.model, plan.settings
     parameters = list(model.parameters())
-    if isinstance(run, DryRun):
+    if run is not None:
         run.begin(parameters, plan.epoch_steps, copies=4 if "adam" in settings.optimizer else 2)
     if not isinstance(run, Run):
         return contextlib.nullcontext()

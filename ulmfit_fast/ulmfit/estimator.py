@@ -22,7 +22,7 @@ from ulmfit_fast.nn.vocabulary import with_vocabulary
 from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.presets import Preset
 from ulmfit_fast.runs.dry_run import DryRun
-from ulmfit_fast.runs.run import Run, holding
+from ulmfit_fast.runs.run import Run, RunIsOver, holding
 from ulmfit_fast.system.directories import check_target, local_directory
 from ulmfit_fast.system.distributed import shared_text, world
 from ulmfit_fast.system.files import user_path
@@ -41,6 +41,7 @@ from ulmfit_fast.ulmfit.settings import (
     checked_seed,
     with_dropout,
 )
+from ulmfit_fast.ulmfit.sizing import classifier_sizes, too_few_lm_steps, too_few_steps
 from ulmfit_fast.ulmfit.trained import Path, TextModel, Texts, Trained, corpus_of
 from ulmfit_fast.ulmfit.validation import (
     Divided,
@@ -55,6 +56,8 @@ __all__ = ["ULMFiT"]
 
 _log = logging.getLogger("ulmfit_fast.progress")
 
+_REFIT = "refit_classifier"
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 Own = TypeVar("Own", bound="ULMFiT")
@@ -66,7 +69,8 @@ def _holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parame
     @wraps(stage)
     def held_stage(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         model: Any = args[0]
-        run, directories = kwargs.get("run"), []
+        run: Any = kwargs.get("run")
+        directories = []
         if isinstance(run, Run):
             directories.append(run.directory)
         if model.checkpoint_dir is not None:
@@ -80,7 +84,19 @@ def _holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parame
             check_apart(directory, read, is_text=True)
         # A stage trains, whatever the mode it is called in.
         with torch.inference_mode(False), torch.enable_grad(), holding(*directories):
-            return stage(*args, **kwargs)
+            try:
+                found = stage(*args, **kwargs)
+            except RunIsOver as over:
+                if kwargs.get("refit") and not run.finished(_REFIT):
+                    raise FileExistsError(
+                        f"{over}, and was without refit; overwrite=True begins anew"
+                    ) from None
+                taken: Result = model._take_over(run.directory)
+                return taken
+            saved = isinstance(run, Run) and user_path(run.directory).resolve() in directories[1:]
+            if saved and not run.keep_checkpoints:
+                run.tidy(stage.__name__, _REFIT)
+            return found
 
     return held_stage
 
@@ -442,6 +458,10 @@ class ULMFiT(TextModel):
     ) -> None:
         trained = Trained(tokenizer, model)
         documents = self._encoded(tokenizer, corpus)
+        if isinstance(corpus, list) and world().rank == 0 and (run is None or run.is_alone):
+            few = too_few_lm_steps(training, sum(map(len, documents)))
+            if few is not None:
+                _log.warning("%s", few)
         if stage == "fine_tune_lm" and world().rank == 0:
             tell_unknown_words(documents, tokenizer.vocab, self._require_tokenizer().vocab)
         pipeline.train_language_model(
@@ -457,6 +477,19 @@ class ULMFiT(TextModel):
             tokenizer=tokenizer,
         )
         model.eval()
+
+    def _take_over(self, directory: Path) -> ULMFiT:
+        """Take over the model that a run which is over has left."""
+        found = ULMFiT.load(directory, device=self.device)
+        self._adopt(
+            Trained(
+                *(found._require_tokenizer(), found.language_model, found.classifier),
+                *(found.labels, found.baselines, found.validation),
+            )
+        )
+        if world().rank == 0:
+            _log.info("the run in %s is over already; nothing is left to do", directory)
+        return self
 
     def _finish_epoch(self, stage: str, history: History, trained: Trained) -> None:
         """Take over what a stage has trained; until then the object is what it was before."""
@@ -530,10 +563,11 @@ class ULMFiT(TextModel):
             texts: the labelled texts.
             labels: a str, int or bool for each text, in a list, an array, a table with
                 `label_column` or the like; None reads them from `label_column` of the texts.
-            epochs: passes over the texts; None for the preset's, or 10.
+            epochs: passes over the texts; None for the preset's. Without one, or with "small" or
+                "medium", as many as the number of texts asks for, see `sizing.classifier_sizes`.
             lr: largest learning rate, that of the head; lower layers have lr / 2.6 each. None for
                 the preset's, or 1e-2.
-            batch_size: texts of a step; None for the preset's, or 64.
+            batch_size: texts of a step; None as for epochs.
             precision: "float32", or "bfloat16" to compute in it; on a GPU also "float16".
             gradual_unfreezing: open one more layer group every so many epochs; 0 trains all, also
                 where the preset has stages. None for the preset's, or 1.
@@ -595,8 +629,9 @@ class ULMFiT(TextModel):
                 "refit is True, which takes the best number of epochs, and no text is held out; "
                 "pass valid=0.15"
             )
+        chosen = epochs is not None or batch_size is not None
         if isinstance(run, Run):
-            for stage in ("fit_classifier", "refit_classifier")[: 1 + refit]:
+            for stage in ("fit_classifier", _REFIT)[: 1 + refit]:
                 run.check(stage)
         columns: Any = {
             "text_column": text_column,
@@ -621,6 +656,17 @@ class ULMFiT(TextModel):
             corpus, own, weights = labelled_texts(texts, labels, sample_weight, **columns)
             everything = Labelled(corpus, own, weights)
             parts = Divided(everything, None, everything)
+        rows = len(parts.train.texts)
+        if self.settings.is_sized:
+            most = classifier_sizes(rows)
+            training = replace(
+                training,
+                batch_size=most[0] if batch_size is None else batch_size,
+                epochs=most[1] if epochs is None else epochs,
+            )
+        few = too_few_steps(training, rows)
+        if chosen and few is not None and world().rank == 0 and (run is None or run.is_alone):
+            _log.warning("%s", few)
         options: Any = {
             "drop_mult": drop_mult,
             "class_weight": class_weight,
@@ -632,7 +678,7 @@ class ULMFiT(TextModel):
             losses = self.histories["fit_classifier"].valid_losses
             best = losses.index(min(losses)) + 1
             training = replace(training, epochs=best, patience=0, keep_best=False)
-            self._fit_classifier(*(parts.everything, training), stage="refit_classifier", **options)
+            self._fit_classifier(*(parts.everything, training), stage=_REFIT, **options)
         return self
 
     def _fit_classifier(
@@ -669,7 +715,7 @@ class ULMFiT(TextModel):
             model = pipeline.build_classifier(self.language_model, config, len(classes), training)
             model.to(self.device)
             validation = None
-            if stage == "refit_classifier" and self.validation is not None:
+            if stage == _REFIT and self.validation is not None:
                 validation = self.validation.before_refit(len(data.texts), training.epochs)
             trained = Trained(
                 *(tokenizer, self.language_model, model, classes, baselines, validation)

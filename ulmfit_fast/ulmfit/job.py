@@ -27,7 +27,8 @@ from ulmfit_fast.data.reading.outputs import check_apart, paths_in
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.presets import Preset
 from ulmfit_fast.runs.dry_run import DryRun, Estimate
-from ulmfit_fast.runs.run import holding
+from ulmfit_fast.runs.outlook import Outlook
+from ulmfit_fast.runs.run import Run, holding
 from ulmfit_fast.system.directories import CHECKPOINTS, check_target, is_leftover
 from ulmfit_fast.system.distributed import world
 from ulmfit_fast.system.files import parse_json, user_path, write_text
@@ -35,10 +36,14 @@ from ulmfit_fast.system.machine import machine
 from ulmfit_fast.system.version import __version__
 from ulmfit_fast.ulmfit.estimator import ULMFiT
 from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts
-from ulmfit_fast.ulmfit.outlook import Outlook, StageRun
 from ulmfit_fast.ulmfit.record import RunRecord, stage_record, worst_examples, write_page
 from ulmfit_fast.ulmfit.settings import checked_device, checked_seed
-from ulmfit_fast.ulmfit.sizing import classifier_sizes, language_model_sizes, words_in
+from ulmfit_fast.ulmfit.sizing import (
+    classifier_sizes,
+    language_model_sizes,
+    too_few_steps,
+    words_in,
+)
 from ulmfit_fast.ulmfit.trained import Texts, corpus_of
 from ulmfit_fast.ulmfit.validation import Divided, Labelled, Valid, divided, positions_of
 
@@ -51,8 +56,6 @@ RECORD, PAGE = "report.json", "report.html"
 _BEGUN, _DONE = "train.json", "stage.json"
 _FEW = 10
 _OF_CLASSIFIER = ("epochs", "batch_size", "lr", "patience")
-# Those whose sizes are starting points; a published recipe is followed to the letter.
-_OWN_SIZES = (None, "small", "medium")
 _TITLES = {
     "pretrain": "pre-training a language model",
     "fine_tune_lm": "fine-tuning the language model",
@@ -181,8 +184,7 @@ class Job:
     def stages(self) -> dict[str, dict[str, Any]]:
         """The settings of each stage, in order, but for those that the preset and defaults have."""
         model, parts = self._start, self._texts
-        preset = model.settings.preset
-        sized = (None if preset is None else preset.name) in _OWN_SIZES
+        sized = model.settings.is_sized
         common = {} if self.precision == "float32" else {"precision": self.precision}
         first = "pretrain" if self.lm is None else "fine_tune_lm"
         language_model: dict[str, Any] = dict(common)
@@ -238,16 +240,8 @@ class Job:
         if parts.held_out is not None:
             positions_of(parts.held_out.labels, classes)
         training, _ = model.settings.stage("fit_classifier", **self.stages["fit_classifier"])
-        rows = len(parts.train.texts)
-        batch_size, epochs = classifier_sizes(rows)
-        steps = training.epochs * -(-rows // training.batch_size)
-        enough = epochs * -(-rows // batch_size)
-        if 2 * steps < enough:
-            found.append(
-                f"the classifier takes {steps:,} steps (batch size {training.batch_size}, "
-                f"{training.epochs} epochs); where it was measured, {enough:,} did better (batch "
-                f"size {batch_size}, {epochs} epochs): leave both out to take these"
-            )
+        few_steps = too_few_steps(training, len(parts.train.texts))
+        found += [] if few_steps is None else [few_steps]
         counts = Counter(parts.train.labels)
         few = sorted((own for own in counts if counts[own] < _FEW), key=str)
         if few:
@@ -285,7 +279,7 @@ class Job:
         return found
 
     def _train(
-        self, name: str, model: ULMFiT, run: StageRun | DryRun, epochs: int | None = None
+        self, name: str, model: ULMFiT, run: Run | DryRun, epochs: int | None = None
     ) -> None:
         given, parts = self.stages[name], self._texts
         if epochs is not None:
@@ -411,8 +405,15 @@ class Job:
                 began, validation = time.monotonic(), model.validation
                 model.checkpoint_dir = directory
                 minutes = self.checkpoint_minutes if self.out is not None else None
-                run = StageRun(
-                    *(directory, name, outlook), resume=True, keep=1, checkpoint_minutes=minutes
+                outlook.enter(name)
+                run = Run(
+                    directory,
+                    resume=True,
+                    keep=1,
+                    # Until what the stage came to is written as well.
+                    keep_checkpoints=True,
+                    checkpoint_minutes=minutes,
+                    outlook=outlook,
                 )
                 self._train(name, model, run, epochs)
                 if epochs is not None and validation is not None:

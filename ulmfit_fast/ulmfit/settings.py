@@ -43,6 +43,8 @@ _STAGES: dict[str, dict[str, Any]] = {
         "beta": 0.0,
     },
 }
+# Their sizes are starting points; a published recipe is followed to the letter.
+_OWN = ("small", "medium")
 _UNFIT = Place("the model", "pass another value")
 
 
@@ -88,6 +90,11 @@ class ModelSettings:
     lm_dropout: Mapping[str, Any] = field(default_factory=dict)
     classifier_dropout: Mapping[str, Any] = field(default_factory=dict)
     backwards: bool = False
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether batch sizes and epochs go by the amount of text; a published recipe has its own."""
+        return self.preset is None or self.preset.name in _OWN
 
     def __post_init__(self) -> None:
         for own in dataclasses.fields(self):

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["classifier_sizes", "language_model_sizes", "words_in"]
+if TYPE_CHECKING:
+    from ulmfit_fast.training.settings import TrainingSettings
+
+__all__ = [
+    "classifier_sizes",
+    "language_model_sizes",
+    "too_few_lm_steps",
+    "too_few_steps",
+    "words_in",
+]
 
 _CLASSIFIER_STEPS, _LM_STEPS = 2500, 1000
 _MOST_EPOCHS = 20
@@ -38,6 +48,47 @@ def classifier_sizes(rows: int) -> tuple[int, int]:
     batch_size = min(64, max(8, 2 ** round(math.log2(max(1, rows) / 100))))
     wanted = math.ceil(_CLASSIFIER_STEPS * batch_size / max(1, rows))
     return batch_size, min(_MOST_EPOCHS, max(5, wanted))
+
+
+def too_few_steps(settings: TrainingSettings, rows: int) -> str | None:
+    """Return what is to be said of a classifier that takes less than half the steps it should.
+
+    Args:
+        settings: how it is trained.
+        rows: texts to train on.
+    """
+    batch_size, epochs = classifier_sizes(rows)
+    steps = settings.epochs * -(-rows // settings.batch_size)
+    enough = epochs * -(-rows // batch_size)
+    if 2 * steps >= enough:
+        return None
+    return (
+        f"the classifier takes {steps:,} steps (batch size {settings.batch_size}, "
+        f"{settings.epochs} epochs); where it was measured, {enough:,} did better (batch size "
+        f"{batch_size}, {epochs} epochs): leave both out to take these"
+    )
+
+
+def too_few_lm_steps(settings: TrainingSettings, words: int) -> str | None:
+    """Return what is to be said of a language model that takes less than half the steps it should.
+
+    Args:
+        settings: how it is trained.
+        words: of the corpus, about.
+    """
+    batch_size, epochs = language_model_sizes(words, settings.bptt)
+
+    def steps_of(batch_size: int, epochs: int) -> int:
+        return epochs * max(1, words // (batch_size * settings.bptt))
+
+    steps, enough = steps_of(settings.batch_size, settings.epochs), steps_of(batch_size, epochs)
+    if 2 * steps >= enough:
+        return None
+    return (
+        f"the language model takes {steps:,} steps (batch size {settings.batch_size}, "
+        f"{settings.epochs} epochs); on as much text `train` takes {enough:,} (batch size "
+        f"{batch_size}, {epochs} epochs)"
+    )
 
 
 def language_model_sizes(words: int, bptt: int = 40) -> tuple[int, int]:
