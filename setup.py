@@ -38,6 +38,11 @@ setup(
     long_description_content_type="text/markdown",
     author="ulmfit_fast contributors",
     license="Apache-2.0",
+    # The package itself has no public address yet.
+    project_urls={
+        "ULMFiT (paper)": "https://arxiv.org/abs/1801.06146",
+        "AWD-LSTM (paper)": "https://arxiv.org/abs/1708.02182",
+    },
     keywords=["ULMFiT", "AWD-LSTM", "LSTM", "text classification", "language model", "PyTorch"],
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -104,6 +104,27 @@ def test_stages_go_on_from_each_other(made: Path) -> None:
     assert classifier.labels == ["bad", "good"]
 
 
+def test_no_checkpoint_stays_when_a_stage_is_over(folder: Path) -> None:
+    text, out = ("--text", folder / "texts.txt"), folder / "kept"
+    tune = ("fine-tune", "--model", folder / "lm", *text, *SMALL, "--bptt", 10, "--out")
+    assert [path.name for path in checkpoints(folder / "lm")] == []
+    steps = ("--checkpoint-steps", 2)
+    succeed(*tune, out, *steps)
+    assert [path.name for path in checkpoints(out)] == []
+    before = contents(out)
+    again = succeed(*tune, out, *steps, "--resume")
+    assert contents(out) == before, "nothing is trained once more"
+    assert again.stderr.splitlines()[0].startswith("next: ulmfit-fast fit-classifier")
+    other = run(*tune, out, *steps, "--resume", "--lr", 0.1)
+    assert other.exit_code == 2 and "lr is 0.1, and 0.004 in the run in" in other.stderr
+    succeed(*tune, out, *steps, "--overwrite", "--keep-checkpoints")
+    assert len(checkpoints(out)) == 2
+
+
+def checkpoints(out: Path) -> list[Path]:
+    return sorted(out.glob("checkpoints/*/step-*"))
+
+
 def test_predict_writes_a_row_for_each_text_in_order(made: Path, tmp_path: Path) -> None:
     command = ["predict", "--model", made / "classifier", "--text", made / "texts.txt"]
     result = succeed(*command)
@@ -306,8 +327,13 @@ def test_the_shell_tells_how_much_of_the_text_a_model_knows(folder: Path) -> Non
         check=True,
     )
     said = done.stderr.splitlines()
-    assert said[0].startswith("the model's vocabulary lacks 0.0% of the text's running words")
-    assert [line.split()[0] for line in said] == ["the", "loss", "next:"]
+    assert said[0].startswith("the language model takes 2 steps (batch size 8, 1 epochs); on as")
+    assert said[1].startswith("the model's vocabulary lacks 0.0% of the text's running words")
+    # What the stage takes, how long it will be, and what it came to.
+    assert [line.split()[0].rstrip(":") for line in said[1:]] == [
+        *("the", "model", "steps", "memory", "time", "about", "epoch", "loss", "next"),
+    ]
+    assert said[6].endswith(" left of the stage")
 
 
 PRETRAIN = "pretrain --text {0}/texts.txt --out {0}/new/model --batch-size 8"
@@ -346,6 +372,11 @@ PREDICT = "predict --model {0}/classifier --text {0}/texts.txt"
         (f"{TUNE} --text {{0}}/rows.csv", "has no column 'text'"),
         (f"{TUNE} --out ..", "--out .. holds "),
         (f"{FIT} --text {{0}}/texts.txt", "texts.txt has no labels"),
+        (
+            "fit-classifier --text {0}/rows.jsonl --out {0}/new",
+            "--model is missing, expected the directory of a language model; to begin with one of "
+            "the preset small, which suits a CPU: ulmfit-fast train ",
+        ),
         (f"{FIT} --label-column verdict", "has no column 'verdict'; its columns are 'text', 'lab"),
         (f"{FIT} --text-column label", "'label' is 1, expected a string"),
         (f"{FIT} --lr -1", "lr is -1.0"),
@@ -491,8 +522,10 @@ def test_real_interruption(folder: Path) -> None:
         output, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert (process.returncode, output, error.count("\n")) == (130, "", 2), error
-    first, last = error.splitlines()
+    assert (process.returncode, output) == (130, ""), error
+    *told, first, last = error.splitlines()
+    # What the run takes and how far it is.
+    assert told[0].startswith("  model: ") and told[4].endswith("left of the stage")
     assert first.startswith("stopping after this step") and last.startswith("interrupted; ")
     assert last.endswith("; --resume goes on with it")
     assert ULMFiT.load(out).perplexity(TEXTS) > 1

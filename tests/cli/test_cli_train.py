@@ -107,8 +107,8 @@ def test_what_it_would_take_is_said_and_nothing_written(made, tmp_path):
     result = succeed("train", table, "--out", tmp_path / "out", *QUICK, "--dry-run")
     lines = result.stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")][:2] == [
-        "pretrain:",
-        "fit_classifier:",
+        "pre-training a language model:",
+        "fitting the classifier:",
     ]
     assert lines[-1].startswith("the whole run: ")
     assert sum(line.startswith("  steps: ") for line in lines) == 2
@@ -152,6 +152,55 @@ def test_what_is_printed_is_what_a_config_says(made, tmp_path):
     changed = succeed("train", "--config", config, "--epochs", "3", "--print-config").stdout
     assert tomllib.loads(changed) == {**found, "epochs": 3}
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_texts_count(made, tmp_path):
+    table = tmp_path / "weighted.csv"
+    lines = made[0].read_text(encoding="utf-8").splitlines()
+    weights = ["weight", *("3" if "elogio" in line else "1" for line in lines[1:])]
+    table.write_text("".join(f"{line},{own}\n" for line, own in zip(lines, weights, strict=True)))
+    options = ("--valid-column", "is_valid", *QUICK)
+    asked = ("train", table, "--out", tmp_path / "out", "--weight-column", "weight", *options)
+    succeed(*asked)
+    weighed, plain = (
+        json.loads((out / "report.json").read_text())["stages"][1]["epochs"][0]["loss"]
+        for out in (tmp_path / "out", made[1])
+    )
+    assert weighed != plain
+    table.write_text(table.read_text().replace(",3\n", ",2\n"))
+    refused("began with other texts", *asked, "--resume")
+
+
+STAGES = {
+    "pretrain": ("--preset", "small"),
+    "fine-tune": ("--lr", "0.01", "--set", "clip=0.5"),
+    "fit-classifier": ("--epochs", "3", "--valid-column", "is_valid"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_single_stage_has_a_config_too(made, tmp_path, stage):
+    table, model, _ = made
+    asked = (stage, "--text", table, "--out", tmp_path / "out", *STAGES[stage])
+    asked += () if stage == "pretrain" else ("--model", model)
+    text = succeed(*asked, "--print-config").stdout
+    found = tomllib.loads(text)
+    assert found["text"] == [str(table)] and found["precision"] == "float32"
+    assert {
+        "pretrain": lambda: (found["emb_size"], found["epochs"], found["bptt"]) == (96, 5, 40),
+        "fine-tune": lambda: (
+            (found["lr"], found["set"], found["batch_size"]) == (0.01, ["clip=0.5"], 16)
+        ),
+        # The number of rows says in how large batches.
+        "fit-classifier": lambda: found["epochs"] == 3 and "# batch_size =" in text.splitlines(),
+    }[stage]()
+    assert f"# {stage.replace('-', '_')}" in text.replace("fine_tune_lm", "fine_tune")
+    config = tmp_path / "run.toml"
+    config.write_text(text, encoding="utf-8")
+    assert succeed(stage, "--config", config, "--print-config").stdout == text
+    assert not (tmp_path / "out").exists()
+    config.write_text("epoch = 3")
+    refused(f"expected options of {stage}, such as 'epochs'", *asked, "--config", config)
 
 
 def test_a_config_that_does_not_fit(made, tmp_path):

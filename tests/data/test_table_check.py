@@ -148,14 +148,24 @@ def test_a_table_that_cannot_be_used(tmp_path: Path) -> None:
         check(tmp_path / "none.csv")
 
 
+def test_labels_that_are_several_in_one_are_a_fault(tmp_path: Path) -> None:
+    rows = [(n, f"texto {n}", ("preço|prazo", "preço", "prazo")[n % 3], "pt") for n in range(60)]
+    (fault,) = check(write(tmp_path / "a.csv", rows)).faults
+    assert fault.startswith("'classe': 20 of 60 labels are several in one, such as 'preço|prazo'")
+
+
 def test_other_kinds_of_files(tmp_path: Path) -> None:
-    rows = [{"text": f"text {n}", "label": n % 2, "more": n} for n in range(30)]
+    rows = [
+        {"text": f"text {n}", "label": n % 2, "more": n, "tags": ["a"], "kind": n % 3}
+        for n in range(30)
+    ]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = check_table(path)
     assert found.label_column == "label" and found.classes == {0: 15, 1: 15}
     assert (found.delimiter, found.encoding) == (None, "utf-8")
-    assert found.columns == ("text", "label", "more")
+    assert found.columns == ("text", "label", "more", "tags", "kind")
+    assert (found.constant_columns, found.label_candidates) == (("tags",), ("kind",))
     assert json.loads(found.to_json())["classes"] == {"0": 15, "1": 15}
     path = tmp_path / "a.txt"
     path.write_text("não\n\né isso\n", encoding="cp1252")
@@ -170,6 +180,7 @@ def test_other_kinds_of_files(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     found = check_table(path)
     assert found.classes == {0: 15, 1: 15} and found.encoding is None
+    assert (found.constant_columns, found.label_candidates) == (("tags",), ("kind",))
     assert check_table(path, label_column="more").faults
 
 

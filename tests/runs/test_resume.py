@@ -252,6 +252,55 @@ def test_all_stages_of_the_estimator_resume(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_stage_that_is_over_is_taken_as_it_was_left(tmp_path, caplog):
+    texts = [f"{text} {'x' * n}" for text in TEXTS for n in range(4)]
+    labels = ["good" if "good end" in text else "bad" for text in texts]
+    options = {"epochs": 2, "batch_size": 4, "valid": 0.25}
+
+    def fit(model, **more):
+        run = Run(tmp_path, resume=True, checkpoint_steps=2)
+        return model.fit_classifier(texts, labels, **options, **more, run=run)
+
+    first = fit(estimator(checkpoint_dir=tmp_path))
+    assert not list(tmp_path.rglob("step-*"))
+    caplog.set_level("INFO", "ulmfit_fast.progress")
+    second = fit(estimator(checkpoint_dir=tmp_path))
+    assert f"the run in {tmp_path} is over already; nothing is left to do" in caplog.text
+    assert second.histories == {}
+    assert np.array_equal(second.predict_proba(TEXTS), first.predict_proba(TEXTS))
+    assert second.validation.to_dict() == first.validation.to_dict()
+    assert second.labels == first.labels
+    with pytest.raises(FileExistsError, match="is over already, and was without refit"):
+        fit(estimator(checkpoint_dir=tmp_path), refit=True)
+    with pytest.raises(ValueError, match=r"drop_mult is 0.5|lr is 0.5"):
+        fit(estimator(checkpoint_dir=tmp_path), lr=0.5)
+
+
+def test_without_a_model_beside_it_a_run_keeps_its_checkpoints(tmp_path):
+    estimator().pretrain(TEXTS * 20, epochs=1, batch_size=4, run=Run(tmp_path, checkpoint_steps=5))
+    assert list(tmp_path.rglob("step-*")), "nowhere else is what was trained"
+
+
+def test_a_stage_says_what_it_takes_and_how_far_it_is(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "ulmfit_fast.progress")
+    monkeypatch.setattr("ulmfit_fast.runs.outlook._SECONDS", 0.0)
+    model = uf.ULMFiT(emb_size=8, hidden_size=12, min_freq=1)
+    options = {"epochs": 2, "batch_size": 4, "bptt": 5}
+    for run in (None, Run(tmp_path)):
+        caplog.clear()
+        model.pretrain(TEXTS * 20, **options, run=run)
+        said = [line for line in caplog.messages if line.startswith("  ")]
+        starts = ["  model: ", "  steps: ", "  memory: ", "  time: ", "  about ", "  step 11 of "]
+        assert [line.startswith(start) for line, start in zip(said, starts, strict=False)] == [
+            True
+        ] * 6
+        assert sum(line.startswith("  epoch ") for line in said) == 2
+        assert all("left of the stage" in line for line in said[4:])
+    caplog.clear()
+    estimator().pretrain(TEXTS * 20, **options)
+    assert not [line for line in caplog.messages if line.startswith("  ")], "progress=False"
+
+
 def test_the_tokenizer_of_the_run_is_used_again(tmp_path, monkeypatch):
     with pytest.raises(Died):
         estimator(tokenizer="subword").pretrain(

@@ -9,6 +9,7 @@ from ulmfit_fast import ULMFiT, presets
 from ulmfit_fast.presets import Preset
 from ulmfit_fast.training import stages as pipeline
 from ulmfit_fast.training.settings import TrainingSettings
+from ulmfit_fast.ulmfit.sizing import classifier_sizes
 
 TEXTS = ["a fine film", "a dull film"] * 40
 LABELS = ["good", "bad"] * 40
@@ -81,7 +82,9 @@ def test_what_nobody_says_is_as_without_a_preset(stages) -> None:
     (first, lm), (second, _), (third, classifier) = stages
     assert (first.epochs, first.lr, first.factor) == (10, 4e-3, 1.0)
     assert (second.epochs, second.lr, second.factor) == (15, 4e-3, 2.6)
-    assert (third.epochs, third.lr, third.gradual_unfreezing) == (10, 1e-2, 1)
+    # The number of texts says how many of them, and in how large batches.
+    assert (third.batch_size, third.epochs) == classifier_sizes(len(TEXTS)) == (8, 20)
+    assert (third.lr, third.gradual_unfreezing) == (1e-2, 1)
     assert (lm.weight_p, classifier.weight_p) == (0.2, 0.5)
 
 

@@ -241,8 +241,9 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command that has each field of its groups of options as an option of its own.
 
     Args:
-        command: takes keywords alone; those that are of a dataclass are groups, and the fields, in
-            the place of the group, have the form of other parameters of a command.
+        command: takes keywords, a context among them if it wants one; those that are of a dataclass
+            are groups, and the fields, in the place of the group, have the form of other parameters
+            of a command.
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}

@@ -31,6 +31,7 @@ from ulmfit_fast.cli.app import (
     say_next,
     typer,
 )
+from ulmfit_fast.cli.config import ConfigOptions, config_lines, given_options
 from ulmfit_fast.data.reading.records import READABLE, kind_of
 from ulmfit_fast.system.distributed import rank_zero_only, world
 from ulmfit_fast.system.files import user_path
@@ -50,6 +51,8 @@ __all__ = [
     "pretrain",
 ]
 
+# Options that say nothing of what is computed.
+_OF_THE_RUN = ("resume", "overwrite", "dry_run")
 # Of the texts, where nothing is said of what is held out.
 _VALID = 0.15
 Integer = int | None
@@ -286,6 +289,32 @@ def _run(stage: str, out: Path, read: Sequence[Path], options: RunOptions) -> Ru
     return DryRun() if dry_run else run
 
 
+def _shows_config(
+    context: typer.Context, options: ConfigOptions, model: ULMFiT, stage: str, **given: Any
+) -> bool:
+    """Write what a stage would use, if that is asked for; return whether it was."""
+    if not options.print_config:
+        return False
+    own = given_options(context, *_OF_THE_RUN)
+    settings, drop_mult = model.settings.stage(stage, **given)
+    training = {**vars(settings), "drop_mult": drop_mult}
+    sizes = model.settings.to_dict()
+    by_rows = stage == "fit_classifier" and model.settings.is_sized
+    for name, value in own.items():
+        if value is None and not (by_rows and name in ("epochs", "batch_size")):
+            own[name] = training.get(name, sizes.get(name))
+    own["device"] = model.device
+    if stage == "fit_classifier" and not own["no_valid"] and own["valid_column"] is None:
+        own["valid"] = own["valid"] or _VALID
+    preset = sizes.pop("preset")
+    if "preset" in own:
+        own["preset"] = None if preset is None else preset["name"]
+    further = {name: value for name, value in training.items() if name not in own}
+    for line in config_lines(own, {"model": sizes, stage: further}):
+        typer.echo(line)
+    return True
+
+
 @contextmanager
 def _reported(
     model: ULMFiT, stage: str, out: Path, run: Run | DryRun, *following: object
@@ -309,6 +338,7 @@ def _reported(
 
 @flat
 def pretrain(
+    context: typer.Context,
     *,
     text: TextFiles,
     out: Out,
@@ -337,6 +367,7 @@ def pretrain(
     seed: Seed = 0,
     rows: RowOptions,
     device: Device = None,
+    configured: ConfigOptions,
 ) -> None:
     """Train a language model from scratch on general text, or on a token store (stage 1)."""
     from ulmfit_fast.ulmfit.estimator import ULMFiT
@@ -358,6 +389,8 @@ def pretrain(
     given = _given(
         settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, precision=precision
     )
+    if _shows_config(context, configured, model, "pretrain", **given):
+        return
     following = ("fine-tune", "--model", out, "--text", "texts.csv", "--out", f"{out}-tuned")
     with _reported(model, "pretrain", out, run, *following):
         model.pretrain(_corpus(text), run=run, **rows.arguments(), **given)
@@ -373,6 +406,7 @@ def _load(directory: Path, out: Path, seed: int, device: str | None) -> ULMFiT:
 
 @flat
 def fine_tune(
+    context: typer.Context,
     *,
     model: Model,
     text: TextFiles,
@@ -388,6 +422,7 @@ def fine_tune(
     seed: Seed = 0,
     rows: RowOptions,
     device: Device = None,
+    configured: ConfigOptions,
 ) -> None:
     """Adapt a language model to the text of the task, or a token store of it (stage 2)."""
     run = _run("fine_tune_lm", out, [model, *text], kept)
@@ -401,6 +436,8 @@ def fine_tune(
         drop_mult=drop_mult,
         precision=precision,
     )
+    if _shows_config(context, configured, learner, "fine_tune_lm", **given):
+        return
     # The same files, where they can have labels.
     labelled = [path for path in text if kind_of(path) in READABLE[1:]] or [Path("labelled.csv")]
     following: list[object] = ["fit-classifier", "--model", out]
@@ -412,6 +449,7 @@ def fine_tune(
 
 @flat
 def fit_classifier(
+    context: typer.Context,
     *,
     model: Annotated[
         Path | None, typer.Option("--model", help="Directory of a language model.")
@@ -437,6 +475,7 @@ def fit_classifier(
     label_column: LabelColumn = "label",
     weight_column: WeightColumn = None,
     device: Device = None,
+    configured: ConfigOptions,
 ) -> None:
     """Fit a classifier on a language model's encoder, and say how good it is (stage 3)."""
     if model is None:
@@ -457,14 +496,21 @@ def fit_classifier(
         batch_size=batch_size,
         drop_mult=drop_mult,
         precision=precision,
-        class_weight=weights,
-        weight_column=weight_column,
     )
+    of_stage = {name: held_out[name] for name in ("patience", "keep_best") if name in held_out}
+    if _shows_config(context, configured, learner, "fit_classifier", **of_stage, **given):
+        return
     files = ("--text", "new.csv", *rows.options())
     following = ("predict", "--model", out, *files, "--out", "answers.csv")
     with _reported(learner, "fit_classifier", out, run, *following):
         learner.fit_classifier(
-            text, label_column=label_column, run=run, **rows.arguments(), **{**held_out, **given}
+            text,
+            label_column=label_column,
+            weight_column=weight_column,
+            class_weight=weights,
+            run=run,
+            **rows.arguments(),
+            **{**held_out, **given},
         )
         if learner.validation is not None and world().rank == 0:
             for line in str(learner.validation).splitlines():

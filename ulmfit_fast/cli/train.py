@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,64 +16,21 @@ from ulmfit_fast.cli.app import (
     Out,
     Overwrite,
     Seed,
+    WeightColumn,
     check_out,
     class_weight_of,
     flat,
-    guarded,
     say,
     say_next,
     typer,
 )
+from ulmfit_fast.cli.config import ConfigOptions, config_lines
 from ulmfit_fast.cli.stages import Integer, MaybeRate, RowOptions, held_out_of
-from ulmfit_fast.system.files import user_path
 
 if TYPE_CHECKING:
     from ulmfit_fast.ulmfit.job import Job
 
 __all__ = ["train"]
-
-
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the options of a file as defaults of those that are not given."""
-    if path is None or context.resilient_parsing:
-        return path
-
-    @guarded
-    def read() -> None:
-        known = {own.name for own in context.command.params} - {"config", "print_config", "help"}
-        found = {name.replace("-", "_"): own for name, own in _toml(user_path(path)).items()}
-        for name in found:
-            if name not in known:
-                from ulmfit_fast.data.columns import nearest
-
-                raise ValueError(
-                    f"--config {path} has {name!r:.60}, expected options of "
-                    f"train{nearest(name, known)}: "
-                    f"{', '.join(sorted(filter(None, known)))}"
-                )
-        context.default_map = found
-
-    read()
-    return path
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib as toml
-    else:
-        try:
-            import tomli as toml
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "--config needs Python 3.11, or the package tomli: pip install tomli"
-            ) from None
-    try:
-        found: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"--config {path} does not exist, expected a .toml file") from None
-    except ValueError as error:
-        raise ValueError(f"--config {path} is not valid TOML: {error}") from error
-    return found
 
 
 @dataclass(frozen=True)
@@ -99,20 +56,6 @@ class JobOptions:
             "--dry-run",
             help="Take some steps of each stage, say what the run would take, write nothing.",
         ),
-    ] = False
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE.toml",
-            help="Options by name (valid = 0.2); those that are given here count more.",
-            is_eager=True,
-            callback=_read_config,
-        ),
-    ] = None
-    print_config: Annotated[
-        bool,
-        typer.Option("--print-config", help="Write all that the run would use, for --config."),
     ] = False
 
 
@@ -178,12 +121,14 @@ def train(
         typer.Option("--refit", help="In the end fit to all rows; the numbers stay those before."),
     ] = False,
     class_weight: ClassWeight = None,
+    weight_column: WeightColumn = None,
     precision: Annotated[
         str, typer.Option("--precision", help="float32, bfloat16 or float16.")
     ] = "float32",
     seed: Seed = 0,
     device: Device = None,
     kept: JobOptions,
+    configured: ConfigOptions,
 ) -> None:
     """Do the whole job: language model, classifier, evaluation and report, from labelled texts."""
     from ulmfit_fast.ulmfit.job import Job
@@ -214,6 +159,7 @@ def train(
         lm_epochs=lm_epochs,
         patience=patience,
         class_weight=class_weight_of(class_weight),
+        weight_column=weight_column,
         precision=precision,
         refit=refit,
         seed=seed,
@@ -226,11 +172,12 @@ def train(
         say=say,
         **rows.arguments(),
     )
-    if kept.print_config:
-        typer.echo(_config_of(job, no_valid=no_valid, skip_bad_rows=rows.skip_bad_rows), nl=False)
+    if configured.print_config:
+        for line in _config_of(job, no_valid=no_valid, skip_bad_rows=rows.skip_bad_rows):
+            typer.echo(line)
     if kept.dry_run:
         _show_estimates(job)
-    if kept.print_config or kept.dry_run:
+    if configured.print_config or kept.dry_run:
         return
     model = job.run()
     if model.validation is not None:
@@ -245,19 +192,20 @@ def train(
 
 def _show_estimates(job: Job) -> None:
     from ulmfit_fast.runs.dry_run import readable
+    from ulmfit_fast.ulmfit.job import TITLES
 
     for line in job.warnings():
         say(f"warning: {line}")
     found = job.estimates()
     for name, estimate in found.items():
-        typer.echo(f"{name}:")
+        typer.echo(f"{TITLES[name]}:")
         for line in estimate.lines():
             typer.echo(f"  {line}")
     whole = sum(estimate.seconds for estimate in found.values())
     typer.echo(f"the whole run: {readable(whole)}")
 
 
-def _config_of(job: Job, *, no_valid: bool, skip_bad_rows: bool) -> str:
+def _config_of(job: Job, *, no_valid: bool, skip_bad_rows: bool) -> Iterable[str]:
     """Return the options as TOML, and the settings of the stages as comments."""
     settings = job.settings()
     stages = settings.pop("stages")
@@ -281,30 +229,17 @@ def _config_of(job: Job, *, no_valid: bool, skip_bad_rows: bool) -> str:
         "lm_epochs": stages[first]["epochs"],
         "refit": job.refit,
         "class_weight": _weights(job.class_weight),
+        "weight_column": job.weight_column,
         "precision": job.precision,
         "seed": job.seed,
         "device": settings["device"],
         "keep_checkpoints": job.keep_checkpoints,
         "checkpoint_minutes": job.checkpoint_minutes,
     }
-    lines = [
-        f"# {name} = " if value is None else f"{name} = {_value(value)}"
-        for name, value in own.items()
-    ]
-    lines += ["", "# What the preset and the defaults say, for the record:"]
-    for name, values in ({"model": settings["model"], **stages}).items():
-        lines += [f"# {name}.{key} = {json.dumps(value)}" for key, value in values.items()]
-    return "\n".join([*lines, ""])
+    return config_lines(own, {"model": settings["model"], **stages})
 
 
 def _weights(given: Any) -> list[str] | None:
     if given is None or isinstance(given, str):
         return None if given is None else [given]
     return [f"{label}={weight}" for label, weight in given.items()]
-
-
-def _value(value: Any) -> str:
-    """Return a value as TOML has it, which for these kinds is how JSON does."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

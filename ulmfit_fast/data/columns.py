@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
@@ -28,6 +29,7 @@ __all__ = [
     "nearest",
     "no_classes",
     "no_label",
+    "several_labels",
     "shown",
     "weight_of",
 ]
@@ -40,6 +42,8 @@ _FEWEST_ROWS = 20
 # In the order in which one is preferred, all else being equal.
 DELIMITERS = (",", ";", "\t", "|")
 # In the order in which columns are wanted everywhere.
+# Between several labels in one.
+_SEPARATOR = "|"
 COLUMN_ARGUMENTS = ("text_column", "label_column", "weight_column")
 
 
@@ -287,6 +291,38 @@ def no_classes(counts: Mapping[Any, int]) -> str | None:
     return (
         f"{len(counts):,} different values in {rows:,} rows, such as {shown(next(iter(counts)))}, "
         "expected classes that many rows share"
+    )
+
+
+def several_labels(counts: Mapping[Any, int]) -> str | None:
+    """Return why values are several labels each, or None: parts between bars are labels as well.
+
+    >>> several_labels({"price|quality": 4, "price": 5, "quality": 3})
+    "4 of 12 labels are several in one, such as 'price|quality', and a text has one label \
+(multi-label is not supported); keep one label a text, or fit a classifier for each label"
+    >>> several_labels({"yes|no": 4, "A": 5})
+
+    Args:
+        counts: how often each value occurs.
+    """
+    parts: Counter[str] = Counter()
+    for label in counts:
+        if isinstance(label, str):
+            parts.update(set(label.split(_SEPARATOR)))
+    joined = [
+        label
+        for label in counts
+        if isinstance(label, str)
+        and _SEPARATOR in label
+        and any(parts[part] > 1 for part in label.split(_SEPARATOR))
+    ]
+    rows, of_several = sum(counts.values()), sum(counts[label] for label in joined)
+    if 10 * of_several < rows or not joined:
+        return None
+    return (
+        f"{of_several:,} of {rows:,} labels are several in one, such as {shown(joined[0])}, and a "
+        "text has one label (multi-label is not supported); keep one label a text, or fit a "
+        "classifier for each label"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -193,6 +194,7 @@ def _write_page(template: str, path: str | os.PathLike[str], **values: Any) -> N
         "percent": _percent,
         "score": format_score,
         "short": _short,
+        "breakable": _breakable,
     }
     try:
         page = environment.get_template(template).render(values)
@@ -389,6 +391,15 @@ def _short(label: object) -> str:
     # Names of classes differ at their end as often as at their start.
     text, half = str(label), (_WIDEST - 1) // 2
     return text if len(text) <= _WIDEST else f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
+
+
+def _breakable(label: object) -> object:
+    """Return a name that a narrow cell breaks at its signs before it breaks a word."""
+    from markupsafe import Markup, escape
+
+    signs = re.split(r"([_\-./])", _short(label))
+    pieces = zip(signs[::2], [*signs[1::2], ""], strict=True)
+    return Markup("<wbr/>").join(escape(word + sign) for word, sign in pieces)
 
 
 def _percent(number: str) -> str:

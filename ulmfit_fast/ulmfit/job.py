@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ulmfit_fast import data
@@ -47,7 +48,7 @@ from ulmfit_fast.ulmfit.sizing import (
 from ulmfit_fast.ulmfit.trained import Texts, corpus_of
 from ulmfit_fast.ulmfit.validation import Divided, Labelled, Valid, divided, positions_of
 
-__all__ = ["PAGE", "RECORD", "Job", "train"]
+__all__ = ["PAGE", "RECORD", "TITLES", "Job", "train"]
 
 _log = logging.getLogger("ulmfit_fast.progress")
 
@@ -56,7 +57,7 @@ RECORD, PAGE = "report.json", "report.html"
 _BEGUN, _DONE = "train.json", "stage.json"
 _FEW = 10
 _OF_CLASSIFIER = ("epochs", "batch_size", "lr", "patience")
-_TITLES = {
+TITLES = {
     "pretrain": "pre-training a language model",
     "fine_tune_lm": "fine-tuning the language model",
     "fit_classifier": "fitting the classifier",
@@ -84,6 +85,7 @@ class Job:
     lm_epochs: int | None = None
     patience: int = 0
     class_weight: ClassWeight | None = None
+    weight_column: str | None = None
     precision: str = "float32"
     refit: bool = False
     seed: int = 0
@@ -125,13 +127,13 @@ class Job:
         columns: Any = {
             "text_column": self.text_column,
             "label_column": self.label_column,
+            "weight_column": self.weight_column,
             "on_error": self.on_error,
             "delimiter": self.delimiter,
             "encoding": self.encoding,
         }
         if self.valid is None and self.valid_column is None:
-            corpus, own, _ = labelled_texts(self.texts, self.labels, **columns)
-            everything = Labelled(corpus, own)
+            everything = Labelled(*labelled_texts(self.texts, self.labels, **columns))
             return Divided(everything, None, everything)
         return divided(
             *(self.texts, self.labels),
@@ -295,6 +297,7 @@ class Job:
             valid=None if held_out is None else (held_out.texts, held_out.labels),
             baseline=True,
             class_weight=self.class_weight,
+            sample_weight=own.weights,
             run=run,
             **given,
         )
@@ -393,7 +396,7 @@ class Job:
         histories: dict[str, Any] = {}
         outlook = Outlook({name: self._words(name) for name in self.stages}, self.say)
         for number, name in enumerate(self.stages, 1):
-            directory, of = work / name, f"{number}/{len(self.stages)} {_TITLES[name]}"
+            directory, of = work / name, f"{number}/{len(self.stages)} {TITLES[name]}"
             if (directory / _DONE).exists():
                 model = ULMFiT.load(directory, device=model.device, progress=self.progress)
                 model.seed = self.seed
@@ -455,6 +458,8 @@ class Job:
             for text, label in zip(own.texts, own.labels, strict=True):
                 found.update(repr((text, label)).encode())
             found.update(b"|")
+        if parts.everything.weights is not None:
+            found.update(np.asarray(parts.everything.weights, dtype=np.float64).tobytes())
         for text in self._further:
             found.update(repr(text).encode())
         return {"settings": self.settings(), "texts": found.hexdigest()[:32]}
@@ -599,6 +604,7 @@ def train(
     lm_epochs: int | None = None,
     patience: int = 0,
     class_weight: ClassWeight | None = None,
+    weight_column: str | None = None,
     precision: str = "float32",
     refit: bool = False,
     seed: int = 0,
@@ -646,6 +652,7 @@ def train(
         patience: stop the classifier after so many epochs without a lower validation loss, and keep
             the best one; 0 trains to the end.
         class_weight: as for `ULMFiT.fit_classifier`.
+        weight_column: column of the weights of texts; None weighs all alike.
         precision: "float32", "bfloat16" or "float16".
         refit: in the end fit a classifier to all texts, in as many epochs as the one that was
             measured; with `patience` those are the best ones.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from ulmfit_fast.data.columns import (
     missing_label,
     nearest,
     no_classes,
+    several_labels,
     shown,
     weight_of,
 )
@@ -40,9 +40,6 @@ __all__ = [
     "weighed",
 ]
 
-_log = logging.getLogger("ulmfit_fast")
-
-_SEPARATOR = "|"
 
 ClassWeight = Literal["balanced"] | Mapping[Any, float]
 Weights = npt.NDArray[np.float64]
@@ -175,8 +172,6 @@ def require_labels(name: str, labels: Iterable[Any]) -> None:
 def classes_of(labels: Collection[Label]) -> list[Label]:
     """Return the classes in the order of a classifier's logits.
 
-    A warning tells of labels that look like several in one, which are classes like any other.
-
     >>> classes_of(["good", 2, "bad", 1])
     [1, 2, 'bad', 'good']
 
@@ -184,7 +179,8 @@ def classes_of(labels: Collection[Label]) -> list[Label]:
         labels: of the texts.
 
     Raises:
-        ValueError: if there is one class only, or so many that the labels are none.
+        ValueError: if there is one class only, so many that the labels are none, or labels that
+            are several in one.
     """
     counts = Counter(labels)
     classes = sorted(counts, key=lambda label: (str(type(label)), label))
@@ -193,17 +189,9 @@ def classes_of(labels: Collection[Label]) -> list[Label]:
     fault = no_classes(counts)
     if fault is not None:
         raise ValueError(f"labels hold {fault}; pass another column as label_column=")
-    joined = [label for label in labels if isinstance(label, str) and _SEPARATOR in label]
-    if 10 * len(joined) >= len(labels):
-        _log.warning(
-            "%s of %s labels have %r in them, such as %.60r, and each such value is a class of its "
-            "own: several labels of a text (multi-label) are not supported; keep one label a text, "
-            "or fit a classifier for each",
-            f"{len(joined):,}",
-            f"{len(labels):,}",
-            _SEPARATOR,
-            joined[0],
-        )
+    fault = several_labels(counts)
+    if fault is not None:
+        raise ValueError(fault)
     return classes
 
 

@@ -93,7 +93,7 @@ class ModelSettings:
 
     @property
     def is_sized(self) -> bool:
-        """Whether batch sizes and epochs go by the amount of text; a published recipe has its own."""
+        """Whether the amount of text says batch sizes and epochs, as no published recipe does."""
         return self.preset is None or self.preset.name in _OWN
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,13 @@ import numpy as np
 
 from ulmfit_fast.data.columns import (
     COLUMN_ARGUMENTS,
+    Kept,
     Label,
     column_positions,
     is_missing,
     missing_label,
     no_classes,
+    several_labels,
     shown,
 )
 from ulmfit_fast.data.reading.corpus import checked_path
@@ -33,7 +35,6 @@ from ulmfit_fast.data.tokens.words import count_words
 
 __all__ = ["Lengths", "TableCheck", "check_table"]
 
-_WITH_HEADER = (".csv", ".tsv", ".xlsx")
 # A column with more values is nobody's label.
 _MOST_VALUES = 1_000
 _MOST_CLASSES = 50
@@ -214,8 +215,6 @@ def check_table(
     elif label_column is not None:
         raise ValueError(f"{file} has no columns, expected one of labels; leave label_column= out")
     others = [name for name, count in Counter(names).items() if count == 1 and name not in wanted]
-    if kind_of(file) not in _WITH_HEADER:
-        others = []
     found = _Found(file, reading, wanted, others, tokenizer)
     return found.result(names)
 
@@ -254,7 +253,7 @@ class _Found:
 
     def _texts(self) -> Iterator[str]:
         # Without labels the texts take their place: some readers check what stands there.
-        columns = (self.wanted[0], self.wanted[-1], *self.others)
+        columns = (self.wanted[0], self.wanted[-1], *map(Kept, self.others))
         if kind_of(self.file) == ".txt":
             columns = columns[:1]
         unit = unit_of(self.file)
@@ -267,7 +266,9 @@ class _Found:
             self._count(text, label, number)
             for name, value in zip(self.others, values[1:], strict=True):
                 if len(self.values[name]) <= _MOST_VALUES:
-                    self.values[name][value] += 1
+                    # Lists and objects, which .jsonl and .parquet may hold.
+                    key = value if isinstance(value, Hashable) else repr(value)
+                    self.values[name][key] += 1
             yield text
 
     def _count(self, text: str, label: Label | None, number: int) -> None:
@@ -364,6 +365,9 @@ class _Found:
             )
             others = f"those that would fit are {near}" if near else "no other column would fit"
             yield f"{found.label_column!r} holds {fault}; {others}; pass label_column="
+        several = several_labels(found.classes)
+        if several is not None:
+            yield f"{found.label_column!r}: {several}"
 
     def _warnings(self, found: TableCheck) -> Iterator[str]:
         reading, rows = self.reading, found.rows
