@@ -53,7 +53,7 @@ def main() -> None:
     model = uf.ULMFiT(**sizes, seed=1, progress=False)
     model.pretrain(docstrings(GENERAL), epochs=1, batch_size=16, lr=0.01)
     model.fine_tune_lm(texts, epochs=3, batch_size=16, lr=0.01)  # any text like that of the task
-    model.fit_classifier(texts, topics, epochs=12, batch_size=16, lr=0.02, drop_mult=0.3)
+    model.fit_classifier(texts, topics, epochs=12, batch_size=8, lr=0.02, drop_mult=0.3)
 
     texts, topics = zip(*held_out, strict=True)
     right = sum(map(str.__eq__, model.predict(texts), topics))

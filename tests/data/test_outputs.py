@@ -187,7 +187,7 @@ def test_a_run_that_is_not_there_is_not_resumed_over_a_model(folder: Path) -> No
 
 
 def test_an_unfinished_run_is_gone_on_with_or_begun_anew_as_asked(folder: Path) -> None:
-    run(f"{TUNE} --out out --checkpoint-steps 2")
+    run(f"{TUNE} --out out --checkpoint-steps 2 --keep-checkpoints")
     path = Path("out", "checkpoints", "fine_tune_lm", "run.json")
     description = json.loads(path.read_text())
     path.write_text(json.dumps({**description, "finished": False}))

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,7 @@ __all__ = [
     "pretrain",
 ]
 
+_SETTINGS = ("epochs", "lr", "batch_size", "bptt", "precision", "gradual_unfreezing", "drop_mult")
 # Options that say nothing of what is computed.
 _OF_THE_RUN = ("resume", "overwrite", "dry_run")
 # Of the texts, where nothing is said of what is held out.
@@ -296,7 +298,11 @@ def _shows_config(
     if not options.print_config:
         return False
     own = given_options(context, *_OF_THE_RUN)
-    settings, drop_mult = model.settings.stage(stage, **given)
+    # What --set says of the stage's other arguments is no setting of the training.
+    others = {*signature(getattr(model, stage)).parameters} - {*_SETTINGS}
+    settings, drop_mult = model.settings.stage(
+        stage, **{name: value for name, value in given.items() if name not in others}
+    )
     training = {**vars(settings), "drop_mult": drop_mult}
     sizes = model.settings.to_dict()
     by_rows = stage == "fit_classifier" and model.settings.is_sized
@@ -506,11 +512,9 @@ def fit_classifier(
         learner.fit_classifier(
             text,
             label_column=label_column,
-            weight_column=weight_column,
-            class_weight=weights,
             run=run,
             **rows.arguments(),
-            **{**held_out, **given},
+            **{"class_weight": weights, "weight_column": weight_column, **held_out, **given},
         )
         if learner.validation is not None and world().rank == 0:
             for line in str(learner.validation).splitlines():

@@ -461,7 +461,8 @@ class ULMFiT(TextModel):
         if isinstance(corpus, list) and world().rank == 0 and (run is None or run.is_alone):
             few = too_few_lm_steps(training, sum(map(len, documents)))
             if few is not None:
-                _log.warning("%s", few)
+                # Not measured, as it is for classifiers.
+                _log.info("%s", few)
         if stage == "fine_tune_lm" and world().rank == 0:
             tell_unknown_words(documents, tokenizer.vocab, self._require_tokenizer().vocab)
         pipeline.train_language_model(
