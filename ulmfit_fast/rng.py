@@ -63,7 +63,7 @@ def _threshold(p: float) -> int:
     return int(p * 2.0**32)
 
 
-def _in_c(counters: int, *tensors: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Any:
+def _c_kernels(counters: int, *tensors: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Any:
     """Return the C kernels of the masks if they can write and read these tensors, else None."""
     if torch.compiler.is_compiling() or counters > _WORD:
         return None
@@ -71,7 +71,7 @@ def _in_c(counters: int, *tensors: Tensor, dtypes: tuple[torch.dtype, ...] = ())
         return None
     from ulmfit_fast.kernels.cpu import calls, masks
 
-    return masks if calls.plain(*tensors) else None
+    return masks if calls.can_access(*tensors) else None
 
 
 def _key(seed: Tensor | int) -> Tensor | int:
@@ -168,7 +168,7 @@ def weight_keep(
         device: where the mask is made.
     """
     keep = torch.empty(4, hidden_size * hidden_size, dtype=torch.bool, device=device)
-    native = _in_c(hidden_size * hidden_size, keep)
+    native = _c_kernels(hidden_size * hidden_size, keep)
     if native is not None:
         native.weight_keep(keep, _key(seed), hidden_size, p, stream)
         return keep.view(4 * hidden_size, hidden_size)
@@ -194,7 +194,7 @@ def drop_weight(
         `(4H, H)` a new tensor of the dtype of `weight`.
     """
     hidden_size = weight.shape[1]
-    native = _in_c(hidden_size * hidden_size, weight, dtypes=_KERNEL_DTYPES)
+    native = _c_kernels(hidden_size * hidden_size, weight, dtypes=_KERNEL_DTYPES)
     if weight.shape == (4 * hidden_size, hidden_size) and native is not None:
         dropped: Tensor = native.drop_weight(weight, _key(seed), p, stream)
         return dropped
@@ -235,7 +235,7 @@ def mask_gradient(
     Returns:
         `(4H, H)` a new tensor, the gradient of `weight`.
     """
-    native = _in_c(weight.shape[1] ** 2, grad, dtypes=_KERNEL_DTYPES)
+    native = _c_kernels(weight.shape[1] ** 2, grad, dtypes=_KERNEL_DTYPES)
     if grad.shape == weight.shape and native is not None:
         drawn: Tensor = native.drop_weight(grad, _key(seed), p, stream, gradient=True)
         return drawn
@@ -269,7 +269,7 @@ def gate_keep(
         device: where the mask is made.
     """
     keep = torch.empty(len(steps), batch_size, 4 * hidden_size, dtype=torch.bool, device=device)
-    native = _in_c(max(batch_size * hidden_size, steps.stop), keep)
+    native = _c_kernels(max(batch_size * hidden_size, steps.stop), keep)
     if native is not None:
         native.gate_keep(keep, _key(seed), steps, batch_size, hidden_size, p, stream)
         return keep
@@ -292,7 +292,7 @@ def _keep_mask(
     seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.device
 ) -> Tensor:
     keep = torch.empty(n, dtype=torch.bool, device=device)
-    native = _in_c(n // 4, keep)
+    native = _c_kernels(n // 4, keep)
     if native is not None:
         native.keep_mask(keep, _key(seed), p, kind, stream)
         return keep
@@ -312,7 +312,7 @@ def _(seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.devi
 @torch.library.custom_op("ulmfit_fast::embedding_keep", mutates_args=())
 def _embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
     keep = torch.empty(token_ids.shape, dtype=torch.bool, device=token_ids.device)
-    native = _in_c(0, keep, token_ids) if token_ids.dtype == torch.int64 else None
+    native = _c_kernels(0, keep, token_ids) if token_ids.dtype == torch.int64 else None
     # An id of more than 32 bits, or below 0, is no counter of the kernels.
     if native is not None and native.embedding_keep(keep, _key(seed), token_ids, p):
         return keep

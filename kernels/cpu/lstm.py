@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 
 from ulmfit_fast.kernels.cpu.calls import Dropout, address, dropout, function, threads
-from ulmfit_fast.kernels.cpu.held import once
 from ulmfit_fast.kernels.cpu.library import library
 from ulmfit_fast.kernels.cpu.masks import drop_weight
 from ulmfit_fast.kernels.cpu.matmul import add_matmul
 from ulmfit_fast.kernels.cpu.sums import add_column_sums
+from ulmfit_fast.kernels.cpu.weight_cache import cached
 
-__all__ = ["PRODUCTS_VARIABLE", "Masks", "backward", "fast", "forward"]
+__all__ = ["PRODUCTS_VARIABLE", "Masks", "backward", "forward", "has_bfloat16_products"]
 
 PRODUCTS_VARIABLE = "ULMFIT_FAST_PRODUCTS"
 
@@ -75,7 +75,7 @@ class Masks(NamedTuple):
         return dropout(self.seed, self.stream, self.gate_p)
 
 
-def fast(dtype):
+def has_bfloat16_products(dtype):
     """Say whether the products of a dtype are formed in bfloat16.
 
     They are where the CPU has instructions for them: with AVX512-BF16 alone they were measured at
@@ -97,7 +97,7 @@ def fast(dtype):
     return there and asked != "float32"
 
 
-def _even(n, in_pairs):
+def _round_to_even(n, in_pairs):
     return n + n % 2 if in_pairs else n
 
 
@@ -105,9 +105,9 @@ def _packed(weight, drop, *, transposed):
     """Copy a weight `(4H, K)` or `(4H, H)` into panels, dropped: `(P, K, 4 LANES)`."""
     weight = weight.contiguous()
     hidden, depth = weight.shape[0] // 4, weight.shape[1]
-    lanes, pairs = library().lanes(), fast(weight.dtype)
+    lanes, pairs = library().lanes(), has_bfloat16_products(weight.dtype)
     width = 4 * lanes if transposed else lanes
-    rows = 4 * hidden if transposed else _even(depth, pairs)
+    rows = 4 * hidden if transposed else _round_to_even(depth, pairs)
     dtype = torch.bfloat16 if pairs else torch.float32
     packed = torch.empty(-(-hidden // width), rows, 4 * lanes, dtype=dtype, device="cpu")
     call = _Packing(hidden, depth, threads(), transposed, address(weight), address(packed), drop)
@@ -134,25 +134,25 @@ def forward(x, h0, c0, weights, bias, lengths, masks, *, keep):
     """
     w_ih, w_hh = weights
     steps, batch, inputs = x.shape
-    hidden, lanes, pairs = w_hh.shape[1], library().lanes(), fast(x.dtype)
+    hidden, lanes, pairs = w_hh.shape[1], library().lanes(), has_bfloat16_products(x.dtype)
     x, h0 = x.contiguous(), h0.contiguous()
     lengths = None if lengths is None else lengths.contiguous()
     whole = dropout(0, 0, (0.0,) * 4)
-    input_panels = once(("packed", pairs), w_ih, lambda: _packed(w_ih, whole, transposed=False))
+    input_panels = cached(("packed", pairs), w_ih, lambda: _packed(w_ih, whole, transposed=False))
     if any(masks.weight_p):
         panels = _packed(w_hh, masks.of_weight(), transposed=False)
     else:
-        panels = once(("packed", pairs), w_hh, lambda: _packed(w_hh, whole, transposed=False))
+        panels = cached(("packed", pairs), w_hh, lambda: _packed(w_hh, whole, transposed=False))
     chunk = max(1, min(steps, -(-_ROWS // max(1, batch))))
     output, h_n = x.new_empty(steps, batch, hidden), x.new_empty(batch, hidden)
     c_n = c0.clone(memory_format=torch.contiguous_format)
     gates = x.new_empty((steps, batch, 4 * hidden) if keep else 0)
     cells = c0.new_empty((steps, batch, hidden) if keep else 0)
     # Zeros, for where H is odd the last column is read and never written.
-    states = panels.new_zeros(2, batch, _even(hidden, pairs))
+    states = panels.new_zeros(2, batch, _round_to_even(hidden, pairs))
     rows = None
-    if x.dtype != panels.dtype or inputs != _even(inputs, pairs):
-        rows = panels.new_empty(chunk, batch, _even(inputs, pairs))
+    if x.dtype != panels.dtype or inputs != _round_to_even(inputs, pairs):
+        rows = panels.new_empty(chunk, batch, _round_to_even(inputs, pairs))
     sums = torch.empty(panels.shape[0], chunk, batch, 4 * lanes, **_SUMS)
     call = _Forward(
         *(steps, batch, inputs, hidden, threads(), masks.stream & 1, masks.sequence, chunk),

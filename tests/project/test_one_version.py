@@ -18,7 +18,7 @@ from ulmfit_fast.data import Tokenizer, TokenStore, Vocab
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, LanguageModel, TextClassifier
 from ulmfit_fast.system import directories
 from ulmfit_fast.system.directories import read_version, recover
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 from ulmfit_fast.ulmfit.ensemble import Ensemble
 from ulmfit_fast.ulmfit.model_files import ModelParts, load_model, save_model
 
@@ -231,7 +231,7 @@ def test_what_an_earlier_version_had_begun_to_move_out_is_lost_to_nobody(
     names = ["classifier.safetensors", "language_model.safetensors", "tokenizer.json"]
     for name in names[:moved]:
         (directory / ".incoming" / name).replace(directory / name)
-    with held(directory):
+    with directory_lock(directory):
         recover(directory)
     assert load("model", directory) == {2} and len(os.listdir(directory)) == 4
 

@@ -136,7 +136,7 @@ def test_the_smallest_rate_that_does_best_on_the_validation_texts_is_kept(
 
     monkeypatch.setattr(ablation_run, "_accuracy", accuracy)
     monkeypatch.setattr(ablation_run._Run, "_fitted", lambda self, job, lr: (lr, 1.0))
-    monkeypatch.setattr(ablation_run._Run, "_remembered", lambda *_: (None, None))
+    monkeypatch.setattr(ablation_run._Run, "_retained_perplexities", lambda *_: (None, None))
     run = ablation_run._Run(task, tmp_path, settings, 0, "cpu")
     rows = run.classify([Job("pre-trained", ULMFIT_WAY, 8, seed) for seed in (0, 1)])
     assert [(row.seed, row.lr) for row in rows] == [(0, 1e-2), (1, 1e-2)]

@@ -17,8 +17,8 @@ from ulmfit_fast.data.columns import (
     is_iterable,
     is_missing,
     is_whole_float,
+    label_error,
     missing_label,
-    no_label,
     shown,
     weight_of,
 )
@@ -119,7 +119,8 @@ def read_texts(
     """
     reading = Reading(on_error, delimiter, encoding)
     if is_table(source):
-        return _some(_first(table_records(source, (text_column,), reading.take)), source, reading)
+        records = table_records(source, (text_column,), reading.skip_or_raise)
+        return _some(_first(records), source, reading)
     if isinstance(source, (str, os.PathLike)):
         source = [checked_path(source)]
     items = _items(source)
@@ -161,7 +162,7 @@ def _record(
     try:
         values = checked_record(where, columns, record)
     except ValueError as error:
-        reading.take(error)
+        reading.skip_or_raise(error)
     else:
         yield where, values
 
@@ -229,7 +230,7 @@ def kept_columns(
     """
     reading = Reading("raise", delimiter, encoding)
     # Those who read the texts tell.
-    reading.tells = False
+    reading.logs = False
     files = [file for path in paths for file in _files_in(checked_path(path))]
     if wanted is None or wanted == "all":
         found = dict.fromkeys(
@@ -421,7 +422,7 @@ def _read(
     """Read texts and labels, and the further columns as the checks of their values return them."""
     if is_table(source):
         name = f"the {type(source).__name__}"
-        records = table_records(source, columns, reading.take)
+        records = table_records(source, columns, reading.skip_or_raise)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
         return _collected(places, columns, source, reading, checks)
     is_path = isinstance(source, (str, os.PathLike))
@@ -484,16 +485,16 @@ def _collected(
     float_label: ValueError | None = None
     for place, (text, label, *rest) in records:
         if is_missing(label):
-            reading.take(missing_label(f"{place}: {label_column!r}", label))
+            reading.skip_or_raise(missing_label(f"{place}: {label_column!r}", label))
             continue
         if is_whole_float(label):
-            float_label = float_label or no_label(f"{place}: {label_column!r}", label)
+            float_label = float_label or label_error(f"{place}: {label_column!r}", label)
             label = int(label)
         try:
             parts = zip(checks, columns[2:], rest, strict=True)
             own = tuple(check(place, column, value) for check, column, value in parts)
         except ValueError as error:
-            reading.take(error)
+            reading.skip_or_raise(error)
             continue
         other = kinds.other(label, place)
         if other is not None:

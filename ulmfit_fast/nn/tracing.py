@@ -17,12 +17,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ulmfit_fast import backend as backends
 
-__all__ = ["OnlyTraced", "PlainForward", "fx_call", "is_walked"]
+__all__ = ["OnlyTraced", "PlainForward", "fx_call", "is_traced"]
 
 State = tuple[Tensor, Tensor]
 
 
-def is_walked(steps: int, lengths: Tensor | None) -> bool:
+def is_traced(steps: int, lengths: Tensor | None) -> bool:
     """Say whether a tracer or exporter is at work that takes PyTorch's own LSTM.
 
     For lengths and for a T that is dynamic an exported program has a `scan` over the steps instead:
