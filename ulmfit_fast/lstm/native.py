@@ -32,7 +32,7 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight.to(dtype)
     from ulmfit_fast.kernels.cpu import calls, weight_cache
 
-    if not calls.plain(weight):
+    if not calls.can_access(weight):
         return weight.to(dtype)
     made: Tensor = weight_cache.cached(dtype, weight, lambda: weight.to(dtype))
     return made
