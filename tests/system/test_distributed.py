@@ -167,7 +167,7 @@ def test_both_end_where_the_first_cannot_write(done):
 
 def test_the_command_line_under_torchrun(tmp_path):
     text = tmp_path / "texts.txt"
-    text.write_text("\n".join(f"the {w} film had an end" for w in ("fine", "dull")) * 200)
+    text.write_text("\n".join(f"the {w} film had an end" for w in ("fine", "dull")) * 60)
     command = ["-m", "ulmfit_fast", "pretrain", "--text", text, "--out", tmp_path / "lm"]
     command += ["--emb-size", 8, "--hidden-size", 12, "--min-freq", 1, "--batch-size", 4]
     command += ["--bptt", 10, "--epochs", 2, "--checkpoint-steps", 5]
