@@ -41,7 +41,7 @@ def softmax_cross_entropy_(logits, targets, bias, ignore_index, label_smoothing,
     """Return each row's loss, and write the gradient of their sum over the logits.
 
     Args:
-        logits: `(N, V)` float32 or bfloat16 that `takes` takes.
+        logits: `(N, V)` float32 or bfloat16 that `can_read` can read.
         targets: `(N,)` int64.
         bias: `(V,)` that is added to each row, or None.
         ignore_index: target whose loss and gradient are 0.
