@@ -146,7 +146,7 @@ def philox(
 def _weight_blocks(
     seed: Tensor | int, hidden_size: int, stream: int, device: torch.device | str | None
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
-    counters = torch.arange(hidden_size * hidden_size, dtype=torch.int64, device=device)
+    counters = torch.arange(hidden_size * hidden_size, dtype=torch.int64, device=device)  # (HH,)
     return _philox_blocks(seed, counters, 0, stream, KIND_WEIGHT)
 
 
@@ -171,12 +171,12 @@ def weight_keep(
     native = _c_kernels(hidden_size * hidden_size, keep)
     if native is not None:
         native.weight_keep(keep, _key(seed), hidden_size, p, stream)
-        return keep.view(4 * hidden_size, hidden_size)
+        return keep.view(4 * hidden_size, hidden_size)  # (4H, H)
     thresholds = [_threshold(value) for value in p]
     for block, words in _weight_blocks(seed, hidden_size, stream, device):
         for lane, word in enumerate(words):
             torch.ge(word, thresholds[lane], out=keep[lane, block])
-    return keep.view(4 * hidden_size, hidden_size)
+    return keep.view(4 * hidden_size, hidden_size)  # (4H, H)
 
 
 def drop_weight(
@@ -198,7 +198,7 @@ def drop_weight(
     if weight.shape == (4 * hidden_size, hidden_size) and native is not None:
         dropped: Tensor = native.drop_weight(weight, _key(seed), p, stream)
         return dropped
-    source = weight.reshape(4, hidden_size * hidden_size)
+    source = weight.reshape(4, hidden_size * hidden_size)  # (4, HH)
     dropped = torch.empty_like(source, memory_format=torch.contiguous_format)
     thresholds = [_threshold(value) for value in p]
     for block, words in _weight_blocks(seed, hidden_size, stream, weight.device):
@@ -273,16 +273,16 @@ def gate_keep(
     if native is not None:
         native.gate_keep(keep, _key(seed), steps, batch_size, hidden_size, p, stream)
         return keep
-    cells = torch.arange(batch_size * hidden_size, dtype=torch.int64, device=device)
-    times = torch.arange(steps.start, steps.stop, dtype=torch.int64, device=device)
+    cells = torch.arange(batch_size * hidden_size, dtype=torch.int64, device=device)  # (BH,)
+    times = torch.arange(steps.start, steps.stop, dtype=torch.int64, device=device)  # (S,)
     shape = (len(steps), batch_size * hidden_size)
-    word_0 = cells.expand(shape).reshape(-1)
-    word_1 = times[:, None].expand(shape).reshape(-1)
+    word_0 = cells.expand(shape).reshape(-1)  # (SBH,)
+    word_1 = times[:, None].expand(shape).reshape(-1)  # (SBH,)
     lanes = torch.empty(4, word_0.numel(), dtype=torch.bool, device=device)
     for block, words in _philox_blocks(seed, word_0, word_1, stream, KIND_GATE):
         for lane, word in enumerate(words):
             torch.ge(word, _threshold(p[lane]), out=lanes[lane, block])
-    by_gate = lanes.view(4, len(steps), batch_size, hidden_size).permute(1, 2, 0, 3)
+    by_gate = lanes.view(4, len(steps), batch_size, hidden_size).permute(1, 2, 0, 3)  # (S, B, 4, H)
     keep.view(by_gate.shape).copy_(by_gate)
     return keep
 
@@ -296,7 +296,7 @@ def _keep_mask(
     if native is not None:
         native.keep_mask(keep, _key(seed), p, kind, stream)
         return keep
-    counters = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)
+    counters = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)  # (n / 4,)
     by_counter = torch.empty(counters.numel(), 4, dtype=torch.bool, device=device)
     for block, words in _philox_blocks(seed, counters, 0, stream, kind):
         for lane, word in enumerate(words):

@@ -157,7 +157,7 @@ def _summed_loss(
     for start in range(0, x.shape[0], rows):
         part = x[start : start + rows].to(dtype)  # (R, E)
         chosen = targets[start : start + rows]  # (R,)
-        logits = held[: len(part)]
+        logits = held[: len(part)]  # (R, V)
         if native:
             add_matmul(logits, part, w.t(), fresh=True)
         elif b is None or x.device.type == "cpu":

@@ -74,7 +74,7 @@ def _drop_locked(x: Tensor, seed: Tensor, p: float) -> Tensor:
         return dropped
     _, batch, features = x.shape
     keep = rng.keep_mask(seed, batch * features, p, kind=rng.KIND_LOCKED, device=x.device)
-    return scale_kept(x, keep.view(1, batch, features), p)
+    return scale_kept(x, keep.view(1, batch, features), p)  # (T, B, F)
 
 
 def _on(device: torch.device, seed: Tensor | None, p: float) -> Tensor | None:
@@ -189,7 +189,7 @@ def embed_dropped(
     seed = _on(tokens.device, seed_embedding, p_embedding)
     if seed is not None:
         keep = rng.embedding_keep(seed, tokens, p_embedding)  # (T, B)
-        vectors = scale_kept(vectors, keep.unsqueeze(-1), p_embedding)
+        vectors = scale_kept(vectors, keep.unsqueeze(-1), p_embedding)  # (T, B, E)
     seed = _on(tokens.device, seed_locked, p_locked)
     return vectors if seed is None else locked_dropout(vectors, seed, p_locked)
 

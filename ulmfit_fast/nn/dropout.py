@@ -157,7 +157,7 @@ def embed(embedding: nn.Embedding, tokens: Tensor, p: float, *, locked_p: float 
     )  # (T, B, E)
     if word_seed is not None:
         keep = rng.embedding_keep(word_seed, tokens, p)  # (T, B)
-        vectors = fused.scale_kept(vectors, keep.unsqueeze(-1), p)
+        vectors = fused.scale_kept(vectors, keep.unsqueeze(-1), p)  # (T, B, E)
     return vectors if locked_seed is None else fused.locked_dropout(vectors, locked_seed, locked_p)
 
 

@@ -282,7 +282,7 @@ class LSTM(PlainForward):
         check_input(input, self.input_size)
         batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
-        x = input if batched else input.unsqueeze(batch_dim)
+        x = input if batched else input.unsqueeze(batch_dim)  # (T, B, E) or (B, T, E)
         if self.batch_first:
             x = x.transpose(0, 1)  # (T, B, E)
         if hx is not None:
