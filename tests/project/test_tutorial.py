@@ -5,12 +5,12 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from two_processes import free_port
 
 from ulmfit_fast.report import format_score, scores
 
@@ -30,12 +30,6 @@ def script(path, port):
         else:
             parts.append(f"python - <<'END OF FILE'\n{text}END OF FILE\n")
     return "".join(parts).replace("8000", str(port))
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 @pytest.mark.slow

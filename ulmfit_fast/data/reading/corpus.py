@@ -35,7 +35,7 @@ from ulmfit_fast.data.reading.records import (
 from ulmfit_fast.data.tables import column_values, is_table, table_records
 from ulmfit_fast.data.tokens.texts import not_a_text
 from ulmfit_fast.system.directories import STORE_META, owned_names
-from ulmfit_fast.system.files import user_path
+from ulmfit_fast.system.files import exists, user_path
 
 __all__ = [
     "Label",
@@ -202,7 +202,7 @@ def is_text(source: object) -> bool:
     """
     if not isinstance(source, str) or source.lower().endswith(_ENDINGS):
         return False
-    return not (source and _exists(user_path(source)))
+    return not (source and exists(user_path(source)))
 
 
 def kept_columns(
@@ -429,7 +429,7 @@ def _read(
     items: list[Any] = [source] if is_path else list(_items(source))
     for name in items:
         is_text = isinstance(name, str) and not name.lower().endswith(_ENDINGS)
-        if is_text and not _exists(user_path(name)):
+        if is_text and not exists(user_path(name)):
             raise ValueError(
                 f"got the string {name!r:.60} and no labels; pass labels, or the path of a .csv or "
                 ".jsonl file that holds them"
@@ -603,9 +603,9 @@ def checked_path(name: str | os.PathLike[str]) -> Path:
     if path == STANDARD_INPUT:
         return path
     kind = kind_of(path)
-    if isinstance(name, str) and kind not in READABLE and not _exists(path):
+    if isinstance(name, str) and kind not in READABLE and not exists(path):
         raise ValueError(f"got the string {name!r:.60}; pass a list of texts or an existing path")
-    if not _exists(path):
+    if not exists(path):
         raise FileNotFoundError(f"{path} does not exist, expected a file; check the path")
     if path.name.lower().endswith(_ARCHIVES) and not path.is_dir():
         raise ValueError(
@@ -617,10 +617,3 @@ def checked_path(name: str | os.PathLike[str]) -> Path:
             "convert it"
         )
     return path
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
