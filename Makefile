@@ -26,7 +26,7 @@ help:
 	@echo "make test-cpus  run those with values as other processors would: 10 minutes, 2 cores"
 	@echo "make test-compat  compare with fastai, spaCy and other engines and libraries, which it installs"
 	@echo "make docs    build the site, warnings as errors, into build/docs"
-	@echo "make examples  run the examples as a user would"
+	@echo "make examples  run the examples, the tutorial and the quick demo as a user would"
 	@echo "make fuzz    feed the readers and the tokenizer bytes that a fuzzer finds: 15 minutes"
 	@echo "make check   lint and type-check"
 	@echo "make bench   answer the benchmarks' questions on the CPU: under 10 minutes, 2 cores"
@@ -45,9 +45,11 @@ demo: $(READY)
 parallel = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n $(1) --dist worksteal -p no:benchmark')
 
 # What hands our objects to other libraries, or to what walks a module, runs in test-compat; what
-# compiles for a GPU and launches on a device that only listens, in compile-gate.
+# compiles for a GPU and launches on a device that only listens, in compile-gate; what a user runs
+# from its first line to its last, in examples.
 test: $(READY)
-	$(PY) -m pytest $(call parallel,2) --ignore=tests/interop --ignore=tests/driver
+	$(PY) -m pytest $(call parallel,2) --ignore=tests/interop --ignore=tests/driver \
+		--ignore=tests/project/test_examples.py --ignore=tests/project/test_tutorial.py
 	TRITON_INTERPRET=1 $(PY) -m pytest $(call parallel,2) tests/kernels tests/gpu \
 		--ignore=tests/kernels/test_barrier_protocol.py
 
@@ -87,7 +89,7 @@ docs: $(DOCS)
 	$(PY) -m pytest tests/project/test_docs.py
 
 examples: $(EXAMPLES)
-	$(PY) -m pytest tests/project/test_examples.py
+	$(PY) -m pytest tests/project/test_examples.py tests/project/test_tutorial.py
 
 fuzz: $(FUZZ)
 	$(PY) tests/fuzz/run.py --seconds 60

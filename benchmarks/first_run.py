@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
             summary[name] = _run(name, _command(name, longest, options), longest, out, environment)
         _keep(out, summary)
         print(f"  {summary[name]['ended']}", flush=True)
-    for line in told(out, summary):
+    for line in highlights(out, summary):
         print(line)
     return int(any(stage["ended"] != "well" for stage in summary.values()))
 
@@ -243,7 +243,7 @@ def relocate(cache: Path) -> None:
             unfinished.replace(path)
 
 
-def told(out: Path, summary: dict[str, Any]) -> Iterator[str]:
+def highlights(out: Path, summary: dict[str, Any]) -> Iterator[str]:
     """Yield what is most worth reading, a line each."""
     for name in summary:
         for row in _rows(out / f"{name}.jsonl"):

@@ -112,10 +112,10 @@ def summary(rows: Sequence[Row], name: str) -> str:
         if found:
             lines.append([what, beside, _ratio(found[0])])
     short = table(["measured", "beside", "times as fast"], lines, left=2)
-    return "\n\n".join([_machine(rows[0]) + ":", short, _held(rows)]).rstrip()
+    return "\n\n".join([_machine(rows[0]) + ":", short, _decoder_memory(rows)]).rstrip()
 
 
-def _held(rows: Sequence[Row]) -> str:
+def _decoder_memory(rows: Sequence[Row]) -> str:
     """Say what the decoder holds at its highest, ours beside the plain one."""
     held = {
         row.implementation: size(row.peak_bytes)
@@ -137,7 +137,7 @@ def layers(rows: Sequence[Row]) -> str:
     for shape in shapes:
         found = {row.implementation: row for row in chosen if _shape(row) == shape}
         if TODAY in found:
-            cells = [_beside(found[n]) if n in found else "" for n in present]
+            cells = [_compared_with(found[n]) if n in found else "" for n in present]
             lines.append([*shape, _time(found[TODAY]), *cells])
     if not lines:
         return ""
@@ -331,6 +331,6 @@ def _ratio(row: Row) -> str:
     return "" if row.times_as_fast is None else f"{row.times_as_fast:.2f}"
 
 
-def _beside(row: Row) -> str:
+def _compared_with(row: Row) -> str:
     ratio = _ratio(row)
     return f"{_time(row)} ({ratio})" if ratio else _time(row)

@@ -38,7 +38,7 @@ class Share:
     workers: int
     seen: set[Hashable] = field(default_factory=set)
 
-    def takes(self, variant: Hashable) -> bool:
+    def claims(self, variant: Hashable) -> bool:
         """Say whether a variant is new and this worker's."""
         if variant in self.seen:
             return False

@@ -74,10 +74,10 @@ def backward_kernel(
     part = tl.program_id(0) // PIECES
     piece = tl.program_id(0) % PIECES
     first_unit = part * (PADDED // K_PARTS) + piece * UNITS
-    units = first_unit + tl.arange(0, UNITS)
-    columns = 4 * first_unit + tl.arange(0, 4 * UNITS)
-    outputs = piece * COLUMNS + tl.arange(0, COLUMNS)
-    rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    units = first_unit + tl.arange(0, UNITS)  # (UNITS,)
+    columns = 4 * first_unit + tl.arange(0, 4 * UNITS)  # (4 UNITS,)
+    outputs = piece * COLUMNS + tl.arange(0, COLUMNS)  # (COLUMNS,)
+    rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
     ks = tl.arange(0, BLOCK_K)
 
     counter = counters + tl.program_id(1) * (K_PARTS + 2 * PIECES) * COUNTER_STRIDE
@@ -96,7 +96,7 @@ def backward_kernel(
 
     block = tl.program_id(1) * (K_PARTS * PIECES) + tl.program_id(0)
     own = slices + block.to(tl.int64) * (COLUMNS * DEPTH)
-    own += ks[:, None] + tl.arange(0, COLUMNS)[None, :] * DEPTH
+    own += ks[:, None] + tl.arange(0, COLUMNS)[None, :] * DEPTH  # (BLOCK_K, COLUMNS)
     mask_slice(
         weight,
         own,
@@ -120,15 +120,15 @@ def backward_kernel(
     gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
     plane = (batch_size * HIDDEN).to(tl.int64)
     exchange_plane = tl.cdiv(batch_size, ROWS) * (ROWS * 4 * PADDED)
-    unit_at = rows[:, None] * HIDDEN + units[None, :]
-    gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
-    exchange_rows = exchange + rows[:, None] * (4 * PADDED)
+    unit_at = rows[:, None] * HIDDEN + units[None, :]  # (ROWS, UNITS)
+    gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]  # (ROWS, 4 UNITS)
+    exchange_rows = exchange + rows[:, None] * (4 * PADDED)  # (ROWS, 1)
     sums_plane = (exchange_plane // 4).to(tl.int64)
     if HAS_LENGTHS:
         length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
     # What a row brings along into the step, beside what comes of its output.
-    carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0)
-    carried_c = tl.load(grad_c + unit_at, mask=unit_in, other=0.0)
+    carried = tl.load(grad_h + unit_at, mask=unit_in, other=0.0)  # (ROWS, UNITS)
+    carried_c = tl.load(grad_c + unit_at, mask=unit_in, other=0.0)  # (ROWS, UNITS)
 
     alive = 1
     poison = 0.0
@@ -146,7 +146,7 @@ def backward_kernel(
         # In twos: wider than what a thread has of the product, a load or store changes layouts.
         unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
         gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
-        exchange_rows = exchange + rows[:, None] * (4 * PADDED)
+        exchange_rows = exchange + rows[:, None] * (4 * PADDED)  # (ROWS, 1)
         t = s if REVERSE else steps - 1 - s
         slot = t if REVERSE else t + 1
         slot_prev = t + 1 if REVERSE else t
@@ -154,8 +154,8 @@ def backward_kernel(
         bits = gate_bits(
             tl.load(seed + zero), rows, units, t, mask_stream ^ zero, gate_drop, HIDDEN, GATE_MASK
         )
-        act = tl.load(gates + t * 4 * plane + gate_at, mask=gate_in, other=0.0)
-        c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)
+        act = tl.load(gates + t * 4 * plane + gate_at, mask=gate_in, other=0.0)  # (ROWS, 4 UNITS)
+        c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)  # (ROWS, UNITS)
         c_prev = tl.load(cells + slot_prev * plane + unit_at, mask=unit_in, other=0.0)
         from_output = tl.load(grad_output + t * plane + unit_at, mask=unit_in, other=0.0)
         if GATE_MASK != 0:
@@ -167,7 +167,7 @@ def backward_kernel(
             counter_2 = own_sums + (s - 1) % 2 * COUNTER_STRIDE
             alive = wait(counter_2, error, target, alive, SPINS, INLINE_POLL)
             poison = tl.where(alive > 0, 0.0, float("nan"))
-            total = tl.zeros((ROWS, UNITS), tl.float32)
+            total = tl.zeros((ROWS, UNITS), tl.float32)  # (ROWS, UNITS)
             total_at = rows[:, None] * PADDED + units[None, :] + 2 * zero  # (ROWS, UNITS)
             # Always in this order: the sum is the same in every run.
             for j in tl.static_range(K_PARTS):
@@ -249,7 +249,7 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
         LaunchRefused: if the blocks cannot be on the device together.
         ValueError: if a K range is no whole number of K-tiles, whose rest would be left out.
     """
-    steps, batch_size, width = gates.shape
+    steps, batch_size, width = gates.shape  # (T, B, 4H)
     hidden = width // 4
     depth = tile.depth(hidden)
     if depth % tile.block_k:
@@ -278,11 +278,11 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
     options["launch_cooperative_grid"] = True
     groups = cdiv(batch_size, tile.rows)
     launches = cdiv(groups, tile.groups)
-    grad_gates = torch.empty_like(gates)
+    grad_gates = torch.empty_like(gates)  # (T, B, 4H)
     device = gates.device
     slices = gates.new_empty(tile.groups, blocks, tile.columns, depth)
     padded = groups * tile.rows, pieces * tile.columns
-    exchange = gates.new_empty(2, *padded, 4)
+    exchange = gates.new_empty(2, *padded, 4)  # (2, rows, columns, 4)
     sums = torch.empty(2, tile.k_parts, *padded, dtype=torch.float32, device=device)
     counters, error = make_counters(launches, tile.groups * (tile.k_parts + 2 * pieces), device)
     buffers = (grad_output, gates, cells, weight, slices, exchange, grad_gates, grad_h, grad_c)
@@ -294,5 +294,5 @@ def run(grad_output, gates, cells, weight, grad_h, grad_c, lengths, seed, call, 
         args = (*buffers, sums, lengths, seed, counters[index], error, *scalars, *drops)
         launch(backward_kernel, grid, args, constants, options, begun=index > 0)
     watch(error, "the backward LSTM kernel")
-    first = sums[(steps - 1) % 2, :, :batch_size, :hidden].sum(0)
+    first = sums[(steps - 1) % 2, :, :batch_size, :hidden].sum(0)  # (B, H)
     return grad_gates, carried_gradient(first, grad_h, lengths, steps - 1 if call.reverse else 0)

@@ -46,10 +46,10 @@ def backward_step_kernel(
     PRECISION: tl.constexpr,
 ):
     """Step t, the s-th from the end. Weight is dropped already, (4H, H) interleaved."""
-    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    ks = tl.arange(0, BLOCK_K)
+    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)  # (UNITS,)
+    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)  # (4 UNITS,)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
+    ks = tl.arange(0, BLOCK_K)  # (BLOCK_K,)
     row_in = rows[:, None] < batch_size
     unit_in = row_in & (units[None, :] < HIDDEN)
     gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
@@ -64,7 +64,7 @@ def backward_step_kernel(
         slot_prev = t
 
     # (grad_gates of the step after) times the weight; the last step has none after it.
-    acc = tl.zeros((ROWS, UNITS), tl.float32)
+    acc = tl.zeros((ROWS, UNITS), tl.float32)  # (ROWS, UNITS)
     after_rows = grad_gates + t_after * 4 * plane + rows[:, None] * (4 * HIDDEN)
     columns_to_sum = tl.where(s > 0, 4 * HIDDEN, 0)
     for k in range(0, columns_to_sum, BLOCK_K):
@@ -88,10 +88,10 @@ def backward_step_kernel(
         carried = tl.where(after_active, acc, carried)
         tl.store(grad_h + unit_at, carried, mask=unit_in)
     else:
-        carried = tl.where(s > 0, acc, carried)
+        carried = tl.where(s > 0, acc, carried)  # (ROWS, UNITS)
     gate_at = t * 4 * plane + rows[:, None] * (4 * HIDDEN) + columns[None, :]
-    act = tl.load(gates + gate_at, mask=gate_in, other=0.0).to(tl.float32)
-    c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)
+    act = tl.load(gates + gate_at, mask=gate_in, other=0.0).to(tl.float32)  # (ROWS, 4 UNITS)
+    c = tl.load(cells + slot * plane + unit_at, mask=unit_in, other=0.0)  # (ROWS, UNITS)
     c_prev = tl.load(cells + slot_prev * plane + unit_at, mask=unit_in, other=0.0)
     from_output = tl.load(grad_output + t * plane + unit_at, mask=unit_in, other=0.0)
     grad_c_old = tl.load(grad_c + unit_at, mask=unit_in, other=0.0)
@@ -132,9 +132,9 @@ def run(grad_output, gates, cells, dropped, grad_h, grad_c, lengths, seed, call,
     Returns:
         grad_gates `(T, B, 4H)` interleaved, and the gradient of the first h, `(B, H)` float32.
     """
-    steps, batch_size, width = gates.shape
+    steps, batch_size, width = gates.shape  # (T, B, 4H)
     hidden = width // 4
-    grad_gates = torch.empty_like(gates)
+    grad_gates = torch.empty_like(gates)  # (T, B, 4H)
     grid = (cdiv(hidden, tile.units), cdiv(batch_size, tile.rows))
     constants = {
         "HIDDEN": hidden,

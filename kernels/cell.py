@@ -35,7 +35,7 @@ def activate(x, columns):
     One exponential serves both. Activating after the split instead makes the compiler do all of it
     twice, once more for the copy that is saved.
     """
-    is_g = (columns % 4 == 2)[None, :]
+    is_g = (columns % 4 == 2)[None, :]  # (1, 4 UNITS)
     s = 1.0 / (1.0 + tl.exp(-tl.where(is_g, 2.0 * x, x)))
     t = tl.where(tl.abs(x) < 0.4, _tanh_small(x), 2.0 * s - 1.0)
     return tl.where(is_g, t, s)
@@ -44,8 +44,8 @@ def activate(x, columns):
 @triton.jit
 def split_gates(x, ROWS: tl.constexpr, UNITS: tl.constexpr):
     """(ROWS, 4 UNITS) interleaved into i, f, g, o, each (ROWS, UNITS)."""
-    i_or_g, f_or_o = tl.split(tl.reshape(x, (ROWS, UNITS, 2, 2)))
-    i, g = tl.split(i_or_g)
+    i_or_g, f_or_o = tl.split(tl.reshape(x, (ROWS, UNITS, 2, 2)))  # each (ROWS, UNITS, 2)
+    i, g = tl.split(i_or_g)  # (ROWS, UNITS)
     f, o = tl.split(f_or_o)
     return i, f, g, o
 

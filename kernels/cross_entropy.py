@@ -37,7 +37,7 @@ def cross_entropy_kernel(
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * stride_row * ALIGNMENT
     target = tl.load(targets + row)
-    column = tl.arange(0, BLOCK).to(tl.int64)
+    column = tl.arange(0, BLOCK).to(tl.int64)  # (BLOCK,)
     if target == ignore_index:
         tl.store(losses + row, 0.0)
         nothing = tl.zeros((BLOCK,), logits.dtype.element_ty)
@@ -51,12 +51,12 @@ def cross_entropy_kernel(
         # shift that all logits have in common.
         anchor = tl.where(tl.abs(chosen) < float("inf"), chosen, 0.0)
         peak = float("-inf")
-        sums = tl.zeros((BLOCK,), tl.float32)
+        sums = tl.zeros((BLOCK,), tl.float32)  # (BLOCK,)
         distances = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, VOCAB, BLOCK):
             at = start + column
             inside = at < VOCAB
-            x = tl.load(base + at * stride_column, mask=inside, other=float("-inf"))
+            x = tl.load(base + at * stride_column, mask=inside, other=float("-inf"))  # (BLOCK,)
             x = x.to(tl.float32)
             higher = tl.maximum(peak, tl.max(x, 0))
             # As long as all is -inf, a difference from the maximum would be NaN.
@@ -66,7 +66,7 @@ def cross_entropy_kernel(
                 distances += tl.where(inside, x - anchor, 0.0)
             peak = higher
         peak = tl.where(peak == float("-inf"), 0.0, peak)
-        total = tl.sum(sums, 0)
+        total = tl.sum(sums, 0)  # a scalar
         log_total = tl.log(total)
         loss = confidence * (log_total - (chosen - peak))
         if SMOOTHING:
@@ -77,7 +77,7 @@ def cross_entropy_kernel(
         for start in range(0, VOCAB, BLOCK):
             at = start + column
             inside = at < VOCAB
-            x = tl.load(base + at * stride_column, mask=inside, other=float("-inf"))
+            x = tl.load(base + at * stride_column, mask=inside, other=float("-inf"))  # (BLOCK,)
             gradient = tl.exp(x.to(tl.float32) - peak) * factor
             if SMOOTHING:
                 gradient -= share
@@ -99,7 +99,7 @@ def softmax_cross_entropy_(logits, targets, ignore_index, label_smoothing):
         `(N,)` float32.
     """
     rows, vocab = logits.shape
-    losses = logits.new_empty(rows, dtype=torch.float32)
+    losses = logits.new_empty(rows, dtype=torch.float32)  # (N,)
     if not rows:
         return losses
     stride_row, stride_column = logits.stride()

@@ -55,9 +55,9 @@ def side_by_side(r_0, r_1, r_2, r_3, SHAPE: tl.constexpr):
 @triton.jit
 def locked_keep(seed, block, threshold, scale, BLOCK: tl.constexpr):
     """Which elements of a block of a plane (B F,) are kept; four of them share one Philox call."""
-    quad = block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    quad = block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)  # (BLOCK // 4,)
     r_0, r_1, r_2, r_3 = four_words(seed, quad, KIND_LOCKED)
-    return kept(side_by_side(r_0, r_1, r_2, r_3, (BLOCK,)), threshold, scale)
+    return kept(side_by_side(r_0, r_1, r_2, r_3, (BLOCK,)), threshold, scale)  # (BLOCK,)
 
 
 @triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["seed"])
@@ -66,8 +66,8 @@ def locked_dropout_kernel(
 ):
     """Multiply every step of (T, plane) by one mask of (plane,)."""
     block = tl.program_id(0)
-    keep = locked_keep(tl.load(seed), block, threshold, scale, BLOCK)
-    element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    keep = locked_keep(tl.load(seed), block, threshold, scale, BLOCK)  # (BLOCK,)
+    element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = element < plane
     for step in tl.static_range(STEPS):
         t = (tl.program_id(1) * STEPS + step).to(tl.int64)
@@ -91,7 +91,7 @@ def time_rows(x):
 
 def drop_locked(x, seed, p):
     """Launch the kernel; see `locked_dropout`."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)  # (T, B, F)
     if x.numel():
         x = time_rows(x)
         steps, plane = x.shape[0], x.shape[1] * x.shape[2]

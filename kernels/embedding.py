@@ -45,19 +45,19 @@ def embed_kernel(
     GATHER: tl.constexpr,
 ):
     """Mask the rows of the tokens (T, B): GATHER reads the embedding's, else a gradient's."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
     row = rows[:, None]
-    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]  # (1, COLUMNS)
     if LOCKED:
         if WIDTH % 4 == 0:
             quad = row * (WIDTH // 4) + (
                 tl.program_id(1) * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)[None, :]
             )
             r_0, r_1, r_2, r_3 = four_words(tl.load(locked_seed), quad, KIND_LOCKED)
-            word = side_by_side(r_0, r_1, r_2, r_3, (ROWS, COLUMNS))
+            word = side_by_side(r_0, r_1, r_2, r_3, (ROWS, COLUMNS))  # (ROWS, COLUMNS)
         else:
             # Counters straddle rows: a call an element, of which one word is used.
-            element = row * WIDTH + column
+            element = row * WIDTH + column  # (ROWS, COLUMNS)
             r_0, r_1, r_2, r_3 = four_words(tl.load(locked_seed), element // 4, KIND_LOCKED)
             low = tl.where(element % 2 == 0, r_0, r_1)
             word = tl.where(element % 4 < 2, low, tl.where(element % 2 == 0, r_2, r_3))
@@ -70,7 +70,7 @@ def embed_kernel(
         token = tl.load(tokens + t * batch + rows, mask=here, other=0).to(tl.int64)  # (ROWS,)
         known = ((token >= 0) & (token < vocab))[:, None]  # (ROWS, 1)
         place = t * batch + row
-        inside = here[:, None] & (column < WIDTH)
+        inside = here[:, None] & (column < WIDTH)  # (ROWS, COLUMNS)
         if GATHER:
             at, readable = source + token[:, None] * stride + column, inside & known
         else:
@@ -91,7 +91,7 @@ def mask_rows(source, tokens, vocab, masks, *, gather):
     """Return the masked rows `(T, B, E)` of the embedding, or of a gradient of that shape."""
     word_seed, word_p, locked_seed, locked_p = masks
     steps, batch, width = *tokens.shape, source.shape[-1]
-    target = source.new_empty(steps, batch, width)
+    target = source.new_empty(steps, batch, width)  # (T, B, E)
     if not target.numel():
         return target
     rows = min(_ROWS, triton.next_power_of_2(batch))
@@ -197,7 +197,7 @@ def _lookup_gradient(ctx, grad):
     masked, tokens = _mask_gradient(ctx, grad), ctx.saved_tensors[0]
     # PyTorch's kernel trusts the ids; one that is not in the vocabulary has given NaN already.
     tokens = tokens.clamp(0, ctx.vocab - 1)
-    rows = torch.ops.aten.embedding_dense_backward(
+    rows = torch.ops.aten.embedding_dense_backward(  # (V, E)
         masked, tokens, ctx.vocab, ctx.padding_idx, False
     )
     return rows, *([None] * 6)

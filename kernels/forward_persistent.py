@@ -17,7 +17,7 @@ __all__ = ["run"]
 def _sum_columns(block, WIDTH: tl.constexpr, K_PARTS: tl.constexpr):
     """Columns of K_PARTS neighbouring blocks, each WIDTH of them, the block's own first."""
     local = tl.arange(0, WIDTH * K_PARTS)
-    owner = block // K_PARTS * K_PARTS + (block + local // WIDTH) % K_PARTS
+    owner = block // K_PARTS * K_PARTS + (block + local // WIDTH) % K_PARTS  # (WIDTH K_PARTS,)
     return owner * WIDTH + local % WIDTH
 
 
@@ -27,8 +27,8 @@ def _parts(acc, ROWS: tl.constexpr, WIDTH: tl.constexpr, K_PARTS: tl.constexpr):
     if K_PARTS == 1:
         return (acc,)
     else:
-        halves = tl.reshape(acc, (ROWS, 2, WIDTH * K_PARTS // 2))
-        first, second = tl.split(tl.permute(halves, (0, 2, 1)))
+        halves = tl.reshape(acc, (ROWS, 2, WIDTH * K_PARTS // 2))  # (ROWS, 2, half)
+        first, second = tl.split(tl.permute(halves, (0, 2, 1)))  # each (ROWS, half)
         return _parts(first, ROWS, WIDTH, K_PARTS // 2) + _parts(second, ROWS, WIDTH, K_PARTS // 2)
 
 
@@ -88,14 +88,14 @@ def forward_kernel(
     else:
         counter = counters + tl.program_id(1) * (1 + blocks // K_PARTS) * COUNTER_STRIDE
         sums_done = counter + (1 + tl.program_id(0) // K_PARTS) * COUNTER_STRIDE
-    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)
-    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)  # (4 UNITS,)
+    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)  # (UNITS,)
+    rows = first_row + tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
     k_first = tl.program_id(0) % K_PARTS * DEPTH
     ks = tl.arange(0, BLOCK_K)
 
     own = slices + (tl.program_id(1) * blocks + tl.program_id(0)).to(tl.int64) * (WIDTH * DEPTH)
-    own_rows = tl.arange(0, WIDTH) * DEPTH
+    own_rows = tl.arange(0, WIDTH) * DEPTH  # (WIDTH,)
     # What the block multiplies by: its own columns, and then those of its neighbours.
     mask_slice(
         weight,
@@ -120,9 +120,9 @@ def forward_kernel(
     gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
     plane = (batch_size * HIDDEN).to(tl.int64)
     exchange_plane = tl.cdiv(batch_size, ROWS) * (ROWS * K_PARTS * DEPTH)
-    gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]
-    unit_at = rows[:, None] * HIDDEN + units[None, :]
-    h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)
+    gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]  # (ROWS, 4 UNITS)
+    unit_at = rows[:, None] * HIDDEN + units[None, :]  # (ROWS, UNITS)
+    h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)  # (ROWS, 1)
     first_slot = steps if REVERSE else 0
     first = steps - 1 if REVERSE else 0
     c = tl.load(cells + first_slot * plane * KEEP_CELLS + unit_at, mask=unit_in, other=0.0)
@@ -146,13 +146,13 @@ def forward_kernel(
         gate_at = rows[:, None] * (4 * HIDDEN) + columns[None, :]  # (ROWS, 4 UNITS)
         # In twos: wider than what a thread has of the product, a load or store changes layouts.
         unit_at = rows[:, None] * HIDDEN + units[None, :] + 2 * zero
-        h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)
+        h_rows = exchange + rows[:, None] * (K_PARTS * DEPTH)  # (ROWS, 1)
         t = steps - 1 - s if REVERSE else s
         slot_out = t if REVERSE else t + 1
         if K_PARTS == 1:
             acc = next_gates.to(tl.float32) + poison  # (ROWS, 4 UNITS)
         else:
-            acc = tl.zeros((ROWS, WIDTH), tl.float32) + poison
+            acc = tl.zeros((ROWS, WIDTH), tl.float32) + poison  # (ROWS, WIDTH)
         acc = multiply(
             acc,
             h_rows + s % 2 * exchange_plane + k_first + ks[None, :],
@@ -174,7 +174,7 @@ def forward_kernel(
                 sums_in = row_in & (to_columns < 4 * HIDDEN)[None, :]
                 tl.store(partial_sums + (j - 1) * 4 * plane + sums_at, sums[j], mask=sums_in)
             arrive(sums_done)
-            acc = sums[0] + next_gates.to(tl.float32)
+            acc = sums[0] + next_gates.to(tl.float32)  # (ROWS, 4 UNITS)
             target = (s + 1) * K_PARTS
             alive = wait(sums_done, error, target, alive, SPINS, INLINE_POLL)
             acc += tl.where(alive > 0, 0.0, float("nan"))
@@ -192,7 +192,7 @@ def forward_kernel(
         act, h, c_new = finish_step(
             acc, c, tl.arange(0, 4 * UNITS), bits, gate_drop, ROWS, UNITS, GATE_MASK
         )  # (ROWS, 4 UNITS), (ROWS, UNITS), (ROWS, UNITS)
-        h = h.to(states.dtype.element_ty)
+        h = h.to(states.dtype.element_ty)  # (ROWS, UNITS)
         h_next = h
         if HAS_LENGTHS:
             active = (t < length)[:, None]  # (ROWS, 1)
@@ -215,7 +215,7 @@ def forward_kernel(
         if s + 1 < steps:
             t_next = t - 1 if REVERSE else t + 1
             gates_next = gates + t_next * 4 * plane + gate_at
-            next_gates = tl.load(gates_next, mask=gate_in, other=0.0)
+            next_gates = tl.load(gates_next, mask=gate_in, other=0.0)  # (ROWS, 4 UNITS)
             if GATE_MASK == 1:
                 bits = gate_bits(
                     tl.load(seed + zero),
@@ -247,7 +247,7 @@ def run(gates, weight, states, cells, lengths, seed, call, tile):
     Raises:
         LaunchRefused: if the blocks cannot be on the device together.
     """
-    steps, batch_size, width = gates.shape
+    steps, batch_size, width = gates.shape  # (T, B, 4H)
     hidden = width // 4
     pieces = cdiv(hidden, tile.units * tile.k_parts)
     blocks = tile.k_parts * pieces
@@ -277,7 +277,7 @@ def run(gates, weight, states, cells, lengths, seed, call, tile):
     split = tile.k_parts > 1
     counters, error = make_counters(launches, tile.groups * (1 + split * pieces), gates.device)
     shape = (tile.k_parts - 1, batch_size, width) if split else (0,)
-    sums = torch.empty(shape, dtype=torch.float32, device=gates.device)
+    sums = torch.empty(shape, dtype=torch.float32, device=gates.device)  # (K_PARTS - 1, B, 4H)
     depth = tile.depth(hidden)
     slices = gates.new_empty(tile.groups, blocks, 4 * tile.units * tile.k_parts, depth)
     # Beside the H columns nobody writes, and the weight is 0: so must this be, lest it be NaN.

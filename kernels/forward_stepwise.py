@@ -46,10 +46,10 @@ def forward_step_kernel(
     PRECISION: tl.constexpr,
 ):
     """Step t of the recurrence. Weight is dropped already, (4H, H) interleaved."""
-    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)
-    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    ks = tl.arange(0, BLOCK_K)
+    columns = tl.program_id(0) * (4 * UNITS) + tl.arange(0, 4 * UNITS)  # (4 UNITS,)
+    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)  # (UNITS,)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
+    ks = tl.arange(0, BLOCK_K)  # (BLOCK_K,)
     row_in = rows[:, None] < batch_size
     unit_in = row_in & (units[None, :] < HIDDEN)
     gate_in = row_in & (columns[None, :] < 4 * HIDDEN)
@@ -61,7 +61,7 @@ def forward_step_kernel(
         slot_in = t
         slot_out = t + 1
 
-    h_rows = states + slot_in * plane + rows[:, None] * HIDDEN
+    h_rows = states + slot_in * plane + rows[:, None] * HIDDEN  # (ROWS, 1)
     if HAS_LENGTHS:
         length = tl.load(lengths + rows, mask=rows < batch_size, other=0)
         active = (t < length)[:, None]  # (ROWS, 1)
@@ -70,7 +70,7 @@ def forward_step_kernel(
             slots = tl.where(t + 1 >= length, steps, t + 1).to(tl.int64)[:, None]
             h_rows = states + slots * plane + rows[:, None] * HIDDEN
 
-    acc = tl.zeros((ROWS, 4 * UNITS), tl.float32)
+    acc = tl.zeros((ROWS, 4 * UNITS), tl.float32)  # (ROWS, 4 UNITS)
     for k in range(0, HIDDEN, BLOCK_K):
         if HIDDEN % BLOCK_K == 0:
             h = tl.load(h_rows + (k + ks)[None, :], mask=row_in, other=0.0)  # (ROWS, BLOCK_K)
@@ -87,12 +87,12 @@ def forward_step_kernel(
                 mask=(columns[None, :] < 4 * HIDDEN) & k_in[:, None],
                 other=0.0,
             )
-        acc = tl.dot(h, w, acc, input_precision=PRECISION)
+        acc = tl.dot(h, w, acc, input_precision=PRECISION)  # (ROWS, 4 UNITS)
 
     gate_at = gates + t * 4 * plane + rows[:, None] * (4 * HIDDEN) + columns[None, :]
-    unit_at = rows[:, None] * HIDDEN + units[None, :]
+    unit_at = rows[:, None] * HIDDEN + units[None, :]  # (ROWS, UNITS)
     c_old = tl.load(cells + slot_in * plane * KEEP_CELLS + unit_at, mask=unit_in, other=0.0)
-    acc += tl.load(gate_at, mask=gate_in, other=0.0).to(tl.float32)
+    acc += tl.load(gate_at, mask=gate_in, other=0.0).to(tl.float32)  # (ROWS, 4 UNITS)
     act, h, c = finish_step(
         acc,
         c_old,
@@ -126,7 +126,7 @@ def run(gates, dropped, states, cells, lengths, seed, call, tile):
         call: `LayerCall`.
         tile: `StepTile`.
     """
-    steps, batch_size, width = gates.shape
+    steps, batch_size, width = gates.shape  # (T, B, 4H)
     hidden = width // 4
     grid = (cdiv(hidden, tile.units), cdiv(batch_size, tile.rows))
     constants = {

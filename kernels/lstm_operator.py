@@ -124,9 +124,9 @@ def with_gates_together(w_ih, b_ih, b_hh, dtype):
 
 def _input_gates(x, w_ih, bias):
     """Return x W_ih^T + b, `(T, B, 4H)` interleaved."""
-    flat = x.reshape(-1, x.shape[2])
+    flat = x.reshape(-1, x.shape[2])  # (TB, E)
     gates = torch.mm(flat, w_ih.t()) if bias is None else torch.addmm(bias, flat, w_ih.t())
-    return gates.view(x.shape[0], x.shape[1], -1)
+    return gates.view(x.shape[0], x.shape[1], -1)  # (T, B, 4H)
 
 
 def _slots(states, reverse):
@@ -182,8 +182,8 @@ def lstm_triton(
     steps, batch_size, _ = x.shape
     hidden = w_hh.shape[1]
     reverse = bool(stream & 1)
-    states = x.new_empty(steps + 1, batch_size, hidden)
-    output, first = _slots(states, reverse)
+    states = x.new_empty(steps + 1, batch_size, hidden)  # (T + 1, B, H)
+    output, first = _slots(states, reverse)  # (T, B, H), (B, H)
     first.copy_(h0)
     cells = x.new_empty(steps + 1 if keep else 1, batch_size, hidden, dtype=torch.float32)
     cells[-1 if reverse else 0].copy_(c0)
@@ -203,8 +203,8 @@ def lstm_triton(
         rows = recurrence.lengths
         slot = torch.where(rows > 0, 0, steps) if reverse else rows  # (B,)
         column = torch.arange(batch_size, dtype=torch.int64, device=x.device)
-        h_n = states[slot.long(), column]
-    c_n = _copy(cells[0 if reverse or not keep else -1], c0.dtype)
+        h_n = states[slot.long(), column]  # (B, H)
+    c_n = _copy(cells[0 if reverse or not keep else -1], c0.dtype)  # (B, H)
     return (
         output,
         h_n,
@@ -291,18 +291,18 @@ def _lstm_triton_backward(
         )
         flat = grad_gates.view(-1, grad_gates.shape[2])  # (TB, 4H)
         if needs[0]:
-            grads[0] = torch.mm(flat, w_ih).view(x.shape)
+            grads[0] = torch.mm(flat, w_ih).view(x.shape)  # (T, B, E)
         if needs[1]:
             grads[1] = grad_first.to(h0.dtype)
         if needs[2]:
             grads[2] = grad_c.to(c0.dtype)
         if needs[3]:
-            grads[3] = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
+            grads[3] = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))  # (4H, E)
         if needs[4]:
             mixed = torch.mm(flat.t(), before)  # (4H, H)
             grads[4] = weight_drop.unmix_gradient(mixed, call.weight_drop, seed, call.mask_stream)
         if needs[5]:
-            grads[5] = flat.sum(0)
+            grads[5] = flat.sum(0)  # (4H,)
     return tuple(grads)
 
 

@@ -21,12 +21,12 @@ def finish_step(
     GATE_MASK: tl.constexpr,
 ):
     """Pre-activations (ROWS, 4 UNITS) and the old c to the activated gates, h and c."""
-    act = activate(acc, columns)
+    act = activate(acc, columns)  # (ROWS, 4 UNITS)
     i, f, g, o = split_gates(act, ROWS, UNITS)  # each (ROWS, UNITS)
     if GATE_MASK != 0:
-        z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)
+        z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)  # each (ROWS, UNITS)
         i, f, g, o = i * z_i, f * z_f, g * z_g, o * z_o
-    h, c = cell_forward(i, f, g, o, c)
+    h, c = cell_forward(i, f, g, o, c)  # (ROWS, UNITS)
     return act, h, c
 
 
@@ -46,7 +46,7 @@ def step_gradients(
     """Gradients of a step's pre-activations (ROWS, 4 UNITS), and of the cell state before it."""
     s_i, s_f, s_g, s_o = split_gates(act, ROWS, UNITS)  # each (ROWS, UNITS)
     if GATE_MASK != 0:
-        z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)
+        z_i, z_f, z_g, z_o = scales_of_bits(bits, gate_drop)  # each (ROWS, UNITS)
     else:
         z_i, z_f, z_g, z_o = 1.0, 1.0, 1.0, 1.0
     g_i, g_f, g_g, g_o, grad_c = cell_backward(

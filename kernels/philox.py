@@ -72,7 +72,7 @@ def load_weights(
     Gate by gate the masked values are rounded at once, and few registers hold a tile.
     """
     inside = (unit < HIDDEN) & (k < HIDDEN)
-    at = weight + unit * HIDDEN + k
+    at = weight + unit * HIDDEN + k  # (UNITS, K)
     w_i = tl.load(at, mask=inside, other=0.0)
     w_f = tl.load(at + HIDDEN * HIDDEN, mask=inside, other=0.0)
     w_g = tl.load(at + 2 * HIDDEN * HIDDEN, mask=inside, other=0.0)
@@ -134,4 +134,4 @@ def scales_of_bits(bits, gate_drop):
 @triton.jit
 def interleave_columns(i, f, g, o, ROWS: tl.constexpr, UNITS: tl.constexpr):
     """Four (ROWS, UNITS) tiles as one (ROWS, 4 UNITS), the gates of a unit side by side."""
-    return tl.reshape(tl.join(tl.join(i, g), tl.join(f, o)), (ROWS, 4 * UNITS))
+    return tl.reshape(tl.join(tl.join(i, g), tl.join(f, o)), (ROWS, 4 * UNITS))  # (ROWS, 4 UNITS)

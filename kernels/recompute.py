@@ -15,7 +15,7 @@ def activate_kernel(gates, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMN
     """Activate (rows, WIDTH) interleaved pre-activations in place."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    at = gates + row[:, None] * WIDTH + column[None, :]
+    at = gates + row[:, None] * WIDTH + column[None, :]  # (ROWS, COLUMNS)
     inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
     value = activate(tl.load(at, mask=inside, other=0.0).to(tl.float32), column)
     tl.store(at, value.to(gates.dtype.element_ty), mask=inside)
@@ -24,7 +24,7 @@ def activate_kernel(gates, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMN
 def activate_gates(gates):
     """Activate pre-activations `(T, B, 4H)`, interleaved, in place."""
     width = gates.shape[2]
-    rows = gates.numel() // width
+    rows = gates.numel() // width  # T B
     constants = {"WIDTH": width, "ROWS": 8, "COLUMNS": 256}
     grid = (cdiv(rows, 8), cdiv(width, 256))
     launch(activate_kernel, grid, (gates, rows), constants, {"num_warps": 4})
@@ -41,8 +41,8 @@ def previous_states(output, h0, lengths, reverse):
     """
     first = h0.to(output.dtype)[None]  # (1, B, H)
     if not reverse:
-        return torch.cat([first, output[:-1]])
-    before = torch.cat([output[1:], first])
+        return torch.cat([first, output[:-1]])  # (T, B, H)
+    before = torch.cat([output[1:], first])  # (T, B, H)
     if lengths is not None:
         # A row's first step in this direction is its last one in time.
         last = (lengths.long() - 1).clamp_min(0)

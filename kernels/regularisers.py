@@ -40,13 +40,13 @@ def dropout_and_means_kernel(
 ):
     """Drop, and write this block's weighted sums of squares and of squared differences."""
     block = tl.program_id(0)
-    keep = locked_keep(tl.load(seed), block, threshold, scale, BLOCK)
-    element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    keep = locked_keep(tl.load(seed), block, threshold, scale, BLOCK)  # (BLOCK,)
+    element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = element < plane
     first = (tl.program_id(1) * STEPS).to(tl.int64)
-    squares = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)  # (BLOCK,)
     differences = tl.zeros((BLOCK,), tl.float32)
-    before = _step(raw, first - 1, steps, stride, element, inside)
+    before = _step(raw, first - 1, steps, stride, element, inside)  # (BLOCK,)
     for step in tl.static_range(STEPS):
         t = first + step
         value = _step(raw, t, steps, stride, element, inside)
@@ -85,13 +85,13 @@ def dropout_and_means_backward_kernel(
 ):
     """Add up the gradients that reach raw through the dropped output and both means."""
     block = tl.program_id(0)
-    keep = locked_keep(tl.load(seed), block, threshold, scale, BLOCK)
-    element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    keep = locked_keep(tl.load(seed), block, threshold, scale, BLOCK)  # (BLOCK,)
+    element = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
     inside = element < plane
     first = (tl.program_id(1) * STEPS).to(tl.int64)
     of_square = 2.0 * square_weight * tl.load(grad_means)
     of_difference = 2.0 * difference_weight * tl.load(grad_means + 1)
-    before = _step(raw, first - 1, steps, stride, element, inside)
+    before = _step(raw, first - 1, steps, stride, element, inside)  # (BLOCK,)
     value = _step(raw, first, steps, stride, element, inside)
     for step in tl.static_range(STEPS):
         t = first + step
@@ -127,8 +127,8 @@ def forward(raw, seed, p, on_raw):
     raw = time_rows(raw)
     steps, plane, rest = _sizes(raw, p)
     grid = (cdiv(plane, BLOCK), cdiv(steps, walk(steps)))
-    dropped = torch.empty_like(raw, memory_format=torch.contiguous_format)
-    parts = raw.new_empty(2, grid[0] * grid[1], dtype=torch.float32)
+    dropped = torch.empty_like(raw, memory_format=torch.contiguous_format)  # (T, B, F)
+    parts = raw.new_empty(2, grid[0] * grid[1], dtype=torch.float32)  # (2, blocks)
     launch(
         dropout_and_means_kernel,
         grid,
@@ -136,7 +136,7 @@ def forward(raw, seed, p, on_raw):
         {"BLOCK": BLOCK, "STEPS": walk(steps), "ON_RAW": on_raw},
         {"num_warps": 4},
     )
-    return dropped, parts.sum(1)
+    return dropped, parts.sum(1)  # (T, B, F), (2,)
 
 
 def backward(grad_dropped, grad_means, raw, seed, p, on_raw):
@@ -144,7 +144,7 @@ def backward(grad_dropped, grad_means, raw, seed, p, on_raw):
     raw = time_rows(raw)
     steps, plane, rest = _sizes(raw, p)
     grad = None if grad_dropped is None else time_rows(grad_dropped)
-    grad_raw = torch.empty_like(raw, memory_format=torch.contiguous_format)
+    grad_raw = torch.empty_like(raw, memory_format=torch.contiguous_format)  # (T, B, F)
     strides = (0 if grad is None else grad.stride(0), raw.stride(0))
     launch(
         dropout_and_means_backward_kernel,
@@ -175,7 +175,7 @@ def dropout_and_means(raw: Tensor, seed: Tensor, p: float, on_raw: bool) -> tupl
 
 @dropout_and_means.register_fake
 def _(raw, seed, p, on_raw):
-    dropped = torch.empty_like(raw, memory_format=torch.contiguous_format)
+    dropped = torch.empty_like(raw, memory_format=torch.contiguous_format)  # (T, B, F)
     return dropped, raw.new_empty(2, dtype=torch.float32)
 
 

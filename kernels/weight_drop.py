@@ -31,9 +31,9 @@ def weight_drop_kernel(
     TARGET_INTERLEAVED: tl.constexpr,
 ):
     """Multiply a (4H, H) matrix by the weight mask and change the order of its rows."""
-    unit = (tl.program_id(0) * UNITS + tl.arange(0, UNITS))[:, None]
-    k = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    inside = (unit < HIDDEN) & (k < HIDDEN)
+    unit = (tl.program_id(0) * UNITS + tl.arange(0, UNITS))[:, None]  # (UNITS, 1)
+    k = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]  # (1, COLUMNS)
+    inside = (unit < HIDDEN) & (k < HIDDEN)  # (UNITS, COLUMNS)
     if DROP:
         scales = weight_scales(tl.load(seed), unit, k, mask_stream, drop, HIDDEN)
     for gate in tl.static_range(4):
@@ -48,7 +48,7 @@ def weight_drop_kernel(
 
 def _run(source, drop, seed, mask_stream, *, source_interleaved, target_interleaved):
     hidden = source.shape[1]
-    target = torch.empty_like(source, memory_format=torch.contiguous_format)
+    target = torch.empty_like(source, memory_format=torch.contiguous_format)  # (4H, H)
     units, columns = 16, 64
     launch(
         weight_drop_kernel,

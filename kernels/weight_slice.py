@@ -91,12 +91,12 @@ def multiply(
             for k in tl.static_range(first, min(first + STAGES * BLOCK_K, DEPTH), BLOCK_K):
                 parts = parts + (tl.load(left + k, cache_modifier=".cg"),)
             for k in tl.static_range(first, min(first + STAGES * BLOCK_K, DEPTH), BLOCK_K):
-                a = parts[(k - first) // BLOCK_K]
+                a = parts[(k - first) // BLOCK_K]  # (ROWS, BLOCK_K)
                 acc = tl.dot(a, tiles[k // BLOCK_K], acc, input_precision=PRECISION)
     else:
         # Were the number of turns known, the loop would be unrolled, and its addresses held.
         for k in tl.range(0, DEPTH + zero, BLOCK_K, num_stages=STAGES):
-            a = tl.load(left + k, cache_modifier=".cg")
-            b = tl.load(right + k, cache_modifier=".cg")
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            a = tl.load(left + k, cache_modifier=".cg")  # (ROWS, BLOCK_K)
+            b = tl.load(right + k, cache_modifier=".cg")  # (BLOCK_K, WIDTH)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)  # (ROWS, WIDTH)
     return acc

@@ -406,7 +406,7 @@ def _native_products(dtype: torch.dtype) -> str:
 def _fast_products() -> bool:
     from ulmfit_fast.kernels.cpu import lstm
 
-    return bool(lstm.fast(torch.bfloat16))
+    return bool(lstm.has_bfloat16_products(torch.bfloat16))
 
 
 _native_products._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -464,19 +464,19 @@ def layer_plan(form: str | None, request: Request) -> KernelPlan:
 
 
 @functools.lru_cache(maxsize=64)
-def _runs_steps(device: torch.device, dtype: torch.dtype) -> bool:
+def _device_runs_steps(device: torch.device, dtype: torch.dtype) -> bool:
     return kernel_plan("stepwise", Request(device, dtype)).form is not None
 
 
-def _takes_steps(device: torch.device, dtype: torch.dtype) -> bool:
+def _has_step_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype not in _KERNEL_DTYPES or importlib.util.find_spec("triton") is None:
         return False
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
-    return device.type == "cuda" and _runs_steps(device, dtype)
+    return device.type == "cuda" and _device_runs_steps(device, dtype)
 
 
-_takes_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_has_step_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose_for_step(name: str, who: str, transforms: tuple[str, ...], request: Request) -> Choice:
@@ -485,7 +485,7 @@ def _choose_for_step(name: str, who: str, transforms: tuple[str, ...], request: 
     if transforms:
         return Choice("reference", "torch.func and forward-mode differentiation: plain autograd")
     wanted = name.startswith("triton") or (name == "auto" and request.device.type == "cuda")
-    if wanted and _takes_steps(request.device, request.dtype):
+    if wanted and _has_step_kernels(request.device, request.dtype):
         return Choice("triton", who if name != "auto" else "one pass each")
     return Choice("torch", "torch operations run everywhere")
 

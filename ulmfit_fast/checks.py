@@ -13,12 +13,12 @@ from torch import Tensor
 __all__ = [
     "NumberError",
     "as_seed",
-    "behind_vmap",
     "flag",
     "gate_probabilities",
     "number",
     "probability",
     "size",
+    "unwrap_vmap",
 ]
 
 
@@ -177,7 +177,7 @@ def as_seed(seed: Tensor | int) -> Tensor:
     return torch.tensor(int(seed), dtype=torch.int64, device="cpu")
 
 
-def behind_vmap(values: Tensor) -> Tensor:
+def unwrap_vmap(values: Tensor) -> Tensor:
     """Return the tensor with the values of all rows, of which torch.func.vmap lets none be read."""
     while torch._C._functorch.is_batchedtensor(values):
         values = torch._C._functorch.get_unwrapped(values)

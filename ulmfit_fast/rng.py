@@ -63,7 +63,7 @@ def _threshold(p: float) -> int:
     return int(p * 2.0**32)
 
 
-def _in_c(counters: int, *tensors: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Any:
+def _c_kernels(counters: int, *tensors: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> Any:
     """Return the C kernels of the masks if they can write and read these tensors, else None."""
     if torch.compiler.is_compiling() or counters > _WORD:
         return None
@@ -71,7 +71,7 @@ def _in_c(counters: int, *tensors: Tensor, dtypes: tuple[torch.dtype, ...] = ())
         return None
     from ulmfit_fast.kernels.cpu import calls, masks
 
-    return masks if calls.plain(*tensors) else None
+    return masks if calls.can_access(*tensors) else None
 
 
 def _key(seed: Tensor | int) -> Tensor | int:
@@ -146,7 +146,7 @@ def philox(
 def _weight_blocks(
     seed: Tensor | int, hidden_size: int, stream: int, device: torch.device | str | None
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
-    counters = torch.arange(hidden_size * hidden_size, dtype=torch.int64, device=device)
+    counters = torch.arange(hidden_size * hidden_size, dtype=torch.int64, device=device)  # (HH,)
     return _philox_blocks(seed, counters, 0, stream, KIND_WEIGHT)
 
 
@@ -168,15 +168,15 @@ def weight_keep(
         device: where the mask is made.
     """
     keep = torch.empty(4, hidden_size * hidden_size, dtype=torch.bool, device=device)
-    native = _in_c(hidden_size * hidden_size, keep)
+    native = _c_kernels(hidden_size * hidden_size, keep)
     if native is not None:
         native.weight_keep(keep, _key(seed), hidden_size, p, stream)
-        return keep.view(4 * hidden_size, hidden_size)
+        return keep.view(4 * hidden_size, hidden_size)  # (4H, H)
     thresholds = [_threshold(value) for value in p]
     for block, words in _weight_blocks(seed, hidden_size, stream, device):
         for lane, word in enumerate(words):
             torch.ge(word, thresholds[lane], out=keep[lane, block])
-    return keep.view(4 * hidden_size, hidden_size)
+    return keep.view(4 * hidden_size, hidden_size)  # (4H, H)
 
 
 def drop_weight(
@@ -194,11 +194,11 @@ def drop_weight(
         `(4H, H)` a new tensor of the dtype of `weight`.
     """
     hidden_size = weight.shape[1]
-    native = _in_c(hidden_size * hidden_size, weight, dtypes=_KERNEL_DTYPES)
+    native = _c_kernels(hidden_size * hidden_size, weight, dtypes=_KERNEL_DTYPES)
     if weight.shape == (4 * hidden_size, hidden_size) and native is not None:
         dropped: Tensor = native.drop_weight(weight, _key(seed), p, stream)
         return dropped
-    source = weight.reshape(4, hidden_size * hidden_size)
+    source = weight.reshape(4, hidden_size * hidden_size)  # (4, HH)
     dropped = torch.empty_like(source, memory_format=torch.contiguous_format)
     thresholds = [_threshold(value) for value in p]
     for block, words in _weight_blocks(seed, hidden_size, stream, weight.device):
@@ -235,7 +235,7 @@ def mask_gradient(
     Returns:
         `(4H, H)` a new tensor, the gradient of `weight`.
     """
-    native = _in_c(weight.shape[1] ** 2, grad, dtypes=_KERNEL_DTYPES)
+    native = _c_kernels(weight.shape[1] ** 2, grad, dtypes=_KERNEL_DTYPES)
     if grad.shape == weight.shape and native is not None:
         drawn: Tensor = native.drop_weight(grad, _key(seed), p, stream, gradient=True)
         return drawn
@@ -269,20 +269,20 @@ def gate_keep(
         device: where the mask is made.
     """
     keep = torch.empty(len(steps), batch_size, 4 * hidden_size, dtype=torch.bool, device=device)
-    native = _in_c(max(batch_size * hidden_size, steps.stop), keep)
+    native = _c_kernels(max(batch_size * hidden_size, steps.stop), keep)
     if native is not None:
         native.gate_keep(keep, _key(seed), steps, batch_size, hidden_size, p, stream)
         return keep
-    cells = torch.arange(batch_size * hidden_size, dtype=torch.int64, device=device)
-    times = torch.arange(steps.start, steps.stop, dtype=torch.int64, device=device)
+    cells = torch.arange(batch_size * hidden_size, dtype=torch.int64, device=device)  # (BH,)
+    times = torch.arange(steps.start, steps.stop, dtype=torch.int64, device=device)  # (S,)
     shape = (len(steps), batch_size * hidden_size)
-    word_0 = cells.expand(shape).reshape(-1)
-    word_1 = times[:, None].expand(shape).reshape(-1)
+    word_0 = cells.expand(shape).reshape(-1)  # (SBH,)
+    word_1 = times[:, None].expand(shape).reshape(-1)  # (SBH,)
     lanes = torch.empty(4, word_0.numel(), dtype=torch.bool, device=device)
     for block, words in _philox_blocks(seed, word_0, word_1, stream, KIND_GATE):
         for lane, word in enumerate(words):
             torch.ge(word, _threshold(p[lane]), out=lanes[lane, block])
-    by_gate = lanes.view(4, len(steps), batch_size, hidden_size).permute(1, 2, 0, 3)
+    by_gate = lanes.view(4, len(steps), batch_size, hidden_size).permute(1, 2, 0, 3)  # (S, B, 4, H)
     keep.view(by_gate.shape).copy_(by_gate)
     return keep
 
@@ -292,11 +292,11 @@ def _keep_mask(
     seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.device
 ) -> Tensor:
     keep = torch.empty(n, dtype=torch.bool, device=device)
-    native = _in_c(n // 4, keep)
+    native = _c_kernels(n // 4, keep)
     if native is not None:
         native.keep_mask(keep, _key(seed), p, kind, stream)
         return keep
-    counters = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)
+    counters = torch.arange((n + 3) // 4, dtype=torch.int64, device=device)  # (n / 4,)
     by_counter = torch.empty(counters.numel(), 4, dtype=torch.bool, device=device)
     for block, words in _philox_blocks(seed, counters, 0, stream, kind):
         for lane, word in enumerate(words):
@@ -312,7 +312,7 @@ def _(seed: Tensor, n: int, p: float, kind: int, stream: int, device: torch.devi
 @torch.library.custom_op("ulmfit_fast::embedding_keep", mutates_args=())
 def _embedding_keep(seed: Tensor, token_ids: Tensor, p: float) -> Tensor:
     keep = torch.empty(token_ids.shape, dtype=torch.bool, device=token_ids.device)
-    native = _in_c(0, keep, token_ids) if token_ids.dtype == torch.int64 else None
+    native = _c_kernels(0, keep, token_ids) if token_ids.dtype == torch.int64 else None
     # An id of more than 32 bits, or below 0, is no counter of the kernels.
     if native is not None and native.embedding_keep(keep, _key(seed), token_ids, p):
         return keep

@@ -71,18 +71,18 @@ class Alternative:
             yield
 
 
-def _deep(kernel: str, stages: int, **more: Any) -> Alternative:
+def _with_stages(kernel: str, stages: int, **more: Any) -> Alternative:
     return Alternative(f"{stages} stages", kernel, {"stages": stages, **more})
 
 
-def _tall(kernel: str, rows: int) -> Alternative:
+def _with_rows(kernel: str, rows: int) -> Alternative:
     tile = {"rows": rows, "groups": 64 // rows}
     return Alternative(f"{rows} rows a block", kernel, tile, hidden=400)
 
 
 # The units are those that are chosen on a GPU; the interpreter's one block has all of them.
 ALTERNATIVES = (
-    *(_deep("forward", stages) for stages in (2, 3, 5)),
+    *(_with_stages("forward", stages) for stages in (2, 3, 5)),
     Alternative("K tiles of 64", "forward", {"block_k": 64, "stages": 8}),
     Alternative("4 warps", "forward", {"warps": 4}),
     Alternative("polls by atomics", "forward", constants={"INLINE_POLL": False}),
@@ -90,12 +90,12 @@ ALTERNATIVES = (
     Alternative("4 K ranges", "forward", {"k_parts": 4, "units": 16, "block_k": 32}),
     Alternative("32 units", "forward", {"units": 32, "stages": 3}),
     Alternative("64 rows, two launches", "forward", {"rows": 64}, batch=128),
-    *(_tall("forward", rows) for rows in (32, 64)),
-    *(_deep("backward", stages) for stages in (2, 3, 6)),
+    *(_with_rows("forward", rows) for rows in (32, 64)),
+    *(_with_stages("backward", stages) for stages in (2, 3, 6)),
     Alternative("4 warps", "backward", {"warps": 4}),
     Alternative("barriers of those that depend", "backward", {"grouped": True}),
     Alternative("polls by atomics", "backward", constants={"INLINE_POLL": False}),
     Alternative("4 K ranges", "backward", {"k_parts": 4}),
     Alternative("64 rows, two launches", "backward", {"rows": 64}, batch=128),
-    *(_tall("backward", rows) for rows in (32, 64)),
+    *(_with_rows("backward", rows) for rows in (32, 64)),
 )

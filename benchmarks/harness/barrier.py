@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from benchmarks.harness.settings import Settings
-from benchmarks.harness.timing import take_turns
+from benchmarks.harness.timing import time_interleaved
 from ulmfit_fast.kernels.grid_barrier import COUNTER_STRIDE, arrive, wait  # noqa: TID251
 from ulmfit_fast.kernels.launch import give_key  # noqa: TID251
 
@@ -63,7 +63,7 @@ def barrier_us(settings: Settings) -> float:
         synchronize(blocks, barriers, settings.device)
 
     steps = {count: lambda turn, count=count: launch(count) for count in (few, many)}
-    times, failed = take_turns(steps, repeats=settings.repeats, cuda=settings.cuda)
+    times, failed = time_interleaved(steps, repeats=settings.repeats, cuda=settings.cuda)
     if failed:
         settings.note(f"the cost of a barrier: {next(iter(failed.values()))}")
         return 0.0

@@ -13,7 +13,7 @@ import torch
 from benchmarks.harness import check, memory, show
 from benchmarks.harness.rows import Row
 from benchmarks.harness.settings import Settings
-from benchmarks.harness.timing import UNABLE, Times, captured, take_turns
+from benchmarks.harness.timing import UNABLE, Times, captured, time_interleaved
 
 Step = Callable[[int], object]
 
@@ -107,7 +107,7 @@ def compare(
                 unable.add(key)
                 continue
         steps[index, "eager"] = entry.step
-    times, failed = take_turns(
+    times, failed = time_interleaved(
         steps,
         repeats=repeats or settings.repeats,
         cuda=settings.cuda,

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.harness import machine
 from benchmarks.harness.settings import Settings
-from benchmarks.harness.timing import take_turns
+from benchmarks.harness.timing import time_interleaved
 
 
 class Cost(NamedTuple):
@@ -181,7 +181,7 @@ def product_rate(settings: Settings, dtype: torch.dtype) -> float:
 
 def _seconds(step, settings: Settings) -> float:
     """Return the tenth percentile: a ceiling is what the device does undisturbed."""
-    times, failed = take_turns({0: step}, repeats=settings.repeats, cuda=settings.cuda)
+    times, failed = time_interleaved({0: step}, repeats=settings.repeats, cuda=settings.cuda)
     if failed:
         raise failed[0]
     return times[0].p10 / 1e6

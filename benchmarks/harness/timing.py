@@ -68,7 +68,7 @@ def captured(step: Callable[[int], object]) -> Callable[[int], object]:
     return lambda turn: graphs[turn % INPUTS].replay()
 
 
-def take_turns(
+def time_interleaved(
     steps: Mapping[K, Callable[[int], object]], *, repeats: int, cuda: bool, warm_up: bool = True
 ) -> tuple[dict[K, Times], dict[K, Exception]]:
     """Time steps in turns, so that whatever drifts hits all of them alike.

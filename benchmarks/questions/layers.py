@@ -103,7 +103,7 @@ def _compile(
             made = make(weights)
             sizes = frozenset(layer[1].shape[1] for layer in weights)
             drops = (bool(made.weight_p), bool(made.gate_p))
-            if not made.kernels or not settings.share.takes(
+            if not made.kernels or not settings.share.claims(
                 (made.name.split(",")[0], sizes, batch_size, made.dtype, drops)
             ):
                 continue

@@ -24,7 +24,7 @@ from benchmarks.harness.cli import run_question
 from benchmarks.harness.measure import Entry, compare, measured
 from benchmarks.harness.rows import Row
 from benchmarks.harness.settings import Settings
-from benchmarks.harness.timing import take_turns
+from benchmarks.harness.timing import time_interleaved
 from ulmfit_fast.data import ClassifierBatches, Tokenizer
 from ulmfit_fast.nn import AWDLSTM, AWDLSTMConfig, TextClassifier
 from ulmfit_fast.serving import quantize
@@ -84,7 +84,7 @@ def texts_of(settings: Settings, model: uf.ULMFiT) -> list[Texts]:
     return kinds
 
 
-def _telling_apart(model: uf.ULMFiT, texts: Sequence[str]) -> uf.ULMFiT:
+def _with_fitted_statistics(model: uf.ULMFiT, texts: Sequence[str]) -> uf.ULMFiT:
     """Return a copy that answers differently to different texts, lest all orders look right.
 
     Random weights answer all texts much alike; BatchNorm, fitted to some, makes much of little.
@@ -104,7 +104,7 @@ def run(settings: Settings) -> list[Row]:
     rows: list[Row] = []
     timed: set[str] = set()
     groups = texts_of(settings, model)
-    apart = _telling_apart(model, groups[0].texts[:64])
+    apart = _with_fitted_statistics(model, groups[0].texts[:64])
     for asked in groups:
         if settings.over(f"{QUESTION}: {asked.name} texts, B={asked.batch_size}"):
             continue
@@ -135,7 +135,7 @@ def run(settings: Settings) -> list[Row]:
         for batch_size in (1, asked.batch_size):
             one = asked._replace(batch_size=batch_size)
             if not settings.over(f"{QUESTION}: int8, {one.name} texts, B={batch_size}"):
-                rows += _beside(settings, model, small, one, QUESTION)
+                rows += _compare_precisions(settings, model, small, one, QUESTION)
     return rows
 
 
@@ -159,7 +159,7 @@ def run_accuracy(settings: Settings) -> list[Row]:
         )
         asked = Texts("held-out", texts, tokens, batch_size)
         right = f"{asked.name} texts, {shares[1]:.1%} right, {shares[0]:.1%} in float32"
-        found = _beside(settings, model, small, asked, ACCURACY)[:1]
+        found = _compare_precisions(settings, model, small, asked, ACCURACY)[:1]
         rows += [replace(row, passes=right) for row in found]
     return rows
 
@@ -254,7 +254,7 @@ def _in_bfloat16(model: uf.ULMFiT, texts: list[str], batch_size: int) -> Tensor:
         return _ours(model, texts, batch_size)
 
 
-def _beside(
+def _compare_precisions(
     settings: Settings, model: uf.ULMFiT, small: uf.ULMFiT, asked: Texts, question: str
 ) -> list[Row]:
     """Time int8 and bfloat16 beside float32; their error is the distance of the probabilities."""
@@ -266,7 +266,7 @@ def _beside(
     }
     wanted = ways[OURS]()
     settings.say(_described(asked))
-    times, _ = take_turns(
+    times, _ = time_interleaved(
         {name: lambda turn, way=way: way() for name, way in ways.items()},
         repeats=min(3, settings.repeats),
         cuda=False,

@@ -9,6 +9,7 @@ INLINE floats activated(floats x, int which) {
     return widen(narrow(x));
 }
 
+/* One of them over x (n,), into y (n,). */
 EXPORT void activations(const float *x, float *y, int64_t n, int which) {
     for (int64_t i = 0; i < n; i += LANES)
         store_floats(y + i, activated(load_floats(x + i, n - i), which), n - i);

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from ulmfit_fast.kernels.cpu.library import library
 
-__all__ = ["Dropout", "address", "dropout", "function", "plain", "threads"]
+__all__ = ["Dropout", "address", "can_access", "dropout", "function", "threads"]
 
 _WORDS = 1 << 32
 _forked = False
@@ -62,7 +62,7 @@ def function(name):
     return found
 
 
-def plain(*tensors):
+def can_access(*tensors):
     """Say whether there are kernels, and they may read and write the memory of these tensors.
 
     Not where there is none of its own, as behind a subclass, nor where somebody listens to

@@ -156,7 +156,8 @@ INLINE int64_t row(const loss_call *of, int64_t r, float *scratch, const int bfl
     return 0;
 }
 
-/* Returns how many targets are neither a class nor ignored. */
+/* The losses (N,) of logits (N, V), which the gradients take the place of if that is asked for.
+ * Returns how many targets are neither a class nor ignored. */
 EXPORT int64_t cross_entropy(const loss_call *of, int bfloat16, int gradient) {
     int64_t wrong = 0, team = least(of->threads, of->rows * of->classes / GRAIN + 1);
 #pragma omp parallel num_threads((int)team) reduction(+ : wrong)

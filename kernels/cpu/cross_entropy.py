@@ -7,7 +7,7 @@ import torch
 from ulmfit_fast.kernels.cpu.calls import address, threads
 from ulmfit_fast.kernels.cpu.library import library
 
-__all__ = ["softmax_cross_entropy_", "takes"]
+__all__ = ["can_read", "softmax_cross_entropy_"]
 
 _I, _P = ctypes.c_int64, ctypes.c_void_p
 # Of cross_entropy.c.
@@ -30,7 +30,7 @@ def _call(call, *flags):
     return compute(ctypes.byref(call), *flags)
 
 
-def takes(logits):
+def can_read(logits):
     """Say whether logits `(N, V)` lie as the kernel reads them: classes side by side."""
     rows, classes = logits.shape
     apart = rows < 2 or logits.stride(0) >= classes
@@ -41,7 +41,7 @@ def softmax_cross_entropy_(logits, targets, bias, ignore_index, label_smoothing,
     """Return each row's loss, and write the gradient of their sum over the logits.
 
     Args:
-        logits: `(N, V)` float32 or bfloat16 that `takes` takes.
+        logits: `(N, V)` float32 or bfloat16 that `can_read` can read.
         targets: `(N,)` int64.
         bias: `(V,)` that is added to each row, or None.
         ignore_index: target whose loss and gradient are 0.

@@ -120,20 +120,20 @@ def _load():
 
 def _first_load():
     if os.environ.get(SWITCH, "").strip() == "0":
-        return None, _without(f"{SWITCH}=0", logging.INFO)
+        return None, _log_absence(f"{SWITCH}=0", logging.INFO)
     if os.name != "posix":
-        return None, _without(f"they are not built on {platform.system()}", logging.INFO)
+        return None, _log_absence(f"they are not built on {platform.system()}", logging.INFO)
     try:
-        recipe = _recipe(_words_of(FLAGS_VARIABLE), None)
-        loaded = _in_first_folder(recipe, lambda folder: _opened(recipe, folder))
+        recipe = _recipe(_split_variable(FLAGS_VARIABLE), None)
+        loaded = _in_first_folder(recipe, lambda folder: _load_checked(recipe, folder))
     except NoCompiler as error:
-        return None, _without(str(error), logging.INFO)
+        return None, _log_absence(str(error), logging.INFO)
     except BuildFailed as error:
-        return None, _without(str(error), logging.WARNING)
+        return None, _log_absence(str(error), logging.WARNING)
     return loaded, loaded.ulmfit_fast_features().decode()
 
 
-def _without(why, level):
+def _log_absence(why, level):
     _log.log(level, "no C kernels: %s; PyTorch's operations do the work", why)
     return why
 
@@ -149,7 +149,7 @@ def build(flags=(), compiler=None):
         BuildFailed: if nothing compiles it, or there is nowhere to keep it.
     """
     recipe = _recipe(tuple(flags), compiler)
-    return _in_first_folder(recipe, lambda folder: _built(recipe, folder))
+    return _in_first_folder(recipe, lambda folder: _find_or_build(recipe, folder))
 
 
 def _in_first_folder(recipe, use):
@@ -163,24 +163,24 @@ def _in_first_folder(recipe, use):
     raise BuildFailed(why)
 
 
-def _opened(recipe, folder):
+def _load_checked(recipe, folder):
     """Load the library and ask it what is known."""
-    path = _built(recipe, folder)
+    path = _find_or_build(recipe, folder)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError:
         if path.exists():
             raise
         # It was an old one, and another process took it away.
-        loaded = ctypes.CDLL(str(_built(recipe, folder)))
-    wrong = _wrong_with(loaded)
+        loaded = ctypes.CDLL(str(_find_or_build(recipe, folder)))
+    wrong = _self_check(loaded)
     if wrong:
         command = shlex.join(recipe.command)
         raise BuildFailed(f"what {command} compiled fails its own check: {wrong}")
     return loaded
 
 
-def _wrong_with(loaded):
+def _self_check(loaded):
     try:
         loaded.ulmfit_fast_features.restype = ctypes.c_char_p
         words, size = loaded.ulmfit_fast_check_philox, loaded.ulmfit_fast_check_size
@@ -219,17 +219,17 @@ def _recipe(flags, compiler):
     return _Recipe(command, flags, units, digest.hexdigest()[:24])
 
 
-def _built(recipe, folder):
-    kept = _kept(recipe, folder)
+def _find_or_build(recipe, folder):
+    kept = _find_built(recipe, folder)
     if kept is None:
-        with _alone(folder):
-            kept = _kept(recipe, folder) or _compile(recipe, folder)
+        with _build_lock(folder):
+            kept = _find_built(recipe, folder) or _compile(recipe, folder)
     with contextlib.suppress(OSError):
         os.utime(kept)
     return kept
 
 
-def _kept(recipe, folder):
+def _find_built(recipe, folder):
     for path in sorted(folder.glob(f"{recipe.key}-*.so")):
         with contextlib.suppress(OSError):
             if path.stem == f"{recipe.key}-{_digest_of(path)}":
@@ -254,7 +254,7 @@ def _compile(recipe, folder):
         _log.info("compiled the C kernels: %s", shlex.join(words))
         target = folder / f"{recipe.key}-{_digest_of(made)}.so"
         os.replace(made, target)
-    _tidy(folder, target)
+    _remove_stale(folder, target)
     return target
 
 
@@ -266,7 +266,7 @@ def _first_error(done):
     return f"exit status {done.returncode}" if done.returncode else "it wrote nothing"
 
 
-def _tidy(folder, newest):
+def _remove_stale(folder, newest):
     """Remove torn libraries of the same key, and what nobody has used for long."""
     now = time.time()
     with contextlib.suppress(OSError):
@@ -311,7 +311,7 @@ def _run(words, **environment):
 
 
 def _compiler():
-    named = _words_of("CC")
+    named = _split_variable("CC")
     if named:
         return named
     for name in ("cc", "gcc", "clang"):
@@ -321,7 +321,7 @@ def _compiler():
     raise NoCompiler("there is no C compiler (CC, cc, gcc, clang)")
 
 
-def _words_of(variable):
+def _split_variable(variable):
     value = os.environ.get(variable, "")
     try:
         return tuple(shlex.split(value))
@@ -362,7 +362,7 @@ def _folders():
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         folder = Path(os.path.abspath(os.path.expanduser(named)))
-        if _made(folder):
+        if _make_folder(folder):
             yield folder
     caches = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(caches):
@@ -370,30 +370,30 @@ def _folders():
     # A user without a home has "~" for one.
     if os.path.isabs(caches):
         folder = Path(caches) / "ulmfit_fast"
-        if _made(folder) and _own(folder):
+        if _make_folder(folder) and _is_private(folder):
             yield folder
     with contextlib.suppress(OSError):
         folder = Path(tempfile.gettempdir()) / f"ulmfit_fast-{os.getuid()}"
-        if _made(folder) and _own(folder):
+        if _make_folder(folder) and _is_private(folder):
             yield folder
         folder = Path(tempfile.mkdtemp(prefix="ulmfit_fast-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
 
-def _made(folder):
+def _make_folder(folder):
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder.is_dir()
 
 
-def _own(folder):
+def _is_private(folder):
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 @contextlib.contextmanager
-def _alone(folder):
+def _build_lock(folder):
     """Wait for another process that compiles, as long as a compiler may take."""
     import fcntl
 

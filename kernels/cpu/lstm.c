@@ -377,16 +377,20 @@ INLINE void backward(const backward_call *of, int64_t thread, int64_t threads, c
         else part(of, thread, threads, 0, 0);             \
     }
 
+/* A weight (4H, K) or (4H, H) into panels (P, K, PANEL), or those of the transpose, dropped. */
 EXPORT void pack_weight(const packing *of, int bfloat16, int fast) {
     (void)fast;
     IN_THREADS(pack)
 }
 
+/* x (T, B, E) to output (T, B, H); gates (T, B, 4H) and cells (T, B, H) where they are kept. */
 EXPORT void lstm_forward(const forward_call *of, int bfloat16, int fast) {
     (void)fast;
     IN_THREADS(forward)
 }
 
+/* The gradients of a chunk's pre-activations, (S, B, 4H), and what it carries on: (P, B, PANEL) of h
+ * and (B, H) of c. */
 EXPORT void lstm_backward(const backward_call *of, int bfloat16, int fast) {
     (void)fast;
     IN_THREADS(backward)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 
 from ulmfit_fast.kernels.cpu.calls import Dropout, address, dropout, function, threads
-from ulmfit_fast.kernels.cpu.held import once
 from ulmfit_fast.kernels.cpu.library import library
 from ulmfit_fast.kernels.cpu.masks import drop_weight
 from ulmfit_fast.kernels.cpu.matmul import add_matmul
 from ulmfit_fast.kernels.cpu.sums import add_column_sums
+from ulmfit_fast.kernels.cpu.weight_cache import cached
 
-__all__ = ["PRODUCTS_VARIABLE", "Masks", "backward", "fast", "forward"]
+__all__ = ["PRODUCTS_VARIABLE", "Masks", "backward", "forward", "has_bfloat16_products"]
 
 PRODUCTS_VARIABLE = "ULMFIT_FAST_PRODUCTS"
 
@@ -75,7 +75,7 @@ class Masks(NamedTuple):
         return dropout(self.seed, self.stream, self.gate_p)
 
 
-def fast(dtype):
+def has_bfloat16_products(dtype):
     """Say whether the products of a dtype are formed in bfloat16.
 
     They are where the CPU has instructions for them: with AVX512-BF16 alone they were measured at
@@ -97,7 +97,7 @@ def fast(dtype):
     return there and asked != "float32"
 
 
-def _even(n, in_pairs):
+def _round_to_even(n, in_pairs):
     return n + n % 2 if in_pairs else n
 
 
@@ -105,9 +105,9 @@ def _packed(weight, drop, *, transposed):
     """Copy a weight `(4H, K)` or `(4H, H)` into panels, dropped: `(P, K, 4 LANES)`."""
     weight = weight.contiguous()
     hidden, depth = weight.shape[0] // 4, weight.shape[1]
-    lanes, pairs = library().lanes(), fast(weight.dtype)
+    lanes, pairs = library().lanes(), has_bfloat16_products(weight.dtype)
     width = 4 * lanes if transposed else lanes
-    rows = 4 * hidden if transposed else _even(depth, pairs)
+    rows = 4 * hidden if transposed else _round_to_even(depth, pairs)
     dtype = torch.bfloat16 if pairs else torch.float32
     packed = torch.empty(-(-hidden // width), rows, 4 * lanes, dtype=dtype, device="cpu")
     call = _Packing(hidden, depth, threads(), transposed, address(weight), address(packed), drop)
@@ -134,26 +134,26 @@ def forward(x, h0, c0, weights, bias, lengths, masks, *, keep):
     """
     w_ih, w_hh = weights
     steps, batch, inputs = x.shape
-    hidden, lanes, pairs = w_hh.shape[1], library().lanes(), fast(x.dtype)
+    hidden, lanes, pairs = w_hh.shape[1], library().lanes(), has_bfloat16_products(x.dtype)
     x, h0 = x.contiguous(), h0.contiguous()
     lengths = None if lengths is None else lengths.contiguous()
     whole = dropout(0, 0, (0.0,) * 4)
-    input_panels = once(("packed", pairs), w_ih, lambda: _packed(w_ih, whole, transposed=False))
+    input_panels = cached(("packed", pairs), w_ih, lambda: _packed(w_ih, whole, transposed=False))
     if any(masks.weight_p):
         panels = _packed(w_hh, masks.of_weight(), transposed=False)
     else:
-        panels = once(("packed", pairs), w_hh, lambda: _packed(w_hh, whole, transposed=False))
+        panels = cached(("packed", pairs), w_hh, lambda: _packed(w_hh, whole, transposed=False))
     chunk = max(1, min(steps, -(-_ROWS // max(1, batch))))
     output, h_n = x.new_empty(steps, batch, hidden), x.new_empty(batch, hidden)
     c_n = c0.clone(memory_format=torch.contiguous_format)
-    gates = x.new_empty((steps, batch, 4 * hidden) if keep else 0)
+    gates = x.new_empty((steps, batch, 4 * hidden) if keep else 0)  # (T, B, 4H)
     cells = c0.new_empty((steps, batch, hidden) if keep else 0)
     # Zeros, for where H is odd the last column is read and never written.
-    states = panels.new_zeros(2, batch, _even(hidden, pairs))
+    states = panels.new_zeros(2, batch, _round_to_even(hidden, pairs))  # (2, B, H)
     rows = None
-    if x.dtype != panels.dtype or inputs != _even(inputs, pairs):
-        rows = panels.new_empty(chunk, batch, _even(inputs, pairs))
-    sums = torch.empty(panels.shape[0], chunk, batch, 4 * lanes, **_SUMS)
+    if x.dtype != panels.dtype or inputs != _round_to_even(inputs, pairs):
+        rows = panels.new_empty(chunk, batch, _round_to_even(inputs, pairs))  # (S, B, E)
+    sums = torch.empty(panels.shape[0], chunk, batch, 4 * lanes, **_SUMS)  # (P, S, B, 4 LANES)
     call = _Forward(
         *(steps, batch, inputs, hidden, threads(), masks.stream & 1, masks.sequence, chunk),
         *map(address, (x, input_panels, panels, bias, lengths, h0, c_n, states, rows, sums)),
@@ -191,7 +191,7 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
     panels = _packed(w_hh, masks.of_weight(), transposed=True)
     padded = panels.shape[0] * 4 * lanes
     grad_h = torch.zeros(batch, padded, **_SUMS)
-    grad_h[:, :hidden] = grad_h_n
+    grad_h[:, :hidden] = grad_h_n  # (B, 4 LANES P)
     grad_h = (
         grad_h.view(batch, panels.shape[0], 4 * lanes).transpose(0, 1).contiguous()
     )  # (P, B, 4 LANES)
@@ -206,7 +206,7 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
     for start in starts if reverse else reversed(starts):
         inside = slice(start, min(steps, start + chunk))
         last = inside.stop == steps if reverse else start == 0
-        sums = panels.new_empty(inside.stop - start, batch, 4 * hidden)  # da
+        sums = panels.new_empty(inside.stop - start, batch, 4 * hidden)  # da, (S, B, 4H)
         call = _Backward(
             *(steps, batch, hidden, threads(), reverse, masks.sequence, start, inside.stop),
             not last or needs[1],
@@ -215,26 +215,26 @@ def backward(grads, x, h0, c0, weights, lengths, masks, kept, needs):
         )
         pairs = panels.dtype == torch.bfloat16
         function("lstm_backward")(ctypes.byref(call), x.dtype == torch.bfloat16, pairs)
-        flat = sums.view(sums.shape[0] * batch, 4 * hidden)  # (TB, 4H)
+        flat = sums.view(sums.shape[0] * batch, 4 * hidden)  # (SB, 4H)
         if needs[0]:
-            add_matmul(grad_x[inside].view(len(flat), inputs), flat, w_ih, fresh=True)
+            add_matmul(grad_x[inside].view(len(flat), inputs), flat, w_ih, fresh=True)  # (SB, E)
         if needs[3]:
-            add_matmul(grad_w_ih, flat.t(), x[inside].reshape(len(flat), inputs))
+            add_matmul(grad_w_ih, flat.t(), x[inside].reshape(len(flat), inputs))  # (4H, E)
         if before is not None:
-            add_matmul(grad_w_hh, flat.t(), before[inside].reshape(len(flat), hidden))
+            add_matmul(grad_w_hh, flat.t(), before[inside].reshape(len(flat), hidden))  # (4H, H)
         if needs[5]:
-            add_column_sums(grad_bias, flat)
+            add_column_sums(grad_bias, flat)  # (4H,)
     if needs[4] and any(masks.weight_p):
         grad_w_hh = drop_weight(grad_w_hh, masks.seed, masks.weight_p, masks.stream, gradient=True)
-    grad_h0 = grad_h.transpose(0, 1).reshape(batch, padded)[:, :hidden]
+    grad_h0 = grad_h.transpose(0, 1).reshape(batch, padded)[:, :hidden]  # (B, H)
     return grad_x, grad_h0, grad_c, grad_w_ih, grad_w_hh, grad_bias
 
 
 def _states_before(h0, output, lengths, reverse):
     """Return the state that each step began with, `(T, B, H)`."""
     if not reverse:
-        return torch.cat([h0[None], output[:-1]])
-    before = torch.cat([output[1:], h0[None]])
+        return torch.cat([h0[None], output[:-1]])  # (T, B, H)
+    before = torch.cat([output[1:], h0[None]])  # (T, B, H)
     if lengths is not None:
         # The first step of a row is its last one; what follows in memory is padding.
         rows = (lengths > 0).nonzero().squeeze(1)

@@ -1,6 +1,6 @@
 """The masks of masks.c on tensors: drawn, and applied. `ulmfit_fast.rng` says which bits they are.
 
-Whoever calls has asked `calls.plain` whether the tensors may be read and written.
+Whoever calls has asked `calls.can_access` whether the tensors may be read and written.
 """
 
 import ctypes

@@ -37,6 +37,7 @@ static void pack_panel(const matmul_call *of, int64_t panel, int64_t from, int64
                 out[j * PANEL + i] = source[j * of->b_row + i * of->b_column];
 }
 
+/* a (M, K) times b (K, N) into c (M, N), or added to it. */
 EXPORT void matmul(const matmul_call *of) {
     int64_t panels = (of->n + PANEL - 1) / PANEL, blocks = (of->m + ROWS - 1) / ROWS;
 #pragma omp parallel num_threads(of->threads)

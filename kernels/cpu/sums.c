@@ -31,6 +31,7 @@ INLINE void sum_columns(const sums_call *of, int64_t from, int64_t to, const int
     }
 }
 
+/* The sums over the rows of x (N, M), added to out (M,). */
 EXPORT void column_sums(const sums_call *of, int bfloat16) {
     int64_t blocks = (of->columns + COLUMNS - 1) / COLUMNS;
     /* Of few columns each thread takes a part, of whole cache lines. */

@@ -63,6 +63,6 @@ def test_the_classifier_answers_differently_to_different_texts() -> None:
     model = predict.model_of(settings)
     texts = predict.texts_of(settings, model)[0].texts
     before = model.predict_proba(texts)[:, 0]
-    after = predict._telling_apart(model, texts).predict_proba(texts)[:, 0]
+    after = predict._with_fitted_statistics(model, texts).predict_proba(texts)[:, 0]
     assert before.max() - before.min() < 0.05 < 0.2 < after.max() - after.min()
     assert (model.predict_proba(texts)[:, 0] == before).all()

@@ -214,7 +214,7 @@ def test_what_raises_is_noted_and_the_others_go_on(settings):
 def test_implementations_take_turns_and_rotate_their_inputs():
     seen = []
     steps = {name: lambda turn, name=name: seen.append((name, turn)) for name in "ab"}
-    times, failed = timing.take_turns(steps, repeats=3, cuda=False, warm_up=False)
+    times, failed = timing.time_interleaved(steps, repeats=3, cuda=False, warm_up=False)
     assert seen == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
     assert set(times) == set("ab") and not failed
     assert all(time.repeats == 3 and time.p10 <= time.median <= time.p90 for time in times.values())

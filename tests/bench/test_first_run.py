@@ -129,7 +129,7 @@ def test_what_a_stage_remarks_is_there_when_it_is_stopped(tmp_path, monkeypatch)
     monkeypatch.setattr("triton.knobs.compilation.listener", None)
     with pytest.raises(KeyboardInterrupt):
         main(["--out", str(tmp_path), "--stage", "one", "--dry-run"])
-    told = first_run.told(tmp_path, {"one": {"ended": "stopped after 30 s"}})
+    told = first_run.highlights(tmp_path, {"one": {"ended": "stopped after 30 s"}})
     assert "something: RuntimeError: made up" in next(told)
 
 

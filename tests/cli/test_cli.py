@@ -492,18 +492,6 @@ def start(*args: object, **options: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_real_process(folder: Path) -> None:
-    good, bad = (
-        start("predict", "--model", folder / name, "--text", "texts.txt", cwd=folder)
-        for name in ("classifier", "lm")
-    )
-    out, error = good.communicate(timeout=120)
-    assert (good.returncode, error, len(out.splitlines())) == (0, "", 41)
-    out, error = bad.communicate(timeout=120)
-    assert (bad.returncode, out, error.count("\n")) == (2, "", 1) and error.startswith("error: ")
-
-
-@pytest.mark.slow
 def test_real_interruption(folder: Path) -> None:
     out, many = folder / "new", folder / "many.txt"
     # Enough text that the signal comes while the model trains, not while it is saved.

@@ -90,13 +90,10 @@ def test_the_encoding_of_the_caller_comes_back(folder, monkeypatch):
     assert "schön".encode() in stream.buffer.getvalue()
 
 
-@pytest.mark.parametrize("command", ["info", "predict --model {0}/m --text {0}/new.txt"])
-def test_a_reader_that_leaves_ends_it_quietly(folder, command):
+def test_a_reader_that_leaves_ends_it_quietly():
+    """Before the first line; tests of predict have one that leaves after it."""
     done = subprocess.Popen(
-        [*MODULE, *command.format(folder).split(" ")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
+        [*MODULE, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     )
     done.stdout.close()
     assert done.stderr.read() == b""
@@ -113,15 +110,19 @@ def test_a_closed_output_is_one_line(folder):
 
 
 @pytest.mark.parametrize("command", ["info", "generate --model {0}/m"])
-def test_what_nobody_could_read_is_not_a_success(folder, command):
-    line = f'"{sys.executable}" -m ulmfit_fast {command.format(folder)} >&-'
-    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
-    assert done.returncode == 2
-    assert done.stderr == b"error: standard output is closed, expected a file or a pipe\n"
+def test_what_nobody_could_read_is_not_a_success(folder, command, monkeypatch, capsys):
+    # What Python makes of a stream that is closed when it starts.
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        app(command.format(folder).split(" "))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: standard output is closed, expected a file or a pipe\n"
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
-@pytest.mark.parametrize("command", ["--help", "predict --help", "info"])
+@pytest.mark.parametrize("command", ["--help", "info"])
 def test_a_full_disk_is_one_line(command):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(

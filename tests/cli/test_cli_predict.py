@@ -315,7 +315,9 @@ def test_a_file_is_not_answered_into_what_is_piped_in(made, tmp_path):
     path.write_text("a fine film\n")
     arguments = ("predict", "--model", made / "model", "--text", "-", "--out", path, "--overwrite")
     with path.open() as piped, started(*arguments, stdin=piped, stderr=subprocess.PIPE) as process:
-        assert "would be written over" in process.stderr.read()
+        error = process.stderr.read()
+        assert error.startswith("error: ") and "would be written over" in error
+        assert error.count("\n") == 1 and process.stdout.read() == ""
         assert process.wait(60) == 2 and path.read_text() == "a fine film\n"
 
 
@@ -433,14 +435,14 @@ def test_rows_come_out_while_texts_still_come_in(made, tmp_path):
     pipe = tmp_path / "endless.txt"
     os.mkfifo(pipe)
     arguments = ("predict", "--model", made / "model", "--text", pipe, "--chunk-size", 2)
-    with started(*arguments) as process:
+    with started(*arguments, stderr=subprocess.PIPE) as process:
         with pipe.open("w") as texts:
             for turn in range(3):
                 print("a fine film\na dull, long story", file=texts, flush=True)
                 # Not one more text has been written, and the file has no end yet.
                 read = [process.stdout.readline() for _ in range(2 if turn else 3)]
                 assert all(read) and (turn or read[0] == "label,probability\n")
-        assert process.wait(60) == 0 and process.stdout.read() == ""
+        assert process.wait(60) == 0 and process.stdout.read() == process.stderr.read() == ""
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ulmfit_fast.cli.program import app
 from ulmfit_fast.data import Tokenizer, TokenStore
 from ulmfit_fast.data.store import store as token_store
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 
 LINES = ["The cat sat.", "The dog sat, the cat did not!"] * 4
 
@@ -87,7 +87,7 @@ def test_a_store_that_is_being_built_is_told_before_a_vocabulary_is_learnt(
 ) -> None:
     monkeypatch.setattr(Tokenizer, "train", None)
     # The thread that holds a directory may hold it once more.
-    with held(tmp_path / "store"), ThreadPoolExecutor() as pool:
+    with directory_lock(tmp_path / "store"), ThreadPoolExecutor() as pool:
         options = ("--text", corpus, "--out", tmp_path / "store")
         message = pool.submit(run, *options, code=2).result()
     assert "store is held by process" in message and message.count("\n") == 1

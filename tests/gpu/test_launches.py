@@ -125,7 +125,8 @@ def test_two_streams_at_once(size):
     run_together(size, 1)
 
 
-@rehearsed
+# The rehearsal of one process is that of the program of both.
+@pytest.mark.gpu
 @sizes
 def test_two_processes_on_one_gpu(size):
     run_together(size, 2)

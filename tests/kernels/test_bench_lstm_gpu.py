@@ -34,8 +34,10 @@ def dry_run(tmp_path, *questions):
 
 @pytest.mark.slow
 def test_the_whole_path_of_a_gpu(tmp_path, capsys):
-    # The first step and the layers have tests of their own; tokens and texts are the CPU's alone.
-    asked = [q for q in QUESTIONS if q not in ("first_step", "layer", "tokenize", "generate")]
+    # The first step, the layers and predictions have tests of their own; tokens and texts are the
+    # CPU's alone.
+    elsewhere = ("first_step", "layer", "predict", "tokenize", "generate")
+    asked = [q for q in QUESTIONS if q not in elsewhere]
     code, rows = dry_run(tmp_path, *asked)
     text = capsys.readouterr().out
     assert code == 0 and "WRONG" not in text

@@ -25,7 +25,7 @@ def layouts(rows, columns):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_equals_the_product_in_float64_in_any_layout(size, threads, monkeypatch):
-    monkeypatch.setattr(matmul, "wins", lambda: True)
+    monkeypatch.setattr(matmul, "beats_torch", lambda: True)
     monkeypatch.setattr(matmul, "threads", lambda: threads)
     m, k, n = size
     (plain_a, all_a), (plain_b, all_b) = layouts(m, k), layouts(k, n)
@@ -48,7 +48,7 @@ def test_equals_the_product_in_float64_in_any_layout(size, threads, monkeypatch)
 @pytest.mark.parametrize("wins", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sums_in_the_dtype_of_what_it_is_added_to(dtype, wins, fresh, monkeypatch):
-    monkeypatch.setattr(matmul, "wins", lambda: wins)
+    monkeypatch.setattr(matmul, "beats_torch", lambda: wins)
     a, b = torch.randn(4, 9, dtype=dtype), torch.randn(9, 5)
     out = torch.ones(4, 5)
     matmul.add_matmul(out, a, b, fresh=fresh)
@@ -59,7 +59,7 @@ def test_sums_in_the_dtype_of_what_it_is_added_to(dtype, wins, fresh, monkeypatc
 
 @pytest.mark.parametrize("size", [(0, 3, 4), (3, 0, 4), (3, 4, 0)], ids=str)
 def test_of_nothing(size, monkeypatch):
-    monkeypatch.setattr(matmul, "wins", lambda: True)
+    monkeypatch.setattr(matmul, "beats_torch", lambda: True)
     m, k, n = size
     out = torch.full((m, n), 7.0)
     matmul.add_matmul(out, torch.zeros(m, k), torch.zeros(k, n), fresh=True)
@@ -69,7 +69,7 @@ def test_of_nothing(size, monkeypatch):
 @pytest.mark.parametrize("layout", ["rows", "transposed"])
 def test_many_small_terms_beside_a_large_one_are_not_lost(layout, monkeypatch):
     """As in the gradient of a softmax over a large vocabulary: one sum over all loses them all."""
-    monkeypatch.setattr(matmul, "wins", lambda: True)
+    monkeypatch.setattr(matmul, "beats_torch", lambda: True)
     a = torch.full((3, 16_384), 2.0**-25)
     a[:, 0] = 1.0
     out = torch.empty(3, 1)

@@ -210,7 +210,7 @@ def test_a_library_of_another_cpu_is_never_loaded(tmp_path, small, monkeypatch):
 def test_flags_of_the_variable_come_after_the_usual_ones(fake, small, monkeypatch):
     path = fake()
     monkeypatch.setenv(native.FLAGS_VARIABLE, "-O1 '-DNAME=two words'")
-    native.build(native._words_of(native.FLAGS_VARIABLE))
+    native.build(native._split_variable(native.FLAGS_VARIABLE))
     assert native.library() is None
     assert len({line.partition(" -o ")[0] for line in calls_of(path)}) == 1
     line = calls_of(path)[0]
@@ -246,7 +246,7 @@ def test_what_is_not_whole_is_compiled_again(tmp_path, small, monkeypatch, how):
     else:
         again = native.build()
         assert again.parent == first.parent
-        assert native._kept(native._recipe((), None), again.parent) == again
+        assert native._find_built(native._recipe((), None), again.parent) == again
         assert names(again.parent) == [again.name]
     assert native.library() is not None
 

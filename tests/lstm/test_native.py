@@ -73,9 +73,10 @@ def test_gradients_in_bfloat16_at_the_size_of_ulmfit(name):
 
 def test_what_is_multiplied_in_bfloat16_can_be_told(monkeypatch):
     there = bool(library.library().has_bfloat16())
-    assert lstm_kernels.fast(torch.bfloat16) == there and not lstm_kernels.fast(torch.float32)
+    assert lstm_kernels.has_bfloat16_products(torch.bfloat16) == there
+    assert not lstm_kernels.has_bfloat16_products(torch.float32)
     monkeypatch.setenv(lstm_kernels.PRODUCTS_VARIABLE, "float32")
-    assert not lstm_kernels.fast(torch.bfloat16)
+    assert not lstm_kernels.has_bfloat16_products(torch.bfloat16)
     layer, x = uf.LSTM(4, 8).bfloat16(), torch.randn(3, 2, 4, dtype=torch.bfloat16)
     assert backend.explain(layer, x).endswith("products in float32")
     assert_within_rounding("native", tensors(3, 2, 40, 33, torch.bfloat16), seed=1)
@@ -84,7 +85,7 @@ def test_what_is_multiplied_in_bfloat16_can_be_told(monkeypatch):
         layer(x)
     monkeypatch.setenv(lstm_kernels.PRODUCTS_VARIABLE, "bfloat16")
     if there:
-        assert lstm_kernels.fast(torch.bfloat16)
+        assert lstm_kernels.has_bfloat16_products(torch.bfloat16)
         return
     with pytest.raises(ValueError, match="this CPU or its compiler has no such products; unset"):
         layer(x)
@@ -368,7 +369,7 @@ def test_weights_are_packed_once_where_they_stay(autocast, monkeypatch):
     with torch.no_grad():
         expected = outputs(1)[0]
         assert len(packed) == 8
-        with operators.holding_weights():
+        with operators.caching_weights():
             found = outputs(2)
             assert len(packed) == 16
             # A change is seen, and the memory of another tensor is not taken for the old one's.
@@ -385,14 +386,14 @@ def test_weights_are_packed_once_where_they_stay(autocast, monkeypatch):
 
 def test_what_is_trained_or_dropped_is_packed_each_time():
     layer, x = uf.LSTM(5, 7, weight_p=0.5), torch.randn(3, 2, 5)
-    with operators.holding_weights():
+    with operators.caching_weights():
         output, _ = layer(x)
         output.sum().backward()
         with torch.no_grad():
             one, other = (layer(x, seed=seed)[0] for seed in (1, 2))
             assert torch.equal(layer(x, seed=1)[0], one) and not torch.equal(one, other)
     assert layer.weight_hh_l0.grad is not None
-    with pytest.raises(RuntimeError, match="inside"), operators.holding_weights():
+    with pytest.raises(RuntimeError, match="inside"), operators.caching_weights():
         raise RuntimeError("inside")
     with torch.no_grad():
         assert torch.equal(layer(x, seed=1)[0], one)

@@ -359,7 +359,7 @@ def test_a_crash_between_the_files_of_a_model_leaves_a_model(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("least", "options"),
     [
-        (20, ("--epochs", "2")),
+        (8, ("--epochs", "1")),
         (8, ("--threads", "2", "--epochs", "1")),
         (5, ("--threads", "2", "--epochs", "1", "--loaded")),
     ],

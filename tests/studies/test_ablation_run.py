@@ -33,7 +33,7 @@ def texts(count):
     return [f"{(GOOD, BAD)[i % 2]} number {i % 7}" for i in range(count)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def task():
     labels = ["good", "bad"]
     return Task(
@@ -136,14 +136,20 @@ def test_the_smallest_rate_that_does_best_on_the_validation_texts_is_kept(
 
     monkeypatch.setattr(ablation_run, "_accuracy", accuracy)
     monkeypatch.setattr(ablation_run._Run, "_fitted", lambda self, job, lr: (lr, 1.0))
-    monkeypatch.setattr(ablation_run._Run, "_remembered", lambda *_: (None, None))
+    monkeypatch.setattr(ablation_run._Run, "_retained_perplexities", lambda *_: (None, None))
     run = ablation_run._Run(task, tmp_path, settings, 0, "cpu")
     rows = run.classify([Job("pre-trained", ULMFIT_WAY, 8, seed) for seed in (0, 1)])
     assert [(row.seed, row.lr) for row in rows] == [(0, 1e-2), (1, 1e-2)]
 
 
-def test_a_stopped_run_goes_on(task, tmp_path, monkeypatch):
-    settings, fitted = small(), ablation_run._Run.classify
+@pytest.fixture(scope="module")
+def whole(task, tmp_path_factory):
+    """The rows of a run in one process that nothing stopped."""
+    return run_ablation(task, tmp_path_factory.mktemp("whole"), small(ways=()), workers=1)
+
+
+def test_a_stopped_run_goes_on(task, whole, tmp_path, monkeypatch):
+    settings, fitted = small(ways=()), ablation_run._Run.classify
     calls = []
 
     def interrupted(self, group):
@@ -162,8 +168,6 @@ def test_a_stopped_run_goes_on(task, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation_run._Run, "classify", fitted)
     monkeypatch.setattr(ablation_run._Run, "pretrain", lambda self, say: None)
     rows = run_ablation(task, tmp_path / "a", settings, workers=1)
-    monkeypatch.undo()
-    whole = run_ablation(task, tmp_path / "b", settings, workers=1)
 
     def values(rows):
         return [(row.key, row.lr, row.accuracy, row.target_perplexity) for row in rows]
@@ -175,12 +179,11 @@ def test_a_stopped_run_goes_on(task, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_rows(task, tmp_path):
-    settings = small(epochs={8: 2}, rates=(1e-2,))
-    one, two = (
-        run_ablation(task, tmp_path / str(workers), settings, workers=workers) for workers in (1, 2)
-    )
-    assert [(row.key, row.accuracy) for row in one] == [(row.key, row.accuracy) for row in two]
+def test_processes_give_the_same_rows(task, whole, tmp_path):
+    rows = run_ablation(task, tmp_path, small(ways=()), workers=2)
+    assert [(row.key, row.accuracy, row.lr) for row in rows] == [
+        (row.key, row.accuracy, row.lr) for row in whole
+    ]
 
 
 def test_another_run_is_not_mixed_in(task, tmp_path):

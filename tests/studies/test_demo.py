@@ -173,10 +173,24 @@ def test_no_language_model_reads_a_test_sentence_or_its_document(demo: Demo) -> 
     assert train.isdisjoint(sentence_key(text) for text in demo.task.test_texts)
 
 
+# The quick demo with fewer texts and a smaller model; `make examples` runs it as it is.
+SHELL = """
+from dataclasses import replace
+from ulmfit_fast.studies import settings
+settings.QUICK = replace(settings.QUICK, **{changes!r})
+if __name__ == "__main__":
+    from ulmfit_fast.cli.program import main
+    main()
+"""
+
+
 @pytest.mark.slow
-def test_quick_demo_as_a_user_runs_it(tmp_path: Path) -> None:
+def test_quick_demo_in_the_shell_is_the_function(demo: Demo, tmp_path: Path) -> None:
+    changes = {name: value for name, value in vars(SETTINGS).items() if value != vars(QUICK)[name]}
+    # A file, as the demo's workers read again what has started them.
+    (tmp_path / "shell.py").write_text(SHELL.format(changes=changes))
     process = subprocess.run(
-        [sys.executable, "-m", "ulmfit_fast", "demo", "--quick", "--out", "out"],
+        [sys.executable, "shell.py", "demo", "--quick", "--seed", "5", "--out", "out"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -188,6 +202,8 @@ def test_quick_demo_as_a_user_runs_it(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["quick"] is True
     assert "Quick run." in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for name in ("accuracy", "perplexity", "confusion", "settings"):
+        assert metrics[name] == demo.metrics[name]
     for method, row in scores(metrics["accuracy"]).items():
         (line,) = (line for line in process.stdout.splitlines() if f"| {method} " in f"| {line}")
         assert all(format_score(score) in line for score in row.values())

@@ -166,27 +166,24 @@ def test_both_end_where_the_first_cannot_write(done):
 
 
 def test_the_command_line_under_torchrun(tmp_path):
-    text = tmp_path / "texts.txt"
-    text.write_text("\n".join(f"the {w} film had an end" for w in ("fine", "dull")) * 200)
-    command = ["-m", "ulmfit_fast", "pretrain", "--text", text, "--out", tmp_path / "lm"]
-    command += ["--emb-size", 8, "--hidden-size", 12, "--min-freq", 1, "--batch-size", 4]
-    command += ["--bptt", 10, "--epochs", 2, "--checkpoint-steps", 5]
-    for code, _, error in in_two(*command):
-        assert code == 0, error[-3000:]
-    assert (tmp_path / "lm" / "config.json").exists()
+    """A classifier; the benchmark of several processes pre-trains with torchrun itself."""
+    lm = ULMFiT(emb_size=8, hidden_size=12, min_freq=1, progress=False)
+    texts = [f"the {w} film had an end" for w in ("fine", "dull")] * 20
+    lm.pretrain(texts, epochs=1, batch_size=4, bptt=10).save(tmp_path / "lm")
     table = tmp_path / "labelled.csv"
     rows = [f"the {w} film had an end,{w}" for w in ("fine", "dull")] * 40
     table.write_text("\n".join(["text,label", *rows]))
     command = ["-m", "ulmfit_fast", "fit-classifier", "--model", tmp_path / "lm", "--text", table]
     command += ["--out", tmp_path / "classifier", "--epochs", 2, "--batch-size", 8]
-    command += ["--class-weight", "dull=2"]
+    command += ["--class-weight", "dull=2", "--checkpoint-steps", 3]
     ended = in_two(*command)
     for code, _, error in ended:
         assert code == 0, error[-3000:]
     assert sum("the model is in" in "".join(output) for _, *output in ended) == 1
     model = ULMFiT.load(tmp_path / "classifier")
     assert model.labels == ["dull", "fine"] and len(model.predict(["the fine film"])) == 1
-    assert len(list((tmp_path / "lm" / "checkpoints" / "pretrain").glob("step-*"))) == 3
+    checkpoints = tmp_path / "classifier" / "checkpoints" / "fit_classifier"
+    assert len(list(checkpoints.glob("step-*"))) == 3
 
 
 def test_parts_of_a_stream_are_the_rows_of_the_whole():

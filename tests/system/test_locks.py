@@ -14,7 +14,7 @@ import pytest
 import ulmfit_fast as uf
 from ulmfit_fast.runs import Run
 from ulmfit_fast.system import locks
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 
 fcntl = pytest.importorskip("fcntl", reason="the platform has other locks")
 
@@ -24,7 +24,7 @@ import importlib.util, os, pathlib, sys, time
 spec = importlib.util.spec_from_file_location("locks", {locks.__file__!r})
 module = importlib.util.module_from_spec(spec); sys.modules["locks"] = module
 spec.loader.exec_module(module)
-with module.held(pathlib.Path(sys.argv[1])):
+with module.directory_lock(pathlib.Path(sys.argv[1])):
     # Said by the child, if there is one: it is only then that it has let the lock go.
     if sys.argv[2] == "alone" or os.fork() == 0:
         print("held", os.getpid(), flush=True)
@@ -57,10 +57,10 @@ def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
         host = os.uname().nodename
         before = tree(tmp_path)
         message = rf"out is held by process {process.pid} on {host} since \d{{4}}-\d\d-\d\d \d\d:"
-        with pytest.raises(FileExistsError, match=message), held(tmp_path / "out"):
+        with pytest.raises(FileExistsError, match=message), directory_lock(tmp_path / "out"):
             raise AssertionError("two hold it")
         assert tree(tmp_path) == before
-    with held(tmp_path / "out"):
+    with directory_lock(tmp_path / "out"):
         assert (tmp_path / "out" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     # Whoever makes a directory removes it, if nothing came into it; the dead one could not.
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == []
@@ -72,7 +72,7 @@ def test_the_lock_dies_with_the_process_and_no_child_keeps_it(tmp_path: Path, ho
         process.send_signal(signal.SIGKILL)
         process.wait(60)
         try:
-            with held(tmp_path):
+            with directory_lock(tmp_path):
                 pass
             if how == "forks":
                 os.kill(child, 0)
@@ -87,7 +87,7 @@ def test_a_thread_may_hold_it_twice_and_another_one_not(tmp_path: Path) -> None:
 
     def second() -> None:
         try:
-            with held(tmp_path):
+            with directory_lock(tmp_path):
                 pass
         except FileExistsError as error:
             errors.append(str(error))
@@ -98,11 +98,11 @@ def test_a_thread_may_hold_it_twice_and_another_one_not(tmp_path: Path) -> None:
         thread.join()
         return len(errors)
 
-    with held(tmp_path):
-        with held(tmp_path):
+    with directory_lock(tmp_path):
+        with directory_lock(tmp_path):
             assert in_a_thread() == 1
         assert in_a_thread() == 2, "the inner block has let it go"
-        with pytest.raises(FileExistsError), held(tmp_path, alone=True):
+        with pytest.raises(FileExistsError), directory_lock(tmp_path, alone=True):
             raise AssertionError("held by itself")
     assert in_a_thread() == 2 and f"process {os.getpid()}" in errors[0]
 
@@ -120,15 +120,15 @@ def test_a_file_that_went_away_while_it_was_locked_is_not_the_lock(
             (tmp_path / ".lock").unlink()
 
     monkeypatch.setattr(fcntl, "flock", removed)
-    with held(tmp_path):
+    with directory_lock(tmp_path):
         assert len(calls) == 2 and (tmp_path / ".lock").stat().st_ino == calls[1]
 
 
 def test_missing_directories_are_made_and_go_again_with_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), held(tmp_path / "a" / "b"):
+    with pytest.raises(ZeroDivisionError), directory_lock(tmp_path / "a" / "b"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
-    with held(tmp_path / "a" / "b"):
+    with directory_lock(tmp_path / "a" / "b"):
         (tmp_path / "a" / "b" / "mine").touch()
     assert os.listdir(tmp_path / "a" / "b") == ["mine"]
 
@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_is_told_of(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with held(tmp_path / "out"):
+    with directory_lock(tmp_path / "out"):
         pass
     assert "out is on a file system without locks (No locks available)" in caplog.text
     assert os.listdir(tmp_path) == []
@@ -153,10 +153,10 @@ def test_an_error_of_the_disk_is_no_other_process(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", broken)
-    with pytest.raises(OSError, match="Input/output error"), held(tmp_path / "out"):
+    with pytest.raises(OSError, match="Input/output error"), directory_lock(tmp_path / "out"):
         raise AssertionError("went on")
     monkeypatch.undo()
-    with held(tmp_path / "out"):
+    with directory_lock(tmp_path / "out"):
         pass
 
 

@@ -471,7 +471,7 @@ def test_millions_of_words_beside_a_small_model_take_no_memory(
     tmp_path: Path, directory: Path
 ) -> None:
     paths = []
-    for count in (10**6, 4 * 10**6, 10**7):
+    for count in (10**6, 10**7):
         path = shutil.copytree(directory, tmp_path / f"{count} words")
         many_words(path / "tokenizer.json", count)
         paths.append(path)

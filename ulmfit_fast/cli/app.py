@@ -28,7 +28,7 @@ from ulmfit_fast.data.reading.outputs import check_apart, inside
 from ulmfit_fast.data.reading.records import READABLE, kind_of
 from ulmfit_fast.system.directories import check_target, is_leftover, is_run_file, owned_names
 from ulmfit_fast.system.files import user_path
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 
 __all__ = [
     "BatchSize",
@@ -476,7 +476,7 @@ def check_again(
         raise ValueError("--resume and --overwrite are both given, expected one of them")
     if out.is_dir():
         # First of all: what another process is at work on is neither to be resumed nor replaced.
-        with held(out.resolve()):
+        with directory_lock(out.resolve()):
             pass
     if there and not overwrite and not resume:
         mend = "" if resume is None else "--resume goes on with it, "

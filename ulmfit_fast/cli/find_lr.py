@@ -63,7 +63,7 @@ def find_lr(
     from ulmfit_fast.training import lr_finder
     from ulmfit_fast.training.stages import TrainingSettings, build_classifier
     from ulmfit_fast.ulmfit.estimator import ULMFiT
-    from ulmfit_fast.ulmfit.labelled import classes_of, labelled_texts, weighed
+    from ulmfit_fast.ulmfit.labelled import classes_of, labelled_texts, with_weights
 
     class_weights = class_weight_of(class_weight)
     if label_column is None and not (class_weights is None and weight_column is None):
@@ -84,7 +84,7 @@ def find_lr(
             text, None, None, weight_column, label_column=label_column, **table.arguments()
         )
         names = classes_of(read[1])
-        corpus, labels, weights = weighed(read[0], read[1], class_weights, read[2])
+        corpus, labels, weights = with_weights(read[0], read[1], class_weights, read[2])
         indices = [names.index(label) for label in labels]
         classes = torch.tensor(indices, dtype=torch.int64, device="cpu")
         own = learner.language_model.config

@@ -23,7 +23,7 @@ from ulmfit_fast.cli.app import (
     typer,
 )
 from ulmfit_fast.system.files import user_path, write_text
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 
 
 def demo(
@@ -135,7 +135,7 @@ def ablate(
             raise ValueError("a task of your own needs --general, text to pre-train on")
         options = {**columns.arguments(), "label_column": label_column}
         read = own_task(own, general=general, target=target or (), test=test, seed=seed, **options)
-    with held(out.resolve()):
+    with directory_lock(out.resolve()):
         if overwrite:
             for path in _files(out, name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -312,9 +312,9 @@ def lists_and_strings(content: bytes) -> object:
         elif name == "EMPTY_LIST":
             stack.append([])
         elif name == "LIST":
-            stack.append(_down_to_mark(stack))
+            stack.append(_pop_to_mark(stack))
         elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else _down_to_mark(stack)
+            items = [stack.pop()] if name == "APPEND" else _pop_to_mark(stack)
             if type(stack[-1]) is list:
                 stack[-1].extend(items)
         elif name in _NAMING:
@@ -329,11 +329,11 @@ def lists_and_strings(content: bytes) -> object:
         elif name == "STOP":
             return stack.pop()
         else:
-            _follow(opcode, stack)
+            _execute(opcode, stack)
     raise ValueError("a pickle without an end")
 
 
-def _down_to_mark(stack: list[Any]) -> list[Any]:
+def _pop_to_mark(stack: list[Any]) -> list[Any]:
     """Take off and return what stands above the last mark, and the mark."""
     items = []
     while (item := stack.pop()) is not pickletools.markobject:
@@ -341,11 +341,11 @@ def _down_to_mark(stack: list[Any]) -> list[Any]:
     return items[::-1]
 
 
-def _follow(opcode: pickletools.OpcodeInfo, stack: list[Any]) -> None:
+def _execute(opcode: pickletools.OpcodeInfo, stack: list[Any]) -> None:
     """Do to the stack what an instruction does that makes something else."""
     taken = len(opcode.stack_before)
     if pickletools.stackslice in opcode.stack_before:
-        _down_to_mark(stack)
+        _pop_to_mark(stack)
         # The mark and what stands above it are two of those it takes.
         taken -= 2
     if taken > len(stack):

@@ -25,13 +25,13 @@ __all__ = [
     "is_iterable",
     "is_missing",
     "is_whole_float",
+    "label_error",
     "missing_label",
     "nearest",
-    "no_classes",
-    "no_label",
     "several_labels",
     "shown",
     "weight_of",
+    "why_not_classes",
 ]
 
 Label = str | int
@@ -100,13 +100,13 @@ def column_positions(
                 has = f"no column {column!r}"
                 has_argument = number < len(arguments) and not isinstance(column, Kept)
                 argument = f" as {arguments[number]}=" if has_argument else ""
-                split = _undivided(present) if has_argument else ""
+                split = _delimiter_hint(present) if has_argument else ""
                 mend = f"pass {split}the name of one{argument}{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
     return [found[column][0] for column in wanted]
 
 
-def _undivided(present: Collection[Any]) -> str:
+def _delimiter_hint(present: Collection[Any]) -> str:
     """Return the start of a mend where the one name of a header looks like several."""
     only = next(iter(present)) if len(present) == 1 else None
     sign = max(DELIMITERS, key=only.count) if isinstance(only, str) else ""
@@ -204,7 +204,7 @@ def checked_values(where: str, columns: Sequence[str], values: Sequence[Any]) ->
         if getattr(value, "ndim", None) == 0 and not is_missing(value):
             value = value.item()
         if not (isinstance(value, (str, int)) or is_whole_float(value) or is_missing(value)):
-            raise no_label(f"{where}: {column!r}", value)
+            raise label_error(f"{where}: {column!r}", value)
         checked.append(value)
     return (*checked, *values[2:])
 
@@ -258,7 +258,7 @@ def missing_label(where: str, value: Any) -> MissingLabelError:
     return MissingLabelError(f"{where} is {what}, expected a label; fill it in or drop the row")
 
 
-def no_label(where: str, value: Any) -> ValueError:
+def label_error(where: str, value: Any) -> ValueError:
     """Return the error of a row whose label is of a kind that no class is written in."""
     return ValueError(
         f"{where} is {shown(value)}, expected a string, an integer or a bool; mend or drop the row"
@@ -275,12 +275,12 @@ def shown(value: object) -> str:
     return " ".join(line.strip() for line in f"{value!r:.60}".splitlines())
 
 
-def no_classes(counts: Mapping[Any, int]) -> str | None:
+def why_not_classes(counts: Mapping[Any, int]) -> str | None:
     """Return why values are no classes: more than half of them differ, among more than twenty.
 
-    >>> no_classes({f"ticket {n}": 1 for n in range(30)})
+    >>> why_not_classes({f"ticket {n}": 1 for n in range(30)})
     "30 different values in 30 rows, such as 'ticket 0', expected classes that many rows share"
-    >>> no_classes({"good": 20, "bad": 10})
+    >>> why_not_classes({"good": 20, "bad": 10})
 
     Args:
         counts: how often each value occurs.

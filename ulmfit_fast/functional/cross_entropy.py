@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ulmfit_fast import backend as backends
 from ulmfit_fast.checks import probability
-from ulmfit_fast.functional.dropout import in_c
+from ulmfit_fast.functional.dropout import takes_c_kernels
 from ulmfit_fast.system.seeds import initialize_vector_functions
 
 __all__ = ["linear_cross_entropy", "softmax_cross_entropy_"]
@@ -153,11 +153,11 @@ def _summed_loss(
     grad_weight = x.new_zeros(weight.shape if needs_weight else 0, dtype=wide)
     grad_bias = x.new_zeros(classes if needs_bias else 0, dtype=wide)
     held = x.new_empty(rows, classes, dtype=dtype)  # of a chunk, (R, V)
-    native = in_c(held, targets, bias)
+    native = takes_c_kernels(held, targets, bias)
     for start in range(0, x.shape[0], rows):
         part = x[start : start + rows].to(dtype)  # (R, E)
         chosen = targets[start : start + rows]  # (R,)
-        logits = held[: len(part)]
+        logits = held[: len(part)]  # (R, V)
         if native:
             add_matmul(logits, part, w.t(), fresh=True)
         elif b is None or x.device.type == "cpu":
@@ -309,10 +309,10 @@ def _softmax_cross_entropy(
             logits, targets, ignore_index, label_smoothing
         )
         return losses
-    if in_c(logits, targets):
+    if takes_c_kernels(logits, targets):
         from ulmfit_fast.kernels.cpu import cross_entropy
 
-        if cross_entropy.takes(logits):
+        if cross_entropy.can_read(logits):
             losses = cross_entropy.softmax_cross_entropy_(
                 logits, targets, None, ignore_index, label_smoothing
             )

@@ -25,9 +25,9 @@ __all__ = [
     "check_time_first",
     "dropout_and_regularisers",
     "embed_dropped",
-    "in_c",
     "locked_dropout",
     "scale_kept",
+    "takes_c_kernels",
 ]
 
 
@@ -41,7 +41,7 @@ def scale_kept(x: Tensor, keep: Tensor, p: float) -> Tensor:
     return (x * mask).to(x.dtype)
 
 
-def in_c(x: Tensor, *others: Tensor | None) -> bool:
+def takes_c_kernels(x: Tensor, *others: Tensor | None) -> bool:
     """Say whether the C kernels may compute a step on x, and on what else it reads or writes."""
     if torch.compiler.is_compiling() or x.dtype not in _IN_C:
         return False
@@ -49,7 +49,7 @@ def in_c(x: Tensor, *others: Tensor | None) -> bool:
         return False
     from ulmfit_fast.kernels.cpu import calls
 
-    return bool(calls.plain(x, *(other for other in others if other is not None)))
+    return bool(calls.can_access(x, *(other for other in others if other is not None)))
 
 
 class _LockedInC(torch.autograd.Function):
@@ -69,12 +69,12 @@ class _LockedInC(torch.autograd.Function):
 
 
 def _drop_locked(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    if in_c(x):
+    if takes_c_kernels(x):
         dropped: Tensor = _LockedInC.apply(x, seed, p)  # type: ignore[no-untyped-call]
         return dropped
     _, batch, features = x.shape
     keep = rng.keep_mask(seed, batch * features, p, kind=rng.KIND_LOCKED, device=x.device)
-    return scale_kept(x, keep.view(1, batch, features), p)
+    return scale_kept(x, keep.view(1, batch, features), p)  # (T, B, F)
 
 
 def _on(device: torch.device, seed: Tensor | None, p: float) -> Tensor | None:
@@ -189,7 +189,7 @@ def embed_dropped(
     seed = _on(tokens.device, seed_embedding, p_embedding)
     if seed is not None:
         keep = rng.embedding_keep(seed, tokens, p_embedding)  # (T, B)
-        vectors = scale_kept(vectors, keep.unsqueeze(-1), p_embedding)
+        vectors = scale_kept(vectors, keep.unsqueeze(-1), p_embedding)  # (T, B, E)
     seed = _on(tokens.device, seed_locked, p_locked)
     return vectors if seed is None else locked_dropout(vectors, seed, p_locked)
 

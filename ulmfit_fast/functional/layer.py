@@ -402,7 +402,7 @@ def _both_biases(b_ih: Tensor | None, b_hh: Tensor | None) -> list[Tensor]:
 
 def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """Set what lies past each row's length to zero, so that no NaN there reaches a product."""
-    steps = torch.arange(x.shape[0], dtype=torch.int64, device=x.device)
+    steps = torch.arange(x.shape[0], dtype=torch.int64, device=x.device)  # (T,)
     outside = steps[:, None] >= lengths  # (T, B)
     return x.masked_fill(outside[:, :, None], 0.0)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ulmfit_fast.checks import behind_vmap, gate_probabilities
+from ulmfit_fast.checks import gate_probabilities, unwrap_vmap
 
 __all__ = [
     "FitError",
@@ -206,7 +206,7 @@ def check_lengths(lengths: Tensor, batch_size: int, steps: int) -> None:
         raise TypeError(f"lengths has dtype {lengths.dtype}, expected torch.int64")
     if torch.compiler.is_compiling() or lengths.device.type != "cpu" or batch_size == 0:
         return
-    lengths = behind_vmap(lengths)
+    lengths = unwrap_vmap(lengths)
     shortest, longest = int(lengths.min()), int(lengths.max())
     if shortest < 0 or longest > steps:
         raise ValueError(

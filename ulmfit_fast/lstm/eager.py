@@ -174,7 +174,7 @@ def lstm_eager(
         recurrence = Recurrence(weight, batch_size)
 
         flat = x.reshape(steps * batch_size, input_size).to(compute)  # (TB, E)
-        gates = torch.mm(w_ih.to(compute), flat.t())
+        gates = torch.mm(w_ih.to(compute), flat.t())  # (4H, TB)
         gates = gates.view(4 * hidden_size, steps, batch_size)  # (4H, T, B)
         bias = _sum_of_biases(b_ih, b_hh, compute)
         masked = gate_mask is not None or any(gate_p)

@@ -84,7 +84,7 @@ def lstm_eager_backward(
         if weight_mask is not None:
             weight = weight * weight_mask
         # Transposed once, for a product that is formed at every step.
-        recurrence = Recurrence(weight.t().contiguous(), batch_size)
+        recurrence = Recurrence(weight.t().contiguous(), batch_size)  # of (H, 4H)
         masked = gate_mask is not None or any(gate_p)
         mask = GateMask(gates, seed, gate_p, sequence, stream, gate_mask) if masked else None
         order = time_order(steps, stream)
@@ -93,7 +93,7 @@ def lstm_eager_backward(
         grad_out = grad_output.to(compute)  # (T, B, H)
         grad_h = grad_h_n.to(compute).t()  # (H, B)
         grad_c = grad_c_n.to(compute).t().contiguous()  # (H, B)
-        first = c0.to(compute).t()
+        first = c0.to(compute).t()  # (H, B)
         shortest = steps if lengths is None else int(lengths.min()) if batch_size else 0
         for chunk in _chunks(order, batch_size):
             before = _shifted(cells, chunk, order, first)  # (H, n, B)
@@ -101,7 +101,7 @@ def lstm_eager_backward(
             steps_of_it = grads.view(4, hidden_size, len(chunk), batch_size)  # of (4H, n, B)
             for t in reversed(chunk) if order.step == 1 else chunk:
                 k = t - chunk.start
-                grad_h_t = grad_h + grad_out[t].t()
+                grad_h_t = grad_h + grad_out[t].t()  # (H, B)
                 grad_c_t = torch.addcmul(grad_c, grad_h_t, into_c[:, k])
                 steps_of_it[:3, :, k].mul_(grad_c_t)
                 steps_of_it[3, :, k].mul_(grad_h_t)
@@ -167,8 +167,8 @@ def _shifted(cells: Tensor, chunk: range, order: range, first: Tensor) -> Tensor
     if order.start not in chunk:
         return cells[:, chunk.start - order.step : chunk.stop - order.step]
     if order.step == 1:
-        return torch.cat([first[:, None], cells[:, : chunk.stop - 1]], 1)
-    return torch.cat([cells[:, chunk.start + 1 :], first[:, None]], 1)
+        return torch.cat([first[:, None], cells[:, : chunk.stop - 1]], 1)  # (H, n, B)
+    return torch.cat([cells[:, chunk.start + 1 :], first[:, None]], 1)  # (H, n, B)
 
 
 def _factors(
@@ -232,10 +232,10 @@ class _Sums:
     def add(self, grads: Tensor, chunk: range) -> None:
         """Add what the gradients of a chunk's pre-activations, `(4H, n, B)`, bring."""
         rows, steps, batch_size = grads.shape
-        flat = grads.view(rows, steps * batch_size)
+        flat = grads.view(rows, steps * batch_size)  # (4H, nB)
         inside = slice(chunk.start, chunk.stop)
         if self._needs[0]:
-            grad_x = torch.mm(flat.t(), self._w_ih)
+            grad_x = torch.mm(flat.t(), self._w_ih)  # (nB, E)
             self._grad_x[inside] = grad_x.view(steps, batch_size, self._w_ih.shape[1])
         if self._needs[3]:
             inputs = self._x[inside].to(self._compute)
@@ -260,7 +260,7 @@ class _Sums:
             start, stop = max(start, 0), min(stop, len(order))
         # Sizes in full, for a batch of none leaves nothing to infer one from.
         pairs = (stop - start) * grads.shape[2]
-        earlier = self._output[start:stop].to(self._compute).reshape(pairs, hidden_size)
+        earlier = self._output[start:stop].to(self._compute).reshape(pairs, hidden_size)  # (nB, H)
         self._grad_w_hh.addmm_(later.reshape(grads.shape[0], pairs), earlier)
         if order.step == 1 or self._lengths is None:
             if order.start in chunk:

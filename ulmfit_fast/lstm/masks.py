@@ -104,13 +104,13 @@ def draw_masks(
     if any(weight_p):
         keep = rng.weight_keep(seed, hidden_size, weight_p, stream=stream, device=device)
         weight = _scaled(keep.view(4, -1), weight_p, dtype)  # (4, HH)
-        weight = weight.view(4 * hidden_size, hidden_size)
+        weight = weight.view(4 * hidden_size, hidden_size)  # (4H, H)
     if any(gate_p):
         times = range(1 if sequence else steps)
         keep = rng.gate_keep(
             seed, times, batch_size, hidden_size, gate_p, stream=stream, device=device
         )
-        by_gate = keep.view(len(times), batch_size, 4, hidden_size)
+        by_gate = keep.view(len(times), batch_size, 4, hidden_size)  # (T, B, 4, H)
         gate = _scaled(by_gate, gate_p, dtype).flatten(-2)  # (T, B, 4H) or (1, B, 4H)
     return DropoutMasks(weight, gate)
 

@@ -11,30 +11,30 @@ from torch import Tensor
 
 from ulmfit_fast.lstm.eager import copy_as
 
-__all__ = ["cast", "holding_weights", "lstm_native", "lstm_native_backward"]
+__all__ = ["caching_weights", "cast", "lstm_native", "lstm_native_backward"]
 
 
 @contextmanager
-def holding_weights() -> Iterator[None]:
+def caching_weights() -> Iterator[None]:
     """Cast and pack each weight once in the block, where nothing is trained and they stay.
 
     Of what a layer takes for few tokens that is most: it reads and writes all weights.
     """
-    from ulmfit_fast.kernels.cpu import held
+    from ulmfit_fast.kernels.cpu import weight_cache
 
-    with held.holding():
+    with weight_cache.caching():
         yield
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a weight in a dtype, the same tensor at each call inside `holding_weights`."""
+    """Return a weight in a dtype, the same tensor at each call inside `caching_weights`."""
     if weight.dtype == dtype or weight.device.type != "cpu" or torch.compiler.is_compiling():
         return weight.to(dtype)
-    from ulmfit_fast.kernels.cpu import calls, held
+    from ulmfit_fast.kernels.cpu import calls, weight_cache
 
-    if not calls.plain(weight):
+    if not calls.can_access(weight):
         return weight.to(dtype)
-    made: Tensor = held.once(dtype, weight, lambda: weight.to(dtype))
+    made: Tensor = weight_cache.cached(dtype, weight, lambda: weight.to(dtype))
     return made
 
 

@@ -71,7 +71,7 @@ def lstm_layer(
     outputs: list[Tensor] = [h] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         z = None if masks.gate is None else masks.gate[t if masks.gate.shape[0] > 1 else 0]
-        active = None if lengths is None else (t < lengths)[:, None]
+        active = None if lengths is None else (t < lengths)[:, None]  # (B, 1)
         h, c = _step(F.linear(x[t], w_ih, b_ih), (h, c), weights, z, active)  # (B, H)
         outputs[t] = h if active is None else h.masked_fill(~active, 0.0)
     output = torch.stack(outputs) if steps else h0.new_zeros(0, *h0.shape)  # (T, B, H)
@@ -88,7 +88,7 @@ def _step(
     h, c = state
     activations = inputs + F.linear(h.to(inputs.dtype), *weights)  # (B, 4H)
     a_i, a_f, a_g, a_o = activations.chunk(4, dim=1)  # (B, H)
-    gates = torch.cat([a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()], dim=1)
+    gates = torch.cat([a_i.sigmoid(), a_f.sigmoid(), a_g.tanh(), a_o.sigmoid()], dim=1)  # (B, 4H)
     if z is not None:
         gates = gates * z
     gate_i, gate_f, gate_g, gate_o = gates.chunk(4, dim=1)
@@ -115,7 +115,7 @@ def _scanned(
     if gate_mask is not None:
         given["z"] = gate_mask.expand(inputs.shape[0], -1, -1)  # (T, B, 4H)
     if lengths is not None:
-        steps = torch.arange(inputs.shape[0], dtype=torch.int64, device=inputs.device)
+        steps = torch.arange(inputs.shape[0], dtype=torch.int64, device=inputs.device)  # (T,)
         given["active"] = (steps[:, None] < lengths)[:, :, None]  # (T, B, 1)
     names = tuple(given)
 

@@ -12,7 +12,7 @@ from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout, embed
 from ulmfit_fast.nn.lstm import LSTM
 from ulmfit_fast.nn.state import State, first_state, prepare_state
-from ulmfit_fast.nn.walked import OnlyTraced
+from ulmfit_fast.nn.tracing import OnlyTraced
 
 EMBEDDING_BOUND = 0.1
 

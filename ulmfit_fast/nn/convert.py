@@ -173,7 +173,7 @@ def swap_modules(
             check_added(name, added_names(old, plain) & replaced)
             pairs.append((old, new))
     for old, new in pairs:
-        _turn(old, new, plain)
+        _change_class(old, new, plain)
     return bool(pairs)
 
 
@@ -204,7 +204,7 @@ def _names(module: nn.Module) -> set[str]:
     return {*own, *module._parameters, *module._buffers, *module._modules}
 
 
-def _turn(old: nn.Module, new: nn.Module, plain: nn.Module) -> None:
+def _change_class(old: nn.Module, new: nn.Module, plain: nn.Module) -> None:
     new.train(old.training)
     state = vars(old)
     for name in vars(plain).keys() - vars(new).keys():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit_fast import rng
-from ulmfit_fast.checks import behind_vmap, probability
+from ulmfit_fast.checks import probability, unwrap_vmap
 from ulmfit_fast.functional import dropout as fused
 from ulmfit_fast.system.seeds import draw_seed
 
@@ -157,7 +157,7 @@ def embed(embedding: nn.Embedding, tokens: Tensor, p: float, *, locked_p: float 
     )  # (T, B, E)
     if word_seed is not None:
         keep = rng.embedding_keep(word_seed, tokens, p)  # (T, B)
-        vectors = fused.scale_kept(vectors, keep.unsqueeze(-1), p)
+        vectors = fused.scale_kept(vectors, keep.unsqueeze(-1), p)  # (T, B, E)
     return vectors if locked_seed is None else fused.locked_dropout(vectors, locked_seed, locked_p)
 
 
@@ -169,7 +169,7 @@ def _check_tokens(tokens: Tensor, vocab_size: int) -> None:
     # On an accelerator reading the extremes would wait for the device.
     if tokens.device.type != "cpu" or tokens.numel() == 0 or torch.compiler.is_compiling():
         return
-    low, high = (int(extreme) for extreme in torch.aminmax(behind_vmap(tokens)))
+    low, high = (int(extreme) for extreme in torch.aminmax(unwrap_vmap(tokens)))
     if low < 0 or high >= vocab_size:
         raise ValueError(
             f"token id {low if low < 0 else high} is outside the vocabulary [0, {vocab_size}): "

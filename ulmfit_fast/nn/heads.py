@@ -15,7 +15,7 @@ from ulmfit_fast.checks import probability
 from ulmfit_fast.nn.awd_lstm import AWDLSTM
 from ulmfit_fast.nn.pooling import ConcatPool, SpanRegularisers
 from ulmfit_fast.nn.state import State, detach_state
-from ulmfit_fast.nn.walked import OnlyTraced
+from ulmfit_fast.nn.tracing import OnlyTraced
 
 Join = Callable[[Tensor], Tensor]
 

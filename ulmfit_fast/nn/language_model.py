@@ -15,7 +15,7 @@ from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.dropout import LockedDropout
 from ulmfit_fast.nn.loss import LMLoss, LMOutput, check_loss_arguments, language_model_loss
 from ulmfit_fast.nn.state import State
-from ulmfit_fast.nn.walked import OnlyTraced
+from ulmfit_fast.nn.tracing import OnlyTraced
 from ulmfit_fast.system.seeds import draw_seed
 
 
@@ -166,7 +166,7 @@ class LanguageModel(OnlyTraced):
         Source:
             Merity et al. (2018), section 4.6.
         """
-        if type(self.decoder) is not nn.Linear or _hooked(self) or _hooked(self.decoder):
+        if type(self.decoder) is not nn.Linear or _has_hooks(self) or _has_hooks(self.decoder):
             # Another decoder computes its logits in its own way, and hooks want to see them.
             output = self(tokens, state)
             parts = language_model_loss(
@@ -220,7 +220,7 @@ class LanguageModel(OnlyTraced):
         return [embedding + decoder, *rnns]
 
 
-def _hooked(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return any(hooks) or bool(module._backward_pre_hooks)
 

@@ -23,7 +23,7 @@ from ulmfit_fast.lstm.checks import (
 )
 from ulmfit_fast.lstm.masks import DropoutMasks
 from ulmfit_fast.nn.packed import packed_data, padded
-from ulmfit_fast.nn.walked import PlainForward, fx_call, is_walked
+from ulmfit_fast.nn.tracing import PlainForward, fx_call, is_traced
 from ulmfit_fast.system.seeds import draw_seed
 
 __all__ = ["LSTM"]
@@ -120,7 +120,7 @@ class LSTM(PlainForward):
         self.bidirectional = flag("bidirectional", bidirectional)
         self.proj_size = 0
         weight_ps, gate_ps = check_dropouts(weight_p, gate_p, gate_mask)
-        self.weight_p, self.gate_p = _shortest(weight_ps), _shortest(gate_ps)
+        self.weight_p, self.gate_p = _collapsed(weight_ps), _collapsed(gate_ps)
         self.gate_mask = gate_mask
         self.recompute_gates = flag("recompute_gates", recompute_gates)
         self.backend = backends.check_name(backend)
@@ -282,7 +282,7 @@ class LSTM(PlainForward):
         check_input(input, self.input_size)
         batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
-        x = input if batched else input.unsqueeze(batch_dim)
+        x = input if batched else input.unsqueeze(batch_dim)  # (T, B, E) or (B, T, E)
         if self.batch_first:
             x = x.transpose(0, 1)  # (T, B, E)
         if hx is not None:
@@ -290,7 +290,7 @@ class LSTM(PlainForward):
             check_hx(hx, shape if batched else (shape[0], shape[2]), x)
         if lengths is not None:
             check_lengths(lengths, x.shape[1], x.shape[0])
-        if is_walked(x.shape[0], lengths) and self._takes_plain(x, hx, seed, masks):
+        if is_traced(x.shape[0], lengths) and self._can_use_torch_lstm(x, hx, seed, masks):
             return self._plain(input, hx, lengths)
         if hx is not None and not batched:
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))  # (D * L, 1, H)
@@ -309,7 +309,7 @@ class LSTM(PlainForward):
         masks: Sequence[DropoutMasks] | None,
     ) -> tuple[PackedSequence, State]:
         """Run on the padded form of a packed batch, whose rows stay in its sorted order."""
-        if backends.in_jit_trace() and self._takes_plain(packed.data, hx, seed, masks):
+        if backends.in_jit_trace() and self._can_use_torch_lstm(packed.data, hx, seed, masks):
             return self._plain_packed(packed, hx)
         if torch.compiler.is_exporting() and packed.batch_sizes.is_floating_point():
             # What pack_padded_sequence gives where its tensors are fake.
@@ -348,7 +348,7 @@ class LSTM(PlainForward):
         weight_p = gate_probabilities("weight_p", self.weight_p)
         return any(weight_p) or any(gate_probabilities("gate_p", self.gate_p))
 
-    def _takes_plain(
+    def _can_use_torch_lstm(
         self,
         x: Tensor,
         hx: State | None,
@@ -430,6 +430,6 @@ class LSTM(PlainForward):
         return x, torch.stack(h_n), torch.stack(c_n)  # (D * L, B, H)
 
 
-def _shortest(p: tuple[float, ...]) -> float | tuple[float, ...]:
+def _collapsed(p: tuple[float, ...]) -> float | tuple[float, ...]:
     """Return four equal probabilities as one."""
     return p[0] if len(set(p)) == 1 else p

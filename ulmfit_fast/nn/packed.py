@@ -35,7 +35,7 @@ def padded(packed: PackedSequence, hx: tuple[Tensor, Tensor] | None) -> tuple[Te
     else:
         rows = cast("int", batch_sizes[0].item())  # torch.export refuses int()
     sizes = batch_sizes.to(data.device)  # (T,)
-    row = torch.arange(rows, dtype=torch.int64, device=data.device)
+    row = torch.arange(rows, dtype=torch.int64, device=data.device)  # (N,)
     inside = row < sizes[:, None]  # (T, B)
     index = (sizes.cumsum(0) - sizes)[:, None] + row  # (T, B)
     return data[index.masked_fill(~inside, 0)], inside.sum(0)

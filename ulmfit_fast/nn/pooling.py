@@ -36,7 +36,7 @@ class ConcatPool:
         half = like.dtype in (torch.float16, torch.bfloat16)
         dtype = torch.float32 if half else like.dtype
         shape = (first.shape[0], like.shape[-1])
-        self.last = torch.zeros(shape, dtype=dtype, device=like.device)
+        self.last = torch.zeros(shape, dtype=dtype, device=like.device)  # (B, E)
         self.total = torch.zeros_like(self.last)
         self.maximum = torch.full_like(self.last, -torch.inf)
 
@@ -53,9 +53,9 @@ class ConcatPool:
         self.maximum = torch.maximum(self.maximum, output.masked_fill(outside, -torch.inf).amax(0))
         final = self.stop - 1 - start  # (B,)
         ends_here = (final >= 0) & (final < output.shape[0]) & (self.stop > self.first)
-        rows = torch.arange(output.shape[1], dtype=torch.int64, device=output.device)
+        rows = torch.arange(output.shape[1], dtype=torch.int64, device=output.device)  # (B,)
         at_end = output[final.clamp(0, output.shape[0] - 1), rows]  # (B, E)
-        self.last = torch.where(ends_here.unsqueeze(1), at_end, self.last)
+        self.last = torch.where(ends_here.unsqueeze(1), at_end, self.last)  # (B, E)
 
     def result(self) -> Tensor:
         """Return the pools of all windows so far.
@@ -66,7 +66,7 @@ class ConcatPool:
         count = (self.stop - self.first).unsqueeze(1)  # (B, 1)
         maximum = torch.where(count > 0, self.maximum, 0.0)  # (B, E)
         mean = self.total / count.clamp(min=1)  # (B, E)
-        return torch.cat([self.last, maximum, mean], dim=1)
+        return torch.cat([self.last, maximum, mean], dim=1)  # (B, 3E)
 
 
 class SpanRegularisers:
@@ -145,4 +145,4 @@ def _outside(output: Tensor, start: int, first: Tensor, stop: Tensor) -> Tensor:
     """Say of each step of a window whether it is outside a row's span, (T, B, 1)."""
     steps = torch.arange(start, start + output.shape[0], dtype=torch.int64, device=output.device)
     step = steps.unsqueeze(1)  # (T, 1)
-    return ((step < first) | (step >= stop)).unsqueeze(-1)
+    return ((step < first) | (step >= stop)).unsqueeze(-1)  # (T, B, 1)

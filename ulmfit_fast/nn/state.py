@@ -160,4 +160,4 @@ def _resize_rows(value: Tensor, batch: int) -> Tensor:
     if rows > batch:
         return value[:, :batch]
     zeros = value.new_zeros(value.shape[0], batch - rows, value.shape[2])
-    return torch.cat([value, zeros], dim=1)
+    return torch.cat([value, zeros], dim=1)  # (1, B, H)

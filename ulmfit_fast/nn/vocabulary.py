@@ -12,7 +12,7 @@ from ulmfit_fast.data.tokens.vocab import PAD, Vocab, transfer_rows
 from ulmfit_fast.nn.config import AWDLSTMConfig
 from ulmfit_fast.nn.language_model import LanguageModel
 
-__all__ = ["drawn_anew", "language_model", "use_rows", "with_vocabulary"]
+__all__ = ["language_model", "rebuilt", "use_rows", "with_vocabulary"]
 
 _VOCABULARY_TENSORS = {"encoder.encoder.weight", "decoder.weight", "decoder.bias"}
 
@@ -35,7 +35,7 @@ def with_vocabulary(model: LanguageModel, old: Vocab, new: Vocab) -> LanguageMod
         Howard & Ruder 2018 and the code that accompanies it: new words start from the mean row.
     """
     config = replace(model.config, vocab_size=len(new))
-    return drawn_anew(config, _over(model, new.transfer(old)))
+    return rebuilt(config, _transferred_tensors(model, new.transfer(old)))
 
 
 def use_rows(model: LanguageModel, index: Tensor) -> LanguageModel:
@@ -59,10 +59,10 @@ def use_rows(model: LanguageModel, index: Tensor) -> LanguageModel:
         ValueError: if index points past the old vocabulary.
     """
     config = replace(model.config, vocab_size=len(index), pad_id=PAD)
-    return language_model(config, _over(model, index))
+    return language_model(config, _transferred_tensors(model, index))
 
 
-def _over(model: LanguageModel, index: Tensor) -> dict[str, Tensor]:
+def _transferred_tensors(model: LanguageModel, index: Tensor) -> dict[str, Tensor]:
     """Return copies of a model's tensors, those of the vocabulary over other rows."""
     return {
         name: transfer_rows(value, index) if name in _VOCABULARY_TENSORS else value.clone()
@@ -85,7 +85,7 @@ def language_model(config: AWDLSTMConfig, tensors: Mapping[str, Tensor]) -> Lang
     return model.eval()
 
 
-def drawn_anew(config: AWDLSTMConfig, tensors: Mapping[str, Tensor]) -> LanguageModel:
+def rebuilt(config: AWDLSTMConfig, tensors: Mapping[str, Tensor]) -> LanguageModel:
     """Build a language model and load tensors into it, once its weights have been drawn.
 
     A stage of training draws its masks after them, from the same generator.

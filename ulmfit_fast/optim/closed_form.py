@@ -47,7 +47,7 @@ class ClosedFormLR(LRScheduler):
         last_epoch = int(number("last_epoch", last_epoch, expected, at_least=-1, whole=True))
         self._parts: list[_Part] = []
         if last_epoch == -1 and isinstance(optimizer, Optimizer):
-            _take_over(optimizer)
+            _undo_earlier_schedule(optimizer)
         super().__init__(optimizer, last_epoch)
 
     @abstractmethod
@@ -133,14 +133,14 @@ class ClosedFormLR(LRScheduler):
             _set_rate(group, rate)
 
 
-def _take_over(optimizer: Optimizer) -> None:
+def _undo_earlier_schedule(optimizer: Optimizer) -> None:
     """Take out of the rates what an earlier schedule of ours left there, if it is as it left it.
 
     Otherwise a schedule after another one, or made twice, would start from the last rate of the
     first one as if that were what somebody else had made of lr_max.
     """
     for group, part in zip(optimizer.param_groups, _LAST.get(optimizer, ()), strict=False):
-        if "initial_lr" in group and float(group["lr"]) == _as_held(part["rate"], group["lr"]):
+        if "initial_lr" in group and float(group["lr"]) == _rounded_like(part["rate"], group["lr"]):
             part["rate"] = float(group["initial_lr"]) * part["factor"]
             part["share"] = 1.0  # the earlier one may go on beside the new one, and multiplies then
             _set_rate(group, part["rate"])
@@ -148,14 +148,14 @@ def _take_over(optimizer: Optimizer) -> None:
 
 def _factor(rate: float | Tensor, base: float, part: _Part) -> float:
     """Return what others have made of a rate that lr_max and our share alone explain otherwise."""
-    if float(rate) == _as_held(part["rate"], rate):
+    if float(rate) == _rounded_like(part["rate"], rate):
         return part["factor"]
     own = base * part["share"]
     # Nothing can be read off a rate of zero.
     return float(rate) / own if own else part["factor"]
 
 
-def _as_held(value: float, rate: float | Tensor) -> float:
+def _rounded_like(value: float, rate: float | Tensor) -> float:
     """Return a rate as the optimizer holds it, which rounds it where the rates are tensors."""
     if isinstance(rate, Tensor):
         return torch.tensor(value, dtype=rate.dtype, device="cpu").item()

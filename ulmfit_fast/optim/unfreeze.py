@@ -42,7 +42,7 @@ class _Slot:
         self._places: list[tuple[nn.Module | Tensor, str]] = [*places] or [(parameter, "")]
         self.tensors = [parameter]
 
-    def follow(self) -> list[Tensor]:
+    def refresh(self) -> list[Tensor]:
         """Take what stands in the places now, and return what stood there and is left behind.
 
         A parameter in several modules is several ones once each was given its own.
@@ -51,7 +51,7 @@ class _Slot:
         found = {
             id(tensor): tensor
             for holder, name in self._places
-            for tensor in ([holder] if isinstance(holder, Tensor) else _standing(holder, name))
+            for tensor in ([holder] if isinstance(holder, Tensor) else _tensors_of(holder, name))
         }
         # One that is gone without another was renamed, as pruning does.
         self.tensors = list(found.values()) or before
@@ -85,7 +85,7 @@ class _Slot:
         return bool(changed)
 
 
-def _standing(module: nn.Module, name: str) -> list[Tensor]:
+def _tensors_of(module: nn.Module, name: str) -> list[Tensor]:
     """Return the parameter of a name, or those that a parametrization computes it from."""
     holder, names = module, [name]
     parametrized = module._modules.get("parametrizations")
@@ -180,7 +180,7 @@ class Unfreezing(ABC):
 
     def step(self) -> None:
         """Count one finished epoch and open what its end opens."""
-        self._follow()
+        self._refresh_slots()
         if self._stepped:
             self._warn(stacklevel=3)
         self.epoch += 1
@@ -188,7 +188,7 @@ class Unfreezing(ABC):
 
     def finish(self) -> None:
         """Open what the plan still holds closed, wherever it has come to."""
-        self._follow()
+        self._refresh_slots()
         for slot in self._all_slots():
             if slot.closed:
                 slot.closed = False
@@ -206,9 +206,9 @@ class Unfreezing(ABC):
         trainable = {id(parameter) for group in self.trainable_groups for parameter in group}
         return [s for s in self._all_slots() if any(id(t) in trainable for t in s.tensors)]
 
-    def _follow(self) -> None:
+    def _refresh_slots(self) -> None:
         """Take the tensors that the modules have by now."""
-        left = {id(slot): slot.follow() for slot in self._all_slots()}
+        left = {id(slot): slot.refresh() for slot in self._all_slots()}
         replaced = [slot for slot in self._open_slots() if left[id(slot)]]
         if replaced and not self._warned:
             self._left += [tensor for tensors in left.values() for tensor in tensors]
@@ -233,13 +233,13 @@ class Unfreezing(ABC):
             self._untrained += opened
             _watch(self)
 
-    def _saw_step(self, optimizer: Optimizer) -> None:
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
         """Warn where an optimizer trains this plan's layers, but none those opened last.
 
         It waits for an optimizer's second step or the end of the epoch, so that another one may
         have had its turn.
         """
-        self._follow()
+        self._refresh_slots()
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._untrained = [
             slot for slot in self._untrained if any(id(t) not in held for t in slot.tensors)
@@ -302,14 +302,14 @@ class Unfreezing(ABC):
                 f"{self.epochs_per_stage}; build {type(self).__name__} with the saved plan"
             )
         self.epoch = epoch
-        self._follow()
-        self._hold(state_dict.get("closed", ()))
+        self._refresh_slots()
+        self._mark_closed(state_dict.get("closed", ()))
         self._apply()
 
     def _closed(self) -> list[int]:
         return [index for index, slot in enumerate(self._all_slots()) if slot.closed]
 
-    def _hold(self, closed: Iterable[int]) -> None:
+    def _mark_closed(self, closed: Iterable[int]) -> None:
         """Take as closed by a plan what was so in another life of the same parameters.
 
         A model that was copied or kept whole has its layers closed, as if by the user.
@@ -326,7 +326,7 @@ class Unfreezing(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         closed = state.pop("closed")
         self.__dict__.update(state)
-        self._hold(closed)
+        self._mark_closed(closed)
 
 
 class GradualUnfreezing(Unfreezing):
@@ -502,17 +502,17 @@ def _check_slots(groups: list[list[_Slot]]) -> None:
 
 
 def _watch(plan: Unfreezing) -> None:
-    global _hooked
-    if not _hooked:
+    global _hook_registered
+    if not _hook_registered:
         # For good: a hook cannot be taken away while hooks run, and without plans it does nothing.
         register_optimizer_step_post_hook(_after_step)
-        _hooked = True
+        _hook_registered = True
     _WATCHING.add(plan)
 
 
-_hooked = False
+_hook_registered = False
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for plan in list(_WATCHING):
-        plan._saw_step(optimizer)
+        plan._check_optimizer(optimizer)

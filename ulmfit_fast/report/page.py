@@ -243,7 +243,7 @@ def _demo_headline(table: dict[str, dict[int, Score]], most: int, winner: str) -
 def _run_headline(evaluation: dict[str, Any] | None) -> str:
     if evaluation is None:
         return "A classifier that was not measured"
-    other = _compared(evaluation)
+    other = _main_baseline(evaluation)
     accuracy = evaluation["scores"]["accuracy"]["value"]
     start = f"Accuracy {_percent(f'{100 * accuracy:.1f}')}"
     if other is None:
@@ -263,7 +263,7 @@ def _points(gain: float) -> str:
     return f"{size} point{'' if size == '1.0' else 's'} {'above' if gain > 0 else 'below'}"
 
 
-def _compared(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+def _main_baseline(evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """Return the baseline that the verdict is about."""
     found = {own["name"]: own for own in evaluation["baselines"]}
     compared: dict[str, Any] | None = found.get(_BAG_OF_WORDS, next(iter(found.values()), None))
@@ -273,7 +273,7 @@ def _compared(evaluation: dict[str, Any]) -> dict[str, Any] | None:
 def _evaluation_values(evaluation: dict[str, Any], examples: Sequence[Example]) -> dict[str, Any]:
     names = [str(label) for label in evaluation["labels"]]
     counts, many = evaluation["confusion"], len(names) > _MOST_COLUMNS
-    baselines, other = evaluation["baselines"], _compared(evaluation)
+    baselines, other = evaluation["baselines"], _main_baseline(evaluation)
     own_classes = evaluation["classes"]
     known = [own for own in own_classes if own["support"]]
     gains = [] if other is None else [other["gains"][name] for name in ("accuracy", "macro_f1")]

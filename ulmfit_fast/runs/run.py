@@ -26,7 +26,7 @@ from ulmfit_fast.runs.state_file import write_state
 from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, recover
 from ulmfit_fast.system.distributed import any_rank, rank_zero_only, world
 from ulmfit_fast.system.files import parse_json, user_path, write_text
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 
 __all__ = ["Resumable", "Run", "RunIsOver", "holding"]
 
@@ -64,7 +64,7 @@ def holding(*directories: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for directory in directories:
-            rank_zero_only(partial(stack.enter_context, held(directory)))
+            rank_zero_only(partial(stack.enter_context, directory_lock(directory)))
         yield
 
 
@@ -206,7 +206,7 @@ class Run:
             # Rank zero looks for all, and may be writing already.
             return
         if self.directory.is_dir():
-            with held(self.directory):
+            with directory_lock(self.directory):
                 tempfile.TemporaryFile(dir=self.directory).close()
         begun = Checkpoints(self._of_stage(stage)).files()
         if begun and not (self.resume or self.overwrite or self.finished(stage)):

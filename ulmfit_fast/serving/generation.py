@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
 from ulmfit_fast.data.tokens.vocab import BOS, PAD, UNK
-from ulmfit_fast.lstm.native import holding_weights
+from ulmfit_fast.lstm.native import caching_weights
 from ulmfit_fast.nn import LanguageModel
 
 __all__ = ["WithLanguageModel", "generate", "generate_ids"]
@@ -167,7 +167,7 @@ def generate_ids(
     try:
         tokens = torch.tensor(ids, dtype=torch.int64, device="cpu")
         state, new = None, list[int]()
-        with holding_weights():
+        with caching_weights():
             while len(new) < max_tokens:
                 hidden, state = model.encoder(tokens[:, None].to(device), state)  # (T, 1, E)
                 logits = model.decoder(hidden[-1, 0]).float().cpu()  # (V,)

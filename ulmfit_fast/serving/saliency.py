@@ -186,7 +186,7 @@ def token_saliency(
             log_p = logits.log_softmax(1)  # (B, C)
             chosen = logits.argmax(1) if label is None else torch.full_like(logits[:, 0], label)
             # Rows do not see one another, so the gradient of the sum is that of each.
-            total = log_p.gather(1, chosen.long()[:, None]).sum()
+            total = log_p.gather(1, chosen.long()[:, None]).sum()  # 0-d
             (gradient,) = torch.autograd.grad(total, embedded)  # (T, B, E)
     finally:
         model.train(was_training)

@@ -33,7 +33,7 @@ from ulmfit_fast.studies.ablation_tables import Row, RowFile
 from ulmfit_fast.studies.baselines import majority_baseline, tfidf_baseline
 from ulmfit_fast.studies.tasks import Task
 from ulmfit_fast.system.files import user_path, write_text
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 from ulmfit_fast.ulmfit.estimator import ULMFiT
 from ulmfit_fast.ulmfit.settings import checked_device
 
@@ -84,7 +84,7 @@ def run_ablation(
             f"need {needed} labelled texts, the task {task.name} has {len(task.train_texts)}; ask "
             "for fewer"
         )
-    with held(directory):
+    with directory_lock(directory):
         return _measured(task, directory, settings, seed, device, workers, say)
 
 
@@ -207,7 +207,7 @@ class _Run:
             if not (way == PRETRAINED and seed)
             and not (
                 self._lm_row(way, seed, 0.0, None, 0.0).key in rows
-                and (self.models / _stem(way, seed)).exists()
+                and (self.models / _start_directory(way, seed)).exists()
             )
         ]
 
@@ -223,7 +223,7 @@ class _Run:
             start = time.perf_counter()
             model.fine_tune_lm(self.task.target_split()[0], **arguments)
             seconds = time.perf_counter() - start
-            model.save(self.models / _stem(way, seed))
+            model.save(self.models / _start_directory(way, seed))
         return [self._lm_row(way, seed, arguments["lr"], model, seconds)]
 
     def _lm_row(self, way: str, seed: int, lr: float, model: ULMFiT | None, seconds: float) -> Row:
@@ -265,7 +265,7 @@ class _Run:
             (model, seconds) = (
                 tried[self.settings.rates.index(lr)][0] if job is first else self._fitted(job, lr)
             )
-            general, target = self._remembered(model, job)
+            general, target = self._retained_perplexities(model, job)
             accuracy = _accuracy(model, self.task.test_texts, self.task.test_labels)
             rows.append(
                 Row(
@@ -288,7 +288,7 @@ class _Run:
                 f"the {job.labels} labels drawn with seed {job.seed} are all {labels[0]!r}, "
                 "expected two or more; ask for more labels"
             )
-        model = self._load(_stem(job.start, job.seed))
+        model = self._load(_start_directory(job.start, job.seed))
         if job.start == SCRATCH:
             model.language_model = None
         model.seed = self.seed + 1000 * (job.seed + 1)
@@ -298,7 +298,7 @@ class _Run:
         )
         return model, time.perf_counter() - start
 
-    def _remembered(self, model: ULMFiT, job: Job) -> tuple[float | None, float | None]:
+    def _retained_perplexities(self, model: ULMFiT, job: Job) -> tuple[float | None, float | None]:
         """Put the classifier's encoder under the language model's decoder, to see what it knows."""
         if job.start == SCRATCH:
             return None, None
@@ -329,7 +329,7 @@ class _Run:
         return rows
 
 
-def _stem(start: str, seed: int) -> str:
+def _start_directory(start: str, seed: int) -> str:
     """Name the directory of the model that a classifier starts from."""
     return f"{start} {seed}" if start in LM_WAYS else PRETRAINED
 

@@ -35,7 +35,7 @@ from ulmfit_fast.studies.settings import FULL, QUICK, DemoSettings
 from ulmfit_fast.studies.swapped_words import LABELS, SwapTask, build_task, without_sentences
 from ulmfit_fast.studies.tasks import split_off
 from ulmfit_fast.system.files import user_path, write_text
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 from ulmfit_fast.system.machine import machine
 from ulmfit_fast.system.version import __version__
 from ulmfit_fast.training.state import History
@@ -223,7 +223,7 @@ def run_demo(
     """
     directory = user_path(out).resolve()
     settings = settings or (QUICK if quick else FULL)
-    with held(directory):
+    with directory_lock(directory):
         tempfile.TemporaryFile(dir=directory).close()
         return _measured(directory, settings, quick, seed, progress, say)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ulmfit_fast.system.files import DESCRIPTORS, sync_directory, sync_file, user_path
-from ulmfit_fast.system.locks import LOCK, held
+from ulmfit_fast.system.locks import LOCK, directory_lock
 
 __all__ = [
     "BAG_OF_WORDS",
@@ -93,7 +93,7 @@ def write_directory(
     target = user_path(directory).resolve()
     check_target(target, description)
     # A run holds the directory while it saves its model; a store has nobody who would.
-    with held(target, alone=description == STORE_META):
+    with directory_lock(target, alone=description == STORE_META):
         recover(target)
         written = target / _WRITTEN
         written.mkdir()
@@ -194,7 +194,7 @@ def owned_names(directory: Path) -> frozenset[str]:
     return frozenset()
 
 
-def _said_names(directory: Path) -> frozenset[str]:
+def _described_names(directory: Path) -> frozenset[str]:
     """Return the names that there are in a directory as its description has it."""
     owned = owned_names(directory)
     if not owned >= _MODEL - _FURTHER:
@@ -252,7 +252,7 @@ def recover(directory: Path) -> None:
     """
     incoming = directory / _INCOMING
     if _is_directory(incoming):
-        _adopt(incoming, directory)
+        _hard_link_files(incoming, directory)
         sync_directory(directory)
         os.replace(incoming, directory / _DONE)
     elif incoming.is_symlink():
@@ -266,20 +266,20 @@ def _is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _adopt(source: Path, target: Path) -> None:
+def _hard_link_files(source: Path, target: Path) -> None:
     """Give the files of a directory a second name in another one; remove what is not among them."""
     if target.is_symlink():
         target.unlink()
     target.mkdir(exist_ok=True)
     names = {name for name in os.listdir(source) if name in _MODEL | _STORE or _is_member(name)}
     # A version of this package before this one moved the files out, one after the other.
-    stale = owned_names(target) - names - _said_names(source)
+    stale = owned_names(target) - names - _described_names(source)
     # The description last: it says until then which of the old names are this package's.
     for name in sorted(names, key=lambda name: (name in (CONFIG, STORE_META), name)):
         if name in (CONFIG, STORE_META):
             _drop(target, stale)
         if (source / name).is_dir():
-            _adopt(source / name, target / name)
+            _hard_link_files(source / name, target / name)
         else:
             _link(source / name, target / name)
 

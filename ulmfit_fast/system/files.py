@@ -14,6 +14,7 @@ from typing import Any
 
 __all__ = [
     "DESCRIPTORS",
+    "exists",
     "file_in_place",
     "files_in_place",
     "name_in_utf8",
@@ -42,6 +43,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     except ValueError:
         # No user is called so: a text, which may hold anything.
         return Path(path)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a file or directory; a text may stand in the place of its name."""
+    # A text can be longer than a file name may be, or hold a NUL.
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

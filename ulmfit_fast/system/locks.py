@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LOCK", "held"]
+__all__ = ["LOCK", "directory_lock"]
 
 _log = logging.getLogger("ulmfit_fast")
 
@@ -48,7 +48,9 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def held(directory: Path, lock: Path | None = None, *, alone: bool = False) -> Iterator[None]:
+def directory_lock(
+    directory: Path, lock: Path | None = None, *, alone: bool = False
+) -> Iterator[None]:
     """Keep other processes, and other threads, from writing into a directory meanwhile.
 
     The thread that holds it may hold it once more. However the process ends, the lock ends with it;
@@ -57,7 +59,7 @@ def held(directory: Path, lock: Path | None = None, *, alone: bool = False) -> I
     Example:
         >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp())
-        >>> with held(directory), held(directory):
+        >>> with directory_lock(directory), directory_lock(directory):
         ...     [path.name for path in directory.iterdir()]
         ['.lock']
         >>> list(directory.iterdir())
@@ -76,7 +78,7 @@ def held(directory: Path, lock: Path | None = None, *, alone: bool = False) -> I
     lock = lock or directory / LOCK
     made = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     try:
-        own = _acquired(lock, directory, alone)
+        own = _acquire(lock, directory, alone)
         try:
             yield
         finally:
@@ -87,7 +89,7 @@ def held(directory: Path, lock: Path | None = None, *, alone: bool = False) -> I
                 path.rmdir()
 
 
-def _acquired(path: Path, directory: Path, alone: bool) -> _Lock:
+def _acquire(path: Path, directory: Path, alone: bool) -> _Lock:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -96,7 +98,7 @@ def _acquired(path: Path, directory: Path, alone: bool) -> _Lock:
             # The one that had made the directory has removed it just now.
             continue
         try:
-            own = _locked(path, descriptor, directory, alone)
+            own = _try_acquire(path, descriptor, directory, alone)
         except BaseException:
             os.close(descriptor)
             raise
@@ -105,7 +107,7 @@ def _acquired(path: Path, directory: Path, alone: bool) -> _Lock:
         os.close(descriptor)
 
 
-def _locked(path: Path, descriptor: int, directory: Path, alone: bool) -> _Lock | None:
+def _try_acquire(path: Path, descriptor: int, directory: Path, alone: bool) -> _Lock | None:
     """Lock an open file; None if it is gone from its place and another one has to be opened."""
     status = os.fstat(descriptor)
     key = (status.st_dev, status.st_ino)
@@ -115,24 +117,24 @@ def _locked(path: Path, descriptor: int, directory: Path, alone: bool) -> _Lock 
             own.depth += 1
             os.close(descriptor)
             return own
-        if own is not None or not _taken(descriptor, directory):
+        if own is not None or not _try_lock(descriptor, directory):
             raise FileExistsError(
                 f"{directory} is held by {_holder(descriptor)}, which writes into it; wait for its "
                 "end, or choose another directory"
             )
-        if not _in_place(path, status):
+        if not _is_same_file(path, status):
             return None
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         name = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
         os.ftruncate(descriptor, 0)
         os.write(descriptor, name.encode())
         if not _held:
-            _forget_in_children()
+            _release_in_children()
         _held[key] = _Lock(path, descriptor, threading.get_ident())
         return _held[key]
 
 
-def _in_place(path: Path, status: os.stat_result) -> bool:
+def _is_same_file(path: Path, status: os.stat_result) -> bool:
     """Return whether a file that is open is the one that has the name."""
     try:
         return os.path.samestat(status, os.stat(path, follow_symlinks=False))
@@ -140,7 +142,7 @@ def _in_place(path: Path, status: os.stat_result) -> bool:
         return False
 
 
-def _taken(descriptor: int, directory: Path) -> bool:
+def _try_lock(descriptor: int, directory: Path) -> bool:
     """Have the system lock a file, if nobody else has; where it cannot, say so and go on."""
     try:
         _lock_file(descriptor)
@@ -193,7 +195,7 @@ def _release(own: _Lock) -> None:
         # does not remove what is open.
         try:
             with contextlib.suppress(OSError):
-                if os.name == "posix" and _in_place(own.path, os.fstat(own.descriptor)):
+                if os.name == "posix" and _is_same_file(own.path, os.fstat(own.descriptor)):
                     own.path.unlink()
         finally:
             os.close(own.descriptor)
@@ -202,18 +204,18 @@ def _release(own: _Lock) -> None:
                 own.path.unlink()
 
 
-_forgetting = False
+_fork_hooked = False
 
 
-def _forget_in_children() -> None:
+def _release_in_children() -> None:
     """See that a forked process, which may live longer, does not keep the lock alive."""
-    global _forgetting
-    if not _forgetting and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget)
-        _forgetting = True
+    global _fork_hooked
+    if not _fork_hooked and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_release_after_fork)
+        _fork_hooked = True
 
 
-def _forget() -> None:
+def _release_after_fork() -> None:
     global _guard
     _guard = threading.Lock()
     for own in _held.values():

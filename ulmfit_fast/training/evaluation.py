@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ulmfit_fast.lstm.native import holding_weights
+from ulmfit_fast.lstm.native import caching_weights
 from ulmfit_fast.nn import LanguageModel, TextClassifier
 from ulmfit_fast.nn.state import State
 from ulmfit_fast.system import distributed
@@ -52,7 +52,7 @@ def evaluate_language_model(
     state: State | None = None
     # Summed on the device: reading each loss would wait for it.
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    with holding_weights():
+    with caching_weights():
         for inputs, targets in batches:
             inputs, targets = (ids.to(device, non_blocking=True) for ids in (inputs, targets))
             with autocasting(device, autocast):
@@ -89,7 +89,7 @@ def predict_logits(
     model.eval()
     device = next(model.parameters()).device
     logits = torch.empty(count, model.num_classes, dtype=torch.float32, device="cpu")
-    with holding_weights():
+    with caching_weights():
         for tokens, lengths, _, index in batches:
             with autocasting(device, autocast):
                 scores = model(tokens.to(device), lengths.to(device))  # (B, C)

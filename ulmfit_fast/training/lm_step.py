@@ -159,7 +159,7 @@ class LanguageModelStep(TrainingStep[LanguageModel]):
             self.optimizer.zero_grad(set_to_none=True)
             loss, state = self.forward_backward(inputs, targets, self.state)
             self._warm += 1
-            self._look_at(loss)
+            self._check_finite(loss)
             with self._rescaled(len(inputs)):
                 self.update(loss)
             # Only now: a step that failed is taken again from where it began.
@@ -192,7 +192,7 @@ class LanguageModelStep(TrainingStep[LanguageModel]):
             loss.total.backward()  # type: ignore[no-untyped-call]
         else:
             # The scaler skips a step by its gradients: a loss that is not finite has to show there.
-            self._note_failure(loss)
+            self._record_failure(loss)
             guard = torch.where(self._failed > 0, torch.nan, torch.ones_like(self._failed))
             scaler.scale(loss.total * guard).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(self.optimizer)
@@ -215,12 +215,12 @@ class LanguageModelStep(TrainingStep[LanguageModel]):
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
 
-    def _look_at(self, loss: LMLoss) -> None:
+    def _check_finite(self, loss: LMLoss) -> None:
         value = float(loss.total) if self.waits else 0.0
         if not math.isfinite(value):
             raise not_finite(value, self.steps, self.rates())
 
-    def _note_failure(self, loss: LMLoss) -> None:
+    def _record_failure(self, loss: LMLoss) -> None:
         # Once set it stays set: the state of the model is not finite either from here on.
         # NaN but for a number: three launches, where isfinite takes five.
         self._failed.logical_or_(loss.total.detach() * 0 != 0)
@@ -239,7 +239,7 @@ class LanguageModelStep(TrainingStep[LanguageModel]):
         if self.waits:
             self.optimizer.step()
             return
-        self._note_failure(loss)
+        self._record_failure(loss)
         self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
         try:
             self.optimizer.step()
@@ -249,7 +249,7 @@ class LanguageModelStep(TrainingStep[LanguageModel]):
     def _replayed(self, inputs: Tensor, targets: Tensor) -> LMLoss | None:
         """Replay the graph, made first when it is time; None for what it does not fit."""
         trained = [p.requires_grad for p in self.model.parameters()]
-        if self._graph is not None and not self._graph.is_of(trained):
+        if self._graph is not None and not self._graph.matches(trained):
             self._graph, self._warm = None, 0
         if self._graph is None:
             if self._warm < _WARM_UP or self.state is None:
@@ -294,7 +294,7 @@ class CapturedStep:
         # What the graph holds.
         self.numbers: list[dict[str, object]] = []
         self.grads: list[Tensor | None] = []
-        self.places: list[int] = []
+        self.addresses: list[int] = []
 
     @property
     def step(self) -> LanguageModelStep:
@@ -303,7 +303,7 @@ class CapturedStep:
         assert step is not None
         return step
 
-    def is_of(self, trained: list[bool]) -> bool:
+    def matches(self, trained: list[bool]) -> bool:
         """Say whether a graph of these tensors and groups, or one to come, trains what is there.
 
         Args:
@@ -312,9 +312,9 @@ class CapturedStep:
         groups = self.step.optimizer.param_groups
         # load_state_dict leaves groups and a state of its own behind.
         same = groups is self.groups and len(groups) == len(self.lrs) and trained == self.trained
-        return same and (self.replay is None or self.places == self._places())
+        return same and (self.replay is None or self.addresses == self._addresses())
 
-    def _places(self) -> list[int]:
+    def _addresses(self) -> list[int]:
         """Return where in memory the parameters are, and the optimizer's state of them."""
         parameters = list(self.step.model.parameters())
         states = (self.step.optimizer.state.get(p, {}).values() for p in parameters)
@@ -335,7 +335,7 @@ class CapturedStep:
         _copy(self.state, state)
         return loss
 
-    def _first(self) -> LMLoss:
+    def _run_uncaptured(self) -> LMLoss:
         """Run a batch without a graph, and count the seeds that it draws."""
         count = 0
 
@@ -354,7 +354,7 @@ class CapturedStep:
         self.numbers = self._numbers()
         replay = record(lambda: self._body(iter(seeds.unbind()).__next__), seeds.device)
         self.grads = [p.grad for p in self.parameters]
-        self.places = self._places()
+        self.addresses = self._addresses()
         return replay
 
     def _numbers(self) -> list[dict[str, object]]:
@@ -390,7 +390,7 @@ class CapturedStep:
             # A batch of another size may have come in between.
             _copy(self.state, resize_state(state, inputs.shape[1]))
         if self.seeds is None:
-            return self._first(), self.state
+            return self._run_uncaptured(), self.state
         if self.replay is None:
             self.replay = self._capture(self.seeds)
         self._refuse_other_numbers()

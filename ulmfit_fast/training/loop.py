@@ -61,24 +61,24 @@ def train_epoch(
     try:
         with progress_bar(description, len(batches), done=done, enabled=progress) as advance:
 
-            def enter(readings: Iterator[Reading]) -> None:
+            def record(readings: Iterator[Reading]) -> None:
                 for reading in readings:
                     unread.popleft()
                     state.add(reading)
                     speed = state.items / max(1e-9, time.perf_counter() - begun)
-                    advance(_note(reading, step.unit, speed))
+                    advance(_progress_text(reading, step.unit, speed))
                     if run is not None:
                         run.report(reading)
 
             for batch in left:
                 unread.append(batch)
-                enter(step.train_on(batch))
+                record(step.train_on(batch))
                 state.batch += 1
                 if isinstance(run, Run) and run.due(step.steps):
-                    enter(step.rest())
+                    record(step.rest())
                     state.hidden, state.seconds = step.state, time.perf_counter() - begun
                     run.checkpoint()
-            enter(step.rest())
+            record(step.rest())
     except FloatingPointError as error:
         if not isinstance(run, Run):
             raise
@@ -91,7 +91,7 @@ def train_epoch(
     return result
 
 
-def _note(reading: Reading, unit: str, speed: float) -> str:
+def _progress_text(reading: Reading, unit: str, speed: float) -> str:
     """Say how it goes, for the progress bar."""
     loss = f"loss {reading.cross_entropy:.3f}"
     if unit == "tokens":

@@ -56,7 +56,7 @@ class LossReadings:
             event.record(torch.cuda.current_stream(values.device))
             values = host
         self._pending.append((event, values, lrs, tokens))
-        yield from self._arrived(_AHEAD)
+        yield from self._ready(_AHEAD)
 
     def rest(self) -> Iterator[Reading]:
         """Wait for all steps and yield what is left.
@@ -64,9 +64,9 @@ class LossReadings:
         Raises:
             FloatingPointError: as `add`.
         """
-        yield from self._arrived(0)
+        yield from self._ready(0)
 
-    def _arrived(self, ahead: int) -> Iterator[Reading]:
+    def _ready(self, ahead: int) -> Iterator[Reading]:
         while self._pending:
             event, values, lrs, tokens = self._pending[0]
             if event is not None and len(self._pending) <= ahead and not event.query():  # type: ignore[no-untyped-call]

@@ -208,11 +208,11 @@ def _train(
             )
             with contextlib.nullcontext() if averaging is None else averaging.averaged():
                 valid_loss = validate(epoch)
-                best = valid_loss is not None and state.validated(valid_loss)
+                best = valid_loss is not None and state.record_validation(valid_loss)
                 scores = history.valid_scores[-1] if history.valid_scores else None
                 if valid_loss is not None:
                     name = f"{description}, epoch {epoch + 1}/{settings.epochs}"
-                    _say(name, result, valid_loss, scores)
+                    _log_epoch(name, result, valid_loss, scores)
                 if best and settings.keeps_best:
                     state.best_weights = copy.deepcopy(model.state_dict())
                 if after_epoch is not None:
@@ -239,7 +239,7 @@ def _train(
     return history
 
 
-def _say(
+def _log_epoch(
     name: str, result: EpochResult, valid_loss: float, scores: Mapping[str, float] | None
 ) -> None:
     """Tell a reader what an epoch came to on what is held out."""

@@ -240,7 +240,7 @@ class TrainingState:
         self.hidden = None
         self.batch, self.loss_sum, self.items, self.seconds = 0, 0.0, 0, 0.0
 
-    def validated(self, loss: float) -> bool:
+    def record_validation(self, loss: float) -> bool:
         """Take the validation loss of an epoch in; return whether it is the lowest so far.
 
         Args:

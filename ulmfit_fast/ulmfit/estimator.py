@@ -16,7 +16,7 @@ from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.data.reading.outputs import check_apart, paths_in
 from ulmfit_fast.data.store.store import TokenStore
 from ulmfit_fast.data.tokens.tokenizer import Tokenizer
-from ulmfit_fast.data.tokens.unknown import tell_unknown_words
+from ulmfit_fast.data.tokens.unknown import log_unknown_words
 from ulmfit_fast.nn import LanguageModel
 from ulmfit_fast.nn.vocabulary import with_vocabulary
 from ulmfit_fast.nn.weights import Place
@@ -32,7 +32,7 @@ from ulmfit_fast.training.stages import TrainingSettings, resumed_tokenizer
 from ulmfit_fast.training.state import History
 from ulmfit_fast.ulmfit.baselines import NO_BAG_OF_WORDS, Baselines
 from ulmfit_fast.ulmfit.evaluation import Evaluation
-from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, weighed
+from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, with_weights
 from ulmfit_fast.ulmfit.model_files import load_model
 from ulmfit_fast.ulmfit.model_schema import check_labels
 from ulmfit_fast.ulmfit.settings import (
@@ -63,11 +63,11 @@ Result = TypeVar("Result")
 Own = TypeVar("Own", bound="ULMFiT")
 
 
-def _holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def _locks_directories(stage: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Have a stage of `ULMFiT` hold the directories that it writes into, before it reads a text."""
 
     @wraps(stage)
-    def held_stage(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    def locked_stage(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         model: Any = args[0]
         run: Any = kwargs.get("run")
         directories = []
@@ -98,7 +98,7 @@ def _holding_directories(stage: Callable[Parameters, Result]) -> Callable[Parame
                 run.tidy(stage.__name__, _REFIT)
             return found
 
-    return held_stage
+    return locked_stage
 
 
 class ULMFiT(TextModel):
@@ -249,7 +249,7 @@ class ULMFiT(TextModel):
         directory = local_directory(name, revision=revision)
         return cls.load(directory, device=device, progress=progress)
 
-    @_holding_directories
+    @_locks_directories
     def pretrain(
         self,
         texts: Texts,
@@ -311,7 +311,7 @@ class ULMFiT(TextModel):
             self._train_lm("pretrain", "pre-training", tokenizer, model, corpus, training, run)
         return self
 
-    @_holding_directories
+    @_locks_directories
     def fine_tune_lm(
         self,
         texts: Texts,
@@ -377,7 +377,7 @@ class ULMFiT(TextModel):
         with own_generators(self.seed + 1, self.device):
             if self.settings.tokenizer in ("word", "spacy"):
                 tokenizer = self._tokenizer_of("fine_tune_lm", run, corpus)
-                model = self._carried_over(tokenizer)
+                model = self._with_vocabulary_of(tokenizer)
             else:
                 # A copy, so that a stage that fails leaves the model as it was.
                 tokenizer = self._require_tokenizer()
@@ -412,10 +412,10 @@ class ULMFiT(TextModel):
         corpus = corpus_of(texts, text_column, delimiter=delimiter, encoding=encoding)
         tokenizer = self._train_tokenizer(corpus)
         with own_generators():
-            self._adopt(Trained(tokenizer, self._carried_over(tokenizer)))
+            self._set_parts(Trained(tokenizer, self._with_vocabulary_of(tokenizer)))
         return self
 
-    def _carried_over(self, tokenizer: Tokenizer) -> LanguageModel:
+    def _with_vocabulary_of(self, tokenizer: Tokenizer) -> LanguageModel:
         model, old = self._require_language_model(), self._require_tokenizer()
         return with_vocabulary(model, old.vocab, tokenizer.vocab)
 
@@ -464,7 +464,7 @@ class ULMFiT(TextModel):
                 # Not measured, as it is for classifiers.
                 _log.info("%s", few)
         if stage == "fine_tune_lm" and world().rank == 0:
-            tell_unknown_words(documents, tokenizer.vocab, self._require_tokenizer().vocab)
+            log_unknown_words(documents, tokenizer.vocab, self._require_tokenizer().vocab)
         pipeline.train_language_model(
             model,
             documents,
@@ -494,12 +494,12 @@ class ULMFiT(TextModel):
 
     def _finish_epoch(self, stage: str, history: History, trained: Trained) -> None:
         """Take over what a stage has trained; until then the object is what it was before."""
-        self._adopt(trained)
+        self._set_parts(trained)
         self.histories[stage] = history
         if self.checkpoint_dir is not None and world().rank == 0:
             self.save(self.checkpoint_dir)
 
-    @_holding_directories
+    @_locks_directories
     def fit_classifier(
         self,
         texts: Texts,
@@ -697,7 +697,7 @@ class ULMFiT(TextModel):
         """Fit to labelled texts, and measure on those that are held out."""
         classes = classes_of(data.labels)
         check_labels(Place("the classes", "write it in another way"), classes)
-        corpus, own, weights = weighed(data.texts, data.labels, class_weight, data.weights)
+        corpus, own, weights = with_weights(data.texts, data.labels, class_weight, data.weights)
         truth = None if held_out is None else positions_of(held_out.labels, classes)
         labels = [classes.index(label) for label in own]
         baselines = None
@@ -746,7 +746,7 @@ class ULMFiT(TextModel):
                 tokenizer=tokenizer,
             )
         if held_out is not None:
-            self._adopt(trained)
+            self._set_parts(trained)
             found = evaluated(self, held_out.texts, held_out.labels, baselines=baselines)
             trained = replace(trained, validation=found)
         if held_out is not None or self.checkpoint_dir is None:

@@ -19,10 +19,10 @@ from ulmfit_fast.data.columns import (
     is_missing,
     missing_label,
     nearest,
-    no_classes,
     several_labels,
     shown,
     weight_of,
+    why_not_classes,
 )
 from ulmfit_fast.data.reading.corpus import read_labelled, read_texts, read_weighted
 from ulmfit_fast.data.reading.lines import OnError
@@ -37,7 +37,7 @@ __all__ = [
     "plain_labels",
     "require_labels",
     "text_weights",
-    "weighed",
+    "with_weights",
 ]
 
 
@@ -186,7 +186,7 @@ def classes_of(labels: Collection[Label]) -> list[Label]:
     classes = sorted(counts, key=lambda label: (str(type(label)), label))
     if len(classes) < 2:
         raise ValueError(f"labels hold the one class {classes}, expected at least two classes")
-    fault = no_classes(counts)
+    fault = why_not_classes(counts)
     if fault is not None:
         raise ValueError(f"labels hold {fault}; pass another column as label_column=")
     fault = several_labels(counts)
@@ -246,7 +246,7 @@ def text_weights(
     return own
 
 
-def weighed(
+def with_weights(
     texts: list[str],
     labels: list[Label],
     class_weight: ClassWeight | None,

@@ -13,7 +13,7 @@ import torch
 from ulmfit_fast.data.columns import nearest
 from ulmfit_fast.data.tokens.vocab import SPECIALS, check_vocabulary_limits
 from ulmfit_fast.nn import AWDLSTMConfig, LanguageModel
-from ulmfit_fast.nn.vocabulary import drawn_anew
+from ulmfit_fast.nn.vocabulary import rebuilt
 from ulmfit_fast.nn.weights import Place
 from ulmfit_fast.presets import Preset, named
 from ulmfit_fast.system.scoped import ignoring
@@ -301,4 +301,4 @@ def with_dropout(model: LanguageModel, values: AWDLSTMConfig) -> LanguageModel:
     config = dataclasses.replace(model.config, **{n: getattr(values, n) for n in _DROPOUTS})
     if config == model.config:
         return model
-    return drawn_anew(config, model.state_dict())
+    return rebuilt(config, model.state_dict())

@@ -142,7 +142,7 @@ class TextModel(Predictor):
         """Whether texts are read from their end."""
         return self.settings.backwards
 
-    def _adopt(self, trained: Trained) -> None:
+    def _set_parts(self, trained: Trained) -> None:
         """Take over what a stage has left."""
         self.tokenizer, self.language_model = trained.tokenizer, trained.language_model
         self.classifier, self.labels = trained.classifier, trained.labels

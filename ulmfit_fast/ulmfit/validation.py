@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit_fast.data.columns import Label, no_classes, shown
+from ulmfit_fast.data.columns import Label, shown, why_not_classes
 from ulmfit_fast.data.reading.corpus import read_marked
 from ulmfit_fast.data.reading.lines import OnError
 from ulmfit_fast.ulmfit.baselines import NO_BAG_OF_WORDS, Baselines
@@ -263,7 +263,7 @@ def _of_rows(
 ) -> Divided:
     if not held_out:
         # Labels that are no classes are refused, and for another reason.
-        if not no_classes(Counter(everything.labels)):
+        if not why_not_classes(Counter(everything.labels)):
             _log.warning(
                 "no text of %d is held out (%s): how good the classifier is will not be known",
                 *(len(everything.texts), why),

@@ -17,8 +17,8 @@ from ulmfit_fast.data.columns import (
     is_iterable,
     is_missing,
     is_whole_float,
+    label_error,
     missing_label,
-    no_label,
     shown,
     weight_of,
 )
@@ -35,7 +35,7 @@ from ulmfit_fast.data.reading.records import (
 from ulmfit_fast.data.tables import column_values, is_table, table_records
 from ulmfit_fast.data.tokens.texts import not_a_text
 from ulmfit_fast.system.directories import STORE_META, owned_names
-from ulmfit_fast.system.files import user_path
+from ulmfit_fast.system.files import exists, user_path
 
 __all__ = [
     "Label",
@@ -119,7 +119,8 @@ def read_texts(
     """
     reading = Reading(on_error, delimiter, encoding)
     if is_table(source):
-        return _some(_first(table_records(source, (text_column,), reading.take)), source, reading)
+        records = table_records(source, (text_column,), reading.skip_or_raise)
+        return _some(_first(records), source, reading)
     if isinstance(source, (str, os.PathLike)):
         source = [checked_path(source)]
     items = _items(source)
@@ -161,7 +162,7 @@ def _record(
     try:
         values = checked_record(where, columns, record)
     except ValueError as error:
-        reading.take(error)
+        reading.skip_or_raise(error)
     else:
         yield where, values
 
@@ -201,7 +202,7 @@ def is_text(source: object) -> bool:
     """
     if not isinstance(source, str) or source.lower().endswith(_ENDINGS):
         return False
-    return not (source and _exists(user_path(source)))
+    return not (source and exists(user_path(source)))
 
 
 def kept_columns(
@@ -229,7 +230,7 @@ def kept_columns(
     """
     reading = Reading("raise", delimiter, encoding)
     # Those who read the texts tell.
-    reading.tells = False
+    reading.logs = False
     files = [file for path in paths for file in _files_in(checked_path(path))]
     if wanted is None or wanted == "all":
         found = dict.fromkeys(
@@ -421,14 +422,14 @@ def _read(
     """Read texts and labels, and the further columns as the checks of their values return them."""
     if is_table(source):
         name = f"the {type(source).__name__}"
-        records = table_records(source, columns, reading.take)
+        records = table_records(source, columns, reading.skip_or_raise)
         places = ((f"{name}, row {row}", pair) for row, pair in records)
         return _collected(places, columns, source, reading, checks)
     is_path = isinstance(source, (str, os.PathLike))
     items: list[Any] = [source] if is_path else list(_items(source))
     for name in items:
         is_text = isinstance(name, str) and not name.lower().endswith(_ENDINGS)
-        if is_text and not _exists(user_path(name)):
+        if is_text and not exists(user_path(name)):
             raise ValueError(
                 f"got the string {name!r:.60} and no labels; pass labels, or the path of a .csv or "
                 ".jsonl file that holds them"
@@ -484,16 +485,16 @@ def _collected(
     float_label: ValueError | None = None
     for place, (text, label, *rest) in records:
         if is_missing(label):
-            reading.take(missing_label(f"{place}: {label_column!r}", label))
+            reading.skip_or_raise(missing_label(f"{place}: {label_column!r}", label))
             continue
         if is_whole_float(label):
-            float_label = float_label or no_label(f"{place}: {label_column!r}", label)
+            float_label = float_label or label_error(f"{place}: {label_column!r}", label)
             label = int(label)
         try:
             parts = zip(checks, columns[2:], rest, strict=True)
             own = tuple(check(place, column, value) for check, column, value in parts)
         except ValueError as error:
-            reading.take(error)
+            reading.skip_or_raise(error)
             continue
         other = kinds.other(label, place)
         if other is not None:
@@ -602,9 +603,9 @@ def checked_path(name: str | os.PathLike[str]) -> Path:
     if path == STANDARD_INPUT:
         return path
     kind = kind_of(path)
-    if isinstance(name, str) and kind not in READABLE and not _exists(path):
+    if isinstance(name, str) and kind not in READABLE and not exists(path):
         raise ValueError(f"got the string {name!r:.60}; pass a list of texts or an existing path")
-    if not _exists(path):
+    if not exists(path):
         raise FileNotFoundError(f"{path} does not exist, expected a file; check the path")
     if path.name.lower().endswith(_ARCHIVES) and not path.is_dir():
         raise ValueError(
@@ -616,10 +617,3 @@ def checked_path(name: str | os.PathLike[str]) -> Path:
             "convert it"
         )
     return path
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False

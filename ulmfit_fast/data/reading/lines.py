@@ -77,7 +77,7 @@ class Reading:
     """How files are read: what is said of all of them, and what becomes of rows that cannot be.
 
     >>> reading = Reading("skip")
-    >>> reading.take(ValueError("a.txt, line 3: byte 0xe9 is not UTF-8"))
+    >>> reading.skip_or_raise(ValueError("a.txt, line 3: byte 0xe9 is not UTF-8"))
     >>> str(reading)
     '1 row skipped: a.txt, line 3: byte 0xe9 is not UTF-8'
 
@@ -90,7 +90,7 @@ class Reading:
     Attributes:
         count: rows skipped so far; a file whose rest cannot be read counts as one.
         first: what was wrong with the first of them.
-        tells: whether it is logged what was assumed.
+        logs: whether it is logged what was assumed.
         assumed: of each file the delimiter and the encoding, as far as they are not the usual ones.
 
     Raises:
@@ -113,16 +113,16 @@ class Reading:
         self.first: list[str] = []
         self.assumed: dict[Path, dict[str, str]] = {}
         self.delimiter, self.encoding = _checked_delimiter(delimiter), _checked_encoding(encoding)
-        self.tells = True
+        self.logs = True
         self._few = on_error == "skip_few"
 
-    def likewise(self) -> Reading:
+    def quiet_copy(self) -> Reading:
         """Return a reading of the same files that says nothing and skips what cannot be read."""
         other = Reading("skip", self.delimiter, self.encoding)
-        other.tells = False
+        other.logs = False
         return other
 
-    def assume(self, path: Path, **found: str) -> None:
+    def log_assumption(self, path: Path, **found: str) -> None:
         """Say in the log how a file is read, where that was not said nor is what is usual.
 
         Args:
@@ -134,12 +134,12 @@ class Reading:
         own = {n: value for n, value in found.items() if n not in known and value != usual[n]}
         if own and path not in self.assumed:
             self.assumed[path] = own
-            if self.tells and len(self.assumed) <= _SHOWN:
+            if self.logs and len(self.assumed) <= _SHOWN:
                 what = " and ".join(f"{name} {value!r}" for name, value in own.items())
                 names = " or ".join(f"{name}=" for name in own)
                 _log.warning("%s is read with %s; where that is wrong, pass %s", path, what, names)
 
-    def take(self, error: ValueError) -> None:
+    def skip_or_raise(self, error: ValueError) -> None:
         """Raise what is wrong with a row, or note it.
 
         Args:
@@ -151,7 +151,7 @@ class Reading:
         if len(self.first) < _SHOWN:
             self.first.append(str(error))
 
-    def too_many(self, read: int) -> bool:
+    def skips_too_many(self, read: int) -> bool:
         """Return whether more rows are skipped than a few, beside so many that were read."""
         return self.count > max(_FEW_ROWS, _FEW_SHARE * (self.count + read))
 
@@ -164,7 +164,7 @@ class Reading:
         Raises:
             ValueError: for more than a few, where that was asked for.
         """
-        if self._few and self.too_many(read):
+        if self._few and self.skips_too_many(read):
             raise ValueError(
                 f"{self.count:,} of {self.count + read:,} rows cannot be read, expected at most "
                 f"{100 * _FEW_SHARE:.0f} %: {self.first[0]}; mend them, or pass the delimiter= or "
@@ -356,7 +356,7 @@ def decoded_lines(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:
         reading: takes the lines that are no text in the file's encoding.
     """
     with opened(path, reading.encoding) as file:
-        reading.assume(path, encoding=file.encoding)
+        reading.log_assumption(path, encoding=file.encoding)
         yield from lines_of(file, reading)
 
 
@@ -366,7 +366,7 @@ def lines_of(file: TextFile, reading: Reading) -> Iterator[tuple[int, str]]:
         if line.fault is None:
             yield line.number, line.text
         else:
-            reading.take(line.fault)
+            reading.skip_or_raise(line.fault)
 
 
 def usual_delimiter(path: Path) -> str:
@@ -396,7 +396,7 @@ def numbered_lines(file: TextFile, reading: Reading) -> Iterator[Line]:
         for number, raw in enumerate(pieces, start=1):
             line, size = _decoded(file, decode, number, offset, raw), len(raw)
             if size >= _LINE_BYTES and not raw.endswith(_LINE_ENDS):
-                size += _passed_over(pieces)
+                size += _skip_line(pieces)
                 fault = ValueError(
                     f"{path}, line {number}: longer than {_LINE_BYTES:,} bytes, expected a "
                     "text; put line ends between the texts"
@@ -405,14 +405,14 @@ def numbered_lines(file: TextFile, reading: Reading) -> Iterator[Line]:
             yield line
             offset += size
     except _DAMAGE as error:
-        reading.take(
+        reading.skip_or_raise(
             ValueError(
                 f"{path}, line {number + 1}: not a whole gzip file ({error}), it cannot be "
                 "read on; fetch it anew"
             )
         )
     except UnicodeError as error:
-        reading.take(
+        reading.skip_or_raise(
             ValueError(
                 f"{path}, line {number + 1}: not {_shown(encoding)} ({error}), it cannot be read "
                 "on; pass another encoding= or save as UTF-8"
@@ -445,7 +445,7 @@ def _pieces(file: _Readable) -> Iterator[bytes]:
         yield rest
 
 
-def _passed_over(pieces: Iterator[bytes]) -> int:
+def _skip_line(pieces: Iterator[bytes]) -> int:
     """Go on to the end of a line that is not kept; return how many bytes that took."""
     size = 0
     for piece in pieces:

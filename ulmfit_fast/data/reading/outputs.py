@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ulmfit_fast.data.reading.records import READABLE, kind_of
 from ulmfit_fast.system.directories import is_run_file, owned_names
-from ulmfit_fast.system.files import user_path
+from ulmfit_fast.system.files import exists, user_path
 
 __all__ = ["check_apart", "inside", "paths_in"]
 
@@ -26,15 +26,7 @@ def paths_in(source: object) -> list[Path]:
     items = source if isinstance(source, (list, tuple)) else [source]
     named = (os.PathLike,) if items is source else (str, os.PathLike)
     found = (user_path(item) for item in items if isinstance(item, named))
-    return [path for path in found if _exists(path)]
-
-
-def _exists(path: Path) -> bool:
-    # A text can be longer than a file name may be, or hold a NUL.
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
+    return [path for path in found if exists(path)]
 
 
 def check_apart(out: Path, read: list[Path], *, is_text: bool) -> None:
@@ -57,7 +49,7 @@ def check_apart(out: Path, read: list[Path], *, is_text: bool) -> None:
     Raises:
         FileExistsError: if it is one of those, or lies in one where it does harm.
     """
-    for path in filter(_exists, read):
+    for path in filter(exists, read):
         if _same(out, path) or any(_same(out, file) for file in _files_in(path, out)):
             raise FileExistsError(f"{out} is read, and would be written over; choose another place")
         below = inside(out, path)

@@ -233,7 +233,7 @@ def _class_rows(
         columns = len(row) - 1 if columns is None else columns
         fault = _class_fault(row, names, columns)
         if fault:
-            reading.take(ValueError(f"{path}, line {line}: {fault}"))
+            reading.skip_or_raise(ValueError(f"{path}, line {line}: {fault}"))
             continue
         count += 1
         label = names[int(row[0]) - 1] if names else str(int(row[0]))

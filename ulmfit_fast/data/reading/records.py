@@ -97,7 +97,7 @@ def columns_of(path: Path, reading: Reading, text_column: str) -> tuple[str, ...
     if kind == ".parquet":
         return parquet_names(path)
     if kind == ".xlsx":
-        return _sheet_names(next(sheet_rows(path, reading.take), (0, ()))[1])
+        return _sheet_names(next(sheet_rows(path, reading.skip_or_raise), (0, ()))[1])
     if kind != ".jsonl":
         return tuple(next(csv_rows(path, reading, (text_column,)), (0, []))[1])
     for number, line in decoded_lines(path, reading):
@@ -105,7 +105,7 @@ def columns_of(path: Path, reading: Reading, text_column: str) -> tuple[str, ...
             try:
                 return tuple(_json_object(f"{path}, line {number}", line))
             except ValueError as error:
-                reading.take(error)
+                reading.skip_or_raise(error)
                 break
     return ()
 
@@ -144,7 +144,7 @@ def read_records(
         empty = False
         yield record
     if empty and reading.count == before:
-        reading.take(_empty(path))
+        reading.skip_or_raise(_empty(path))
 
 
 def _empty(path: Path) -> ValueError:
@@ -162,7 +162,7 @@ def _line_records(
 def _parquet_records(
     path: Path, columns: Sequence[str], reading: Reading
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    return parquet_records(path, columns, reading.take)
+    return parquet_records(path, columns, reading.skip_or_raise)
 
 
 def read_whole(path: Path, reading: Reading) -> str | None:
@@ -174,12 +174,12 @@ def read_whole(path: Path, reading: Reading) -> str | None:
     """
     try:
         with opened(path, reading.encoding) as file:
-            reading.assume(path, encoding=file.encoding)
+            reading.log_assumption(path, encoding=file.encoding)
             text = "".join(line for _, line in lines_of(file, _RAISING))
         if not text.strip():
             raise _empty(path)
     except ValueError as error:
-        reading.take(error)
+        reading.skip_or_raise(error)
         return None
     return text
 
@@ -196,7 +196,7 @@ def _csv_records(
         if len(row) == len(header):
             yield line, tuple(row[position] for position in positions)
             continue
-        reading.take(
+        reading.skip_or_raise(
             ValueError(
                 f"{path}, line {line}: {len(row)} fields, expected {len(header)} as in the header; "
                 "put a text that contains the delimiter or a line end between "
@@ -208,7 +208,7 @@ def _csv_records(
 def _sheet_records(
     path: Path, columns: Sequence[str], reading: Reading
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    rows = sheet_rows(path, reading.take)
+    rows = sheet_rows(path, reading.skip_or_raise)
     _, header = next(rows, (0, None))
     if header is None:
         return
@@ -221,7 +221,7 @@ def _sheet_records(
         try:
             checked = checked_values(f"{path}, row {number}", columns, values)
         except ValueError as error:
-            reading.take(error)
+            reading.skip_or_raise(error)
         else:
             yield number, checked
 
@@ -299,7 +299,7 @@ def csv_rows(
             declared[1] if declared else delimiter_of(first, header or (), usual_delimiter(path))
         )
         sign = reading.delimiter or found
-        reading.assume(path, delimiter=sign, encoding=file.encoding)
+        reading.log_assumption(path, delimiter=sign, encoding=file.encoding)
         yield from _csv_rows(path, lines, sign, reading, header is not None)
 
 
@@ -315,7 +315,7 @@ def _csv_rows(
         except csv.Error as error:
             first, last = lines.row[0].number, lines.row[-1].number
             until = f" up to line {last}" if last > first else ""
-            reading.take(
+            reading.skip_or_raise(
                 ValueError(
                     f"{path}, line {first}: {error}{until}; close the quote, and write a quote "
                     "within a field twice"
@@ -330,7 +330,7 @@ def _csv_rows(
             return
         fault = next((line.fault for line in lines.row if line.fault), None)
         if fault is not None:
-            reading.take(fault)
+            reading.skip_or_raise(fault)
             if header:
                 return
         elif row:
@@ -359,7 +359,7 @@ def _json_records(
         try:
             values = _json_values(f"{path}, line {number}", line, columns)
         except ValueError as error:
-            reading.take(error)
+            reading.skip_or_raise(error)
             continue
         yield number, values
 

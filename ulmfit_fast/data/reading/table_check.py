@@ -20,9 +20,9 @@ from ulmfit_fast.data.columns import (
     column_positions,
     is_missing,
     missing_label,
-    no_classes,
     several_labels,
     shown,
+    why_not_classes,
 )
 from ulmfit_fast.data.reading.corpus import checked_path
 from ulmfit_fast.data.reading.lines import Reading, usual_delimiter
@@ -141,7 +141,8 @@ class TableCheck:
         if self.label_column is not None and self.rows:
             number = len(self.classes)
             lines.append(f"labels in {self.label_column!r}: {number:,} class{'es' * (number != 1)}")
-            most = list(self.classes.items())[: 3 if no_classes(self.classes) else _SHOWN_CLASSES]
+            most = list(self.classes.items())
+            most = most[: 3 if why_not_classes(self.classes) else _SHOWN_CLASSES]
             width = max((len(str(label)) for label, _ in most), default=0)
             lines += [
                 f"  {label!s:{width}}  {count:7,}  {count / self.rows:6.1%}"
@@ -205,8 +206,8 @@ def check_table(
     if file.is_dir():
         raise ValueError(f"{file} is a directory, expected a file; pass one that is in it")
     reading = Reading("skip", delimiter, encoding)
-    reading.tells = False
-    names = columns_of(file, reading.likewise(), text_column)
+    reading.logs = False
+    names = columns_of(file, reading.quiet_copy(), text_column)
     if label_column is None and "label" in names:
         label_column = "label"
     wanted = [text_column] if label_column is None else [text_column, label_column]
@@ -261,7 +262,7 @@ class _Found:
             label = values[0] if self.label_column is not None else None
             if self.label_column is not None and is_missing(label):
                 where = f"{self.file}, {unit} {number}: {self.label_column!r}"
-                self.reading.take(missing_label(where, label))
+                self.reading.skip_or_raise(missing_label(where, label))
                 continue
             self._count(text, label, number)
             for name, value in zip(self.others, values[1:], strict=True):
@@ -345,18 +346,18 @@ class _Found:
 
     def _faults(self, found: TableCheck) -> Iterator[str]:
         reading = self.reading
-        if not found.rows and reading.count and not reading.too_many(0):
+        if not found.rows and reading.count and not reading.skips_too_many(0):
             yield str(reading.first[0])
         elif found.empty_texts == found.rows:
             yield f"{found.path} has no text in {found.text_column!r}, expected at least one"
-        if reading.too_many(found.rows):
+        if reading.skips_too_many(found.rows):
             yield (
                 f"{reading.count:,} of {reading.count + found.rows:,} rows cannot be read: "
                 f"{reading.first[0]}"
             )
         if found.label_column is None or not found.rows:
             return
-        fault = no_classes(found.classes)
+        fault = why_not_classes(found.classes)
         if len(found.classes) < 2:
             fault = f"the one class {next(iter(found.classes))!r:.60}, expected at least two"
         if fault is not None:
@@ -371,7 +372,7 @@ class _Found:
 
     def _warnings(self, found: TableCheck) -> Iterator[str]:
         reading, rows = self.reading, found.rows
-        if rows and reading.count and not reading.too_many(rows):
+        if rows and reading.count and not reading.skips_too_many(rows):
             yield f"{_counted(reading.count, 'row')} cannot be read, the first: {reading.first[0]}"
         for count, what in ((found.empty_texts, "empty"), (found.duplicate_texts, "duplicate")):
             if count:
@@ -381,7 +382,7 @@ class _Found:
                 f"{self.wordless:,} texts in {found.text_column!r} have no letter; where that is "
                 "the wrong column, pass text_column="
             )
-        if found.conflicting_texts and not no_classes(found.classes):
+        if found.conflicting_texts and not why_not_classes(found.classes):
             yield (
                 f"{_counted(found.conflicting_texts, 'text')} with another label than the same "
                 f"text above: {self.conflict}"
@@ -393,7 +394,7 @@ class _Found:
             names = ", ".join(map(repr, found.label_candidates))
             yield f"no column 'label'; those that would fit are {names}; pass label_column="
         rare = [label for label, count in found.classes.items() if count < _FEW_TEXTS]
-        if rare and not no_classes(found.classes):
+        if rare and not why_not_classes(found.classes):
             names = ", ".join(map(str, rare[:5]))
             more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
             yield f"fewer than {_FEW_TEXTS} texts of {names}{more}"

@@ -101,7 +101,7 @@ def _encoded(
         workers,
         # A fork would copy threads' locks, and macOS does not allow it.
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin_worker,
+        initializer=_init_worker,
         initargs=(tokenizer.to_json(), dtype),
     )
     waiting: deque[Future[_Encoded]] = deque()
@@ -137,12 +137,12 @@ class _BlockEncoder:
 _encoder: _BlockEncoder | None = None
 
 
-def _begin_worker(tokenizer: str, dtype: np.dtype[np.integer]) -> None:
+def _init_worker(tokenizer: str, dtype: np.dtype[np.integer]) -> None:
     """Make a new process ready; it ends when the one that started it does."""
     global _encoder
     # Ctrl-C reaches every process of a terminal; the one that started this answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     # There is a process for each CPU already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = _BlockEncoder(Tokenizer.from_json(tokenizer), dtype)
@@ -153,7 +153,7 @@ def _encode_in_worker(texts: list[str]) -> _Encoded:
     return _encoder(texts)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     # A killed parent closes nothing, and its workers would wait for it for ever.
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from ulmfit_fast.data.tokens.adopted import HuggingFaceEngine, adopted
+from ulmfit_fast.data.tokens.huggingface import HuggingFaceEngine, import_tokenizer
 from ulmfit_fast.data.tokens.spacy_words import SpacyEngine, count_spacy_words
 from ulmfit_fast.data.tokens.texts import CheckedTexts, text_blocks
 from ulmfit_fast.data.tokens.vocab import SPECIALS, Vocab, check_vocabulary_limits, vocabulary_of
@@ -113,7 +113,7 @@ class Tokenizer:
             TypeError: if source is something else.
             ValueError: if the file holds no tokenizer, or one with another model.
         """
-        return cls("huggingface", HuggingFaceEngine(adopted(source)))
+        return cls("huggingface", HuggingFaceEngine(import_tokenizer(source)))
 
     @classmethod
     def train(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ulmfit_fast.data.tokens.vocab import SPECIALS, UNK, Vocab
 
-__all__ = ["LARGEST_SHARE", "UnknownWords", "tell_unknown_words", "unknown_words"]
+__all__ = ["LARGEST_SHARE", "UnknownWords", "log_unknown_words", "unknown_words"]
 
 # A logger of its own, which the command line shows.
 _log = logging.getLogger("ulmfit_fast.vocabulary")
@@ -84,7 +84,7 @@ def _blocks(documents: Iterable[AnyIds]) -> Iterator[AnyIds]:
         yield np.concatenate(block)
 
 
-def tell_unknown_words(documents: Iterable[AnyIds], vocab: Vocab, known: Vocab) -> None:
+def log_unknown_words(documents: Iterable[AnyIds], vocab: Vocab, known: Vocab) -> None:
     """Log what `unknown_words` finds, as a warning where it is more than `LARGEST_SHARE`.
 
     Args:

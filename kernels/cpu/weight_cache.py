@@ -5,14 +5,14 @@ from contextvars import ContextVar
 
 import torch
 
-__all__ = ["holding", "once"]
+__all__ = ["cached", "caching"]
 
 _made = ContextVar("ulmfit_fast.made_of_weights", default=None)
 
 
 @contextmanager
-def holding():
-    """Let what `once` makes in the block be made once, until its end.
+def caching():
+    """Let what `cached` makes in the block be made once, until its end.
 
     For predictions, which ask the same weights again and again. Weights may change in the block if
     PyTorch counts the change, as it does but for `.data`.
@@ -24,8 +24,8 @@ def holding():
         _made.reset(token)
 
 
-def once(kind, tensor, make):
-    """Return what is made of a tensor: the same as before, in a block of `holding`.
+def cached(kind, tensor, make):
+    """Return what is made of a tensor: the same as before, in a block of `caching`.
 
     Args:
         kind: what it is; of a tensor there is one of each kind.

@@ -24,12 +24,12 @@ from ulmfit_fast.system.files import user_path
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HFTokenizer
 
-__all__ = ["HuggingFaceEngine", "adopted"]
+__all__ = ["HuggingFaceEngine", "import_tokenizer"]
 
 _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 
 
-def adopted(source: str | os.PathLike[str] | Any) -> HFTokenizer:
+def import_tokenizer(source: str | os.PathLike[str] | Any) -> HFTokenizer:
     """Return a tokenizer of the library `tokenizers` with our specials as the ids 0 to 8.
 
     Its unknown word becomes `xxunk`; its other special tokens are left out, its own words follow in

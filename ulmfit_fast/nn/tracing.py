@@ -17,12 +17,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ulmfit_fast import backend as backends
 
-__all__ = ["OnlyTraced", "PlainForward", "fx_call", "is_walked"]
+__all__ = ["OnlyTraced", "PlainForward", "fx_call", "is_traced"]
 
 State = tuple[Tensor, Tensor]
 
 
-def is_walked(steps: int, lengths: Tensor | None) -> bool:
+def is_traced(steps: int, lengths: Tensor | None) -> bool:
     """Say whether a tracer or exporter is at work that takes PyTorch's own LSTM.
 
     For lengths and for a T that is dynamic an exported program has a `scan` over the steps instead:
@@ -183,7 +183,7 @@ class PlainForward(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
-        x = input if batched else input.unsqueeze(batch_dim)
+        x = input if batched else input.unsqueeze(batch_dim)  # (T, B, E) or (B, T, E)
         if hx is None:
             rows = self.num_layers * (2 if self.bidirectional else 1)
             h_0 = torch.zeros(
@@ -215,7 +215,7 @@ class PlainForward(nn.Module):
             output, _ = pad_packed_sequence(
                 packed, self.batch_first, total_length=x.size(1 - batch_dim)
             )
-            empty = (lengths == 0).unsqueeze(1)
+            empty = (lengths == 0).unsqueeze(1)  # (B, 1)
             h_n, c_n = torch.where(empty, h_0, h_n), torch.where(empty, c_0, c_n)
             output = output.masked_fill(empty.unsqueeze(1 - batch_dim), 0.0)
         if not batched:
