@@ -1,7 +1,9 @@
-"""The table and the plot of accuracies, from rows that `python -m benchmarks.real_data` wrote.
+"""The tables and plots of real data, from the rows that `python -m benchmarks.real_data` wrote.
 
 python -m benchmarks.real_data.tables --rows DIR --collect benchmarks/results/real_data.csv
 python -m benchmarks.real_data.tables --rows benchmarks/results/real_data.csv --plot FILE.png
+python -m benchmarks.real_data.tables --rows DIR --forgetting
+python -m benchmarks.real_data.tables --curve DIR/pretraining.csv --plot FILE.png
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness.rows import write_records
+from benchmarks.harness.rows import read_records, write_records
 from benchmarks.harness.show import table
 from benchmarks.real_data.methods import METHODS
-from benchmarks.real_data.runs import ALL, Row, count_of, read_all
+from benchmarks.real_data.pretraining import Size
+from benchmarks.real_data.runs import ALL, Perplexity, Row, count_of, read_all
 from benchmarks.real_data.sets import PARTS
 from ulmfit_fast.system.files import file_in_place
 
@@ -142,6 +146,87 @@ def draw(rows: Sequence[Row], path: Path, part: str = "test") -> None:
             axes.legend(fontsize=7)
         if place % columns == 1 or columns == 1:
             axes.set_ylabel("accuracy, %")
+    _save(figure, path)
+
+
+def forgetting(rows: Sequence[Perplexity]) -> str:
+    """Write perplexities of general models and of those fine-tuned, on general and own text."""
+    order = ("general", "general, set's vocabulary", "fine-tuned")
+
+    def place(row: Perplexity) -> tuple[str, str, str, int]:
+        return row.set, row.direction, row.digest, order.index(row.model)
+
+    lines = [
+        [row.set, row.direction, row.model, f"{row.general:,.1f}", f"{row.own:,.1f}"]
+        for row in sorted(rows, key=place)
+    ]
+    head = ["set", "direction", "language model", "on general text", "on the set's text"]
+    return table(head, lines, left=3)
+
+
+def curve(sizes: Sequence[Size]) -> str:
+    """Write what each general model took, and the accuracies that it brings."""
+    columns = list(dict.fromkeys((own.set, own.labels) for own in sizes))
+    lines = []
+    for digest in dict.fromkeys(own.digest for own in sizes):
+        found = {(own.set, own.labels): own for own in sizes if own.digest == digest}
+        first = next(iter(found.values()))
+        cells = [
+            f"{100 * found[column].accuracy:.1f} ({100 * found[column].spread:.1f})"
+            if column in found
+            else "-"
+            for column in columns
+        ]
+        lines.append(
+            [
+                *(_size(first), f"{first.vocabulary:,}", first.tokenizer),
+                *(
+                    f"{first.words:,} \N{MULTIPLICATION SIGN} {first.passes}",
+                    f"{first.batch_size}",
+                    f"{first.lr:g}",
+                ),
+                *(f"{first.seconds / 60:.1f}", f"{first.tokens_per_second or 0:,.0f}"),
+                *(f"{first.perplexity:.1f}", *cells),
+            ]
+        )
+    head = ["E/H/layers", "V", "tokens", "words", "batch", "rate", "minutes", "tokens/s"]
+    head += ["perplexity", *(f"{name}, {labels}" for name, labels in columns)]
+    return table(head, lines)
+
+
+def _size(own: Size) -> str:
+    return f"{own.emb_size}/{own.hidden_size}/{own.layers}"
+
+
+def draw_curve(sizes: Sequence[Size], path: Path) -> None:
+    """Draw accuracy by the minutes of pre-training, a panel for each set, a line for each size.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys((own.set, own.labels) for own in sizes))
+    figure = Figure(figsize=(4 * len(columns), 3.2), layout="constrained")
+    for place, (name, labels) in enumerate(columns, 1):
+        axes = figure.add_subplot(1, len(columns), place)
+        chosen = [own for own in sizes if (own.set, own.labels) == (name, labels)]
+        for size in dict.fromkeys(map(_size, chosen)):
+            points = sorted(
+                (own.seconds / 60, 100 * own.accuracy, 100 * own.spread)
+                for own in chosen
+                if _size(own) == size
+            )
+            x, y, sd = zip(*points, strict=True)
+            axes.errorbar(x, y, yerr=sd, marker="o", markersize=3, capsize=2, label=size)
+        axes.axhline(100 * chosen[0].bag_of_words, color="grey", linestyle=":", label="tfidf")
+        axes.set(xscale="log", xlabel="minutes of pre-training", ylabel="accuracy, %")
+        axes.set_title(f"{name}, {labels} labels", fontsize=10)
+        axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     with file_in_place(path) as file:
         # Without its version and date the same rows give the same file.
         figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
@@ -152,13 +237,28 @@ def main(arguments: list[str] | None = None, say: Callable[[str], object] = prin
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=Path, required=True, help="a folder of runs, or a CSV")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--rows", type=Path, help="a folder of runs, or a CSV of them")
+    source.add_argument(
+        "--curve", type=Path, help="a CSV that benchmarks.real_data.pretraining wrote"
+    )
+    parser.add_argument("--forgetting", action="store_true", help="perplexities, not accuracies")
     parser.add_argument("--part", choices=PARTS, default="test")
     parser.add_argument("--digest", action="append", help="of these recipes alone")
     parser.add_argument("--measure", choices=["accuracy", "macro_f1"], default="accuracy")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
     parser.add_argument("--collect", type=Path, help="CSV to write the rows of all sets to")
     asked = parser.parse_args(arguments)
+    if asked.curve:
+        sizes = read_records(asked.curve, Size)
+        if asked.plot:
+            draw_curve(sizes, asked.plot)
+        say(curve(sizes))
+        return
+    if asked.forgetting:
+        perplexities = read_all(asked.rows, "forgetting", Perplexity)
+        say(forgetting([row for row in perplexities if row.part == asked.part]))
+        return
     rows = read_all(asked.rows)
     if asked.digest:
         rows = [row for row in rows if row.digest in ("", *asked.digest)]

@@ -138,6 +138,7 @@ def test_a_mean_is_that_of_the_probabilities(data, tmp_path):
         for path in (tmp_path / "out" / "answers").glob("toy-test-20-0-*.npz")
     }
     assert set(kept) == {"forward", "backward", "tfidf"}
+    assert np.abs(kept["forward"] - kept["backward"]).max() > 1e-4
     task = Set(data, "toy", "test")
     truth = np.array([task.classes.index(label) for label in task.measured.labels])
     rows = {row.method: row for row in read_all(tmp_path / "out") if row.draw == 0}
@@ -282,6 +283,9 @@ def test_stages_forgetting_and_a_given_model(data, tmp_path):
     carried, tuned = found["general, set's vocabulary"], found["fine-tuned"]
     assert carried.vocabulary == tuned.vocabulary != found["general"].vocabulary
     assert carried.own > tuned.own > 1 and carried.general > 1
+    said = []
+    tables.main(["--rows", str(out), "--forgetting", "--part", "validation"], said.append)
+    assert len(said[0].splitlines()) == 5 and f"{tuned.own:,.1f}" in said[0].splitlines()[-1]
     (general,) = (path for path in (out / "models").glob("general-*") if path.is_dir())
     other = tmp_path / "other"
     run(data, other, "--general", str(general), "--part", "validation", methods="pretrained")
@@ -328,6 +332,13 @@ def test_the_curve_has_a_row_for_each_size_and_set(data, tmp_path):
         ]
         assert float(row["accuracy"]) == pytest.approx(np.mean(accuracies), abs=1e-3)
         assert float(row["perplexity"]) > 1 and float(row["seconds"]) > 0
+    models = Models(data, tmp_path / "other", RECIPES["english"].changed(TINY))
+    least, most = (pretraining.words_in_time(models, seconds) for seconds in (1e-6, 1000.0))
+    assert least == 50_000 and most > 2_000_000
+    picture = tmp_path / "curve.png"
+    tables.main(["--curve", str(tmp_path / "pretraining.csv"), "--plot", str(picture)], said.append)
+    lines = said[-1].splitlines()
+    assert len(lines) == 4 and "8/8/1" in lines[2] + lines[3] and picture.stat().st_size > 1000
     with pytest.raises(ValueError, match="expected E/H/layers"):
         pretraining.main([*arguments, "--sizes", "8/8"], said.append)
 
