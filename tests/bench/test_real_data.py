@@ -253,6 +253,8 @@ def test_reviews_that_stand_in_a_labelled_set_are_left_out(data, tmp_path):
     task = Set(data, "toy", "validation")
     note = models.note(models.tuned(task))
     assert note["texts"] == len(task.pool.texts) + 20
+    # One that reads the rows of the validation is of the test alone.
+    assert models.note(models.tuned(Set(data, "toy", "test")))["texts"] == 120 + 20
     # In two steps the set's own text comes last, by itself.
     two = Models(data, tmp_path / "out", recipe.changed(["domain_step=true"]), say=lambda _: None)
     path = two.tuned(task)
