@@ -67,6 +67,7 @@ def accuracies(rows: Sequence[Row], part: str = "test", measure: str = "accuracy
     """
     chosen = [row for row in rows if row.part == part]
     methods = [name for name in METHODS if any(row.method == name for row in chosen)]
+    compares = part == "test" and measure == "accuracy"
     # A method that knows no recipe stands beside each of them.
     several = len({row.digest for row in chosen if row.digest}) > 1
     lines = []
@@ -76,10 +77,11 @@ def accuracies(rows: Sequence[Row], part: str = "test", measure: str = "accuracy
             for method in methods:
                 fits = [r for r in own if r.method == method and r.digest in ("", digest)]
                 cells.append(spread([getattr(r, measure) for r in fits]) if fits else "-")
-            beside = PUBLISHED.get(name, "") if labels == ALL and measure == "accuracy" else ""
-            recipe = [f"`{digest}`"] if several else []
-            lines.append([name, labels, *recipe, *cells, _goal(name, labels), beside])
-    head = ["set", "labels", *(["recipe"] if several else []), *methods, "aimed at", "published"]
+            published = PUBLISHED.get(name, "") if labels == ALL else ""
+            beside = [_goal(name, labels), published] if compares else []
+            lines.append([name, labels, *([f"`{digest}`"] if several else []), *cells, *beside])
+    head = ["set", "labels", *(["recipe"] if several else []), *methods]
+    head += ["aimed at", "published"] if compares else []
     return table(head, lines, left=2 + several)
 
 

@@ -364,6 +364,8 @@ def test_the_table_has_means_and_spreads(tmp_path):
         "| trec6 | all    |          - |       96.0 |       95 | 96.4 ULMFiT |",
     ]
     assert "35.0 (0.0)" in tables.accuracies(rows, measure="macro_f1")
+    # Goals and published figures are of the test file.
+    assert "published" not in tables.accuracies(rows, part="validation")
     several = tables.accuracies([*rows, example("ulmfit", 0, 0.8, digest="d2")]).splitlines()
     assert several[2].split("|")[3:6] == [" `d1`   ", " 55.0 (7.1) ", " 70.0 (0.0) "]
     assert several[3].split("|")[3:6] == [" `d2`   ", " 55.0 (7.1) ", "       80.0 "]
