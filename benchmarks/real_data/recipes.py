@@ -260,10 +260,11 @@ def recipe_of(name: str, asked: str | None, changes: Sequence[str] = ()) -> Reci
         TypeError: as `Recipe.settings`.
         ValueError: if there is no such recipe, or a setting is unknown or does not fit.
     """
-    prefix = name.partition("_")[0]
-    language = _LANGUAGES.get(prefix, "english")
-    if len(prefix) == 2 and prefix not in _LANGUAGES and asked is None:
+    prefix, sign, _ = name.partition("_")
+    says = bool(sign) and len(prefix) == 2
+    if says and prefix not in _LANGUAGES and asked is None:
         raise ValueError(f"{name} is in {prefix!r}, of which there is no recipe; name one")
+    language = _LANGUAGES.get(prefix, "english") if says else "english"
     if asked is None or not asked.endswith(".toml"):
         if asked is not None and asked not in RECIPES:
             raise ValueError(f"there is no recipe {asked!r}, expected a .toml or {list(RECIPES)}")

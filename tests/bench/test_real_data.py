@@ -197,8 +197,8 @@ def test_a_recipe_is_read_from_a_file_and_goes_by_the_language(tmp_path):
     recipe = recipe_of("trec6", str(path))
     assert (recipe.name, recipe.seed, recipe.fit_classifier["lr"]) == ("mine", 3, 0.5)
     assert recipe.corpus == RECIPES["portuguese"].corpus
-    found = [recipe_of(n, None).name for n in ("pt_x", "de_x", "sms_spam")]
-    assert found == ["portuguese", "german", "english"]
+    found = [recipe_of(n, None).name for n in ("pt_x", "de_x", "sms_spam", "mr")]
+    assert found == ["portuguese", "german", "english", "english"]
     with pytest.raises(ValueError, match="hi_x is in 'hi'"):
         recipe_of("hi_x", None)
 
