@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmarks import goals
 from benchmarks.compared.baselines import KERNELS, PLAIN, TODAY
 from benchmarks.harness.rows import Row
-from benchmarks.harness.show import duration, size
+from benchmarks.harness.show import duration, size, table
 from benchmarks.questions import lm_step
 from benchmarks.questions.decoder import OURS as DECODER
 from benchmarks.questions.decoder import PLAIN as LOGITS
@@ -68,21 +68,6 @@ _HEADLINES: list[tuple[str, dict[str, object], str]] = [
         "spaCy alone",
     ),
 ]
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Write a Markdown table whose columns are aligned, the first ones to the left."""
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-
-    def written(cells: Sequence[str]) -> str:
-        padded = [
-            c.ljust(w) if i < left else c.rjust(w)
-            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [":" + "-" * (w - 1) if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([written(head), written(rule), *map(written, lines)])
 
 
 def device(rows: Sequence[Row], name: str) -> str:

@@ -9,10 +9,11 @@ import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ulmfit_fast.system.files import file_in_place
 
+Record = TypeVar("Record")
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -101,10 +102,20 @@ class Row:
 
 def read_rows(path: Path) -> list[Row]:
     """Read the rows of a CSV file."""
-    kinds = typing.get_type_hints(Row)
+    return read_records(path, Row)
+
+
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
+    """Read rows of any kind from a CSV file.
+
+    Args:
+        path: the file.
+        kind: a dataclass whose fields are the columns.
+    """
+    kinds = typing.get_type_hints(kind)
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            Row(**{name: _parse(text, kinds[name]) for name, text in line.items()})
+            kind(**{name: _parse(text, kinds[name]) for name, text in line.items()})
             for line in csv.DictReader(file)
         ]
 

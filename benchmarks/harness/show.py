@@ -1,6 +1,8 @@
-"""Rows as text for the terminal."""
+"""Rows as text, for the terminal and for documents."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from benchmarks.harness.rows import Row
 
@@ -64,3 +66,18 @@ def line(row: Row) -> str:
     if row.saved_bytes is not None:
         parts.append(f"saved {size(row.saved_bytes)}")
     return f"{head} {', '.join(parts)}"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Write a Markdown table whose columns are aligned, the first ones to the left."""
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+
+    def written(cells: Sequence[str]) -> str:
+        padded = [
+            c.ljust(w) if i < left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (w - 1) if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([written(head), written(rule), *map(written, lines)])
