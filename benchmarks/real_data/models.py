@@ -16,7 +16,7 @@ from benchmarks.real_data.recipes import Recipe, digest_of
 from benchmarks.real_data.sets import Set, corpus, keys_of
 from ulmfit_fast.runs import Run
 from ulmfit_fast.system.files import parse_json, write_text
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 from ulmfit_fast.ulmfit.estimator import ULMFiT
 from ulmfit_fast.ulmfit.settings import ModelSettings
 from ulmfit_fast.ulmfit.sizing import words_in
@@ -236,7 +236,7 @@ def waiting(lock: Path, say: Callable[[], object] = lambda: None) -> Iterator[No
     """Hold a lock in the block, and wait for it as long as another process holds it."""
     said = False
     while True:
-        holder = held(lock.parent, lock, alone=True)
+        holder = directory_lock(lock.parent, lock, alone=True)
         try:
             holder.__enter__()
             break

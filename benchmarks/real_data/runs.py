@@ -16,7 +16,7 @@ from benchmarks.real_data.methods import answers, is_fixed
 from benchmarks.real_data.models import Models
 from benchmarks.real_data.sets import Set
 from ulmfit_fast.nn.vocabulary import with_vocabulary
-from ulmfit_fast.system.locks import held
+from ulmfit_fast.system.locks import directory_lock
 from ulmfit_fast.training.scores import scores_of
 
 ALL = "all"
@@ -183,7 +183,7 @@ def measure(
     """
     out.mkdir(parents=True, exist_ok=True)
     models.keep_recipe()
-    with held(out, out / f".{task.name}.lock"):
+    with directory_lock(out, out / f".{task.name}.lock"):
         file = RowFile(out, "runs", task.name, Row)
         for count in labels:
             for draw in range(draws):
@@ -240,7 +240,7 @@ def measure_forgetting(
     that of the fine-tuned one.
     """
     general = models.general_texts("test")
-    with held(out, out / f".{task.name}.lock"):
+    with directory_lock(out, out / f".{task.name}.lock"):
         file = RowFile(out, "forgetting", task.name, Perplexity)
         for backwards in directions if general else ():
             direction = "backward" if backwards else "forward"

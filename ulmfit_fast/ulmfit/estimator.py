@@ -482,7 +482,7 @@ class ULMFiT(TextModel):
     def _take_over(self, directory: Path) -> ULMFiT:
         """Take over the model that a run which is over has left."""
         found = ULMFiT.load(directory, device=self.device)
-        self._adopt(
+        self._set_parts(
             Trained(
                 *(found._require_tokenizer(), found.language_model, found.classifier),
                 *(found.labels, found.baselines, found.validation),
