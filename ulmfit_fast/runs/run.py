@@ -222,17 +222,18 @@ class Run:
             stages: as for `finished`.
         """
         with holding(self.directory):
-            rank_zero_only(lambda: [self._tidy(stage) for stage in stages])
+            rank_zero_only(lambda: self._tidy(stages))
 
-    def _tidy(self, stage: str) -> None:
-        found = self._description(stage)
-        if found is None or not found["finished"]:
-            return
-        # First that they are gone: a run that finds none is not begun once more.
-        path = self._of_stage(stage) / _DESCRIPTION
-        write_text(path, json.dumps({**found, "is_tidied": True}, indent=1))
-        for checkpoint in Checkpoints(self._of_stage(stage)).files():
-            checkpoint.unlink(missing_ok=True)
+    def _tidy(self, stages: Sequence[str]) -> None:
+        for stage in stages:
+            found = self._description(stage)
+            if found is None or not found["finished"]:
+                continue
+            # First that they are gone: a run that finds none is not begun once more.
+            path = self._of_stage(stage) / _DESCRIPTION
+            write_text(path, json.dumps({**found, "is_tidied": True}, indent=1))
+            for checkpoint in Checkpoints(self._of_stage(stage)).files():
+                checkpoint.unlink(missing_ok=True)
 
     def read_beside(self, stage: str, name: str, read: Callable[[str], Found]) -> Found | None:
         """Read a file that lies beside the checkpoints of the run that is resumed, or return None.
