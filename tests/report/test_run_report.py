@@ -456,3 +456,11 @@ def test_a_real_run_has_a_page(tmp_path):
         str(len(history.losses)),
     ]
     assert [row[0] for row in page.tables["Classes"][1:]] == [str(own) for own in model.labels]
+
+
+def test_a_long_name_breaks_at_its_signs_and_is_whole(tmp_path):
+    names = ["problem_with-delivery", "praise"]
+    page = page_of(recorded(evaluated(names), names), tmp_path)
+    html = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert html.count("problem_<wbr/>with-<wbr/>delivery") == 3
+    assert page.tables["Classes"][1][0] == names[0]

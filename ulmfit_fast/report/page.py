@@ -294,7 +294,10 @@ def _evaluation_values(evaluation: dict[str, Any], examples: Sequence[Example]) 
         "weakest": min(known, key=lambda own: own["recall"], default=None),
         "class_head": ["class", "texts", "predicted", "precision", "recall", "F1"],
         "classes": [
-            [f"{number}. {own['label']}" if many else str(own["label"]), *_class_cells(own)]
+            [
+                _breakable(f"{number}. {own['label']}" if many else own["label"]),
+                *_class_cells(own),
+            ]
             for number, own in enumerate(own_classes, 1)
         ],
         "confusion_chart": confusion_chart(counts, names) if many else "",
@@ -397,7 +400,7 @@ def _breakable(label: object) -> object:
     """Return a name that a narrow cell breaks at its signs before it breaks a word."""
     from markupsafe import Markup, escape
 
-    signs = re.split(r"([_\-./])", _short(label))
+    signs = re.split(r"([_\-./])", str(label))
     pieces = zip(signs[::2], [*signs[1::2], ""], strict=True)
     return Markup("<wbr/>").join(escape(word + sign) for word, sign in pieces)
 
