@@ -201,6 +201,7 @@ def test_the_notebook_runs_and_is_kept_without_its_output(tmp_path):
     text = (tmp_path / "tickets.md").read_text(encoding="utf-8")
     scores = re.search(r"^ *accuracy +(\S+) .*\) +(\S+) .*\) +(\S+) ", text, re.MULTILINE)
     ours, _, majority = map(float, scores.groups())
+    assert "<progress " in text and "left of the" not in text
     assert "200 texts, 4 classes" in text and ours >= 0.85 > 0.5 > majority
     assert "Accuracy" in (tmp_path / "classifier" / "report.html").read_text(encoding="utf-8")
 

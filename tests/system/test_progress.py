@@ -2,9 +2,11 @@
 
 import io
 import sys
+import types
 
 import pytest
 
+from ulmfit_fast.system import progress
 from ulmfit_fast.system.progress import progress_bar
 
 
@@ -71,3 +73,38 @@ def test_an_error_goes_through_and_the_bar_is_closed(monkeypatch, enabled: bool)
         raise FloatingPointError("loss is nan")
     hidden, shown = "\x1b[?25l", "\x1b[?25h"
     assert terminal.getvalue().count(hidden) == terminal.getvalue().count(shown) == int(enabled)
+
+
+class _Handle:
+    pages: list[str]
+
+    def update(self, page):
+        self.pages.append(page)
+
+
+def test_a_notebook_has_a_bar_below_the_cell(monkeypatch, capsys):
+    handle, shell = _Handle(), types.SimpleNamespace(kernel=object())
+
+    def show(page, display_id):
+        assert display_id
+        handle.pages = [page]
+        return handle
+
+    display = types.SimpleNamespace(HTML=str, display=show)
+    python = types.SimpleNamespace(get_ipython=lambda: shell, display=display)
+    monkeypatch.setitem(sys.modules, "IPython", python)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    with progress.progress_bar("epoch <1>", 3, done=1) as advance:
+        advance("loss 0.5")
+        advance("loss 0.25")
+    assert progress.is_watched()
+    assert handle.pages[0].endswith(' value="1"></progress> epoch &lt;1&gt;: 1 of 3')
+    assert " s left; loss 0.5" in handle.pages[1]
+    assert handle.pages[-1].endswith("epoch &lt;1&gt;: 3 of 3; loss 0.25")
+    with progress.progress_bar("epoch", 3, enabled=False) as advance:
+        advance("loss")
+    assert len(handle.pages) == 4 and capsys.readouterr() == ("", "")
+    # IPython on a terminal has no kernel.
+    shell.kernel = None
+    assert not progress.is_watched()

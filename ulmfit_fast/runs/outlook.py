@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,13 +11,14 @@ from torch import Tensor
 from ulmfit_fast.runs.dry_run import StepTimes, readable
 from ulmfit_fast.runs.metrics import Reading
 from ulmfit_fast.system.distributed import world
+from ulmfit_fast.system.progress import is_watched
 
 __all__ = ["Outlook"]
 
 # What the shell shows while a stage runs.
 _log = logging.getLogger("ulmfit_fast.progress")
 
-# Without a terminal there is a line at least this often, so that a log is alive.
+# Where nobody watches there is a line at least this often, so that a log is alive.
 _SECONDS = 60.0
 _SLOWER = (
     "lower layers are still frozen: steps get slower; what is left is said when all are trained"
@@ -91,7 +91,7 @@ class Outlook:
                 for line in estimate.lines():
                     self._tell(f"  {line}")
                 self._tell(f"  {_SLOWER if self._froze else self._left()}")
-        elif time.monotonic() - self._said >= _SECONDS and not _on_terminal():
+        elif time.monotonic() - self._said >= _SECONDS and not is_watched():
             total = sum(self._epoch_steps)
             loss = f"loss {reading.cross_entropy:.3f}"
             self._tell(f"  step {self._steps:,} of {total:,}, {loss}; {self._left()}")
@@ -129,7 +129,3 @@ class Outlook:
         later = sum(self._words[name] for name in names[names.index(self._stage) + 1 :])
         whole = of_stage + later * own * total / max(1.0, self._words[self._stage])
         return f"about {readable(whole)} left of the {'whole run' if len(names) > 1 else 'stage'}"
-
-
-def _on_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
