@@ -511,3 +511,22 @@ def test_checkpoints_that_were_set_aside_are_removed_as_well(tmp_path):
     newest.write_bytes(newest.read_bytes()[:-9])
     fitted(tmp_path, resume=True)
     assert not list(tmp_path.rglob("step-*"))
+
+
+def test_what_goes_on_and_what_begins_anew_is_said(tmp_path, caplog):
+    caplog.set_level("INFO", "ulmfit_fast.progress")
+    fitted(tmp_path, resume=True)
+    said = [record.getMessage() for record in caplog.records]
+    assert not [line for line in said if "going on" in line or "anew" in line]
+    for steps, expected in ((None, "has no checkpoint yet; beginning anew"), (2, "after step 2")):
+        model = estimator()
+        model.checkpoint_dir = tmp_path
+        texts = [f"{text} {'x' * n}" for text in TEXTS for n in range(4)]
+        options = {"epochs": 2, "batch_size": 4}
+        with pytest.raises(Died):
+            run = MortalRun(tmp_path, 3, checkpoint_steps=steps, overwrite=True)
+            model.fit_classifier(texts, ["good", "bad"] * 12, **options, run=run)
+        caplog.clear()
+        model.fit_classifier(texts, ["good", "bad"] * 12, **options, run=Run(tmp_path, resume=True))
+        said = [record.getMessage() for record in caplog.records if "progress" in record.name]
+        assert [line for line in said if expected in line]

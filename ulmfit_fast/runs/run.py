@@ -37,6 +37,8 @@ from ulmfit_fast.system.locks import directory_lock
 __all__ = ["Resumable", "Run", "RunIsOver", "holding"]
 
 _log = logging.getLogger("ulmfit_fast")
+# What the shell shows.
+_progress_log = logging.getLogger("ulmfit_fast.progress")
 
 _DESCRIPTION = "run.json"
 # What goes on from a stage, and is nothing without it.
@@ -398,11 +400,15 @@ class Run:
         # Rank zero sets damaged ones aside; after that all read the same one.
         rank_zero_only(self._checkpoints.latest)
         values = self._checkpoints.latest()
-        if values is None:
-            _log.info("%s has no checkpoint yet; beginning", self.directory)
-            return
-        self._state.load_state_dict(values)
-        _log.info("going on after step %d", self._state.steps)
+        if values is not None:
+            self._state.load_state_dict(values)
+            self._say(f"going on after step {self._state.steps:,}")
+        elif found is not None:
+            self._say(f"the run in {self.directory} has no checkpoint yet; beginning anew")
+
+    def _say(self, line: str) -> None:
+        if world().rank == 0:
+            _progress_log.info("%s", line)
 
     def _describe(self, fingerprint: dict[str, Any], *, finished: bool) -> None:
         description = {
