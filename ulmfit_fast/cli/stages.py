@@ -305,9 +305,12 @@ def _shows_config(
     )
     training = {**vars(settings), "drop_mult": drop_mult}
     sizes = model.settings.to_dict()
-    by_rows = stage == "fit_classifier" and model.settings.is_sized
+    # What the rows decide, and a factor of a preset's stage, which is not that of the model.
+    left = ["drop_mult"] if stage == "pretrain" else []
+    if stage == "fit_classifier" and model.settings.is_sized:
+        left += ["epochs", "batch_size"]
     for name, value in own.items():
-        if value is None and not (by_rows and name in ("epochs", "batch_size")):
+        if value is None and name not in left:
             own[name] = training.get(name, sizes.get(name))
     own["device"] = model.device
     if stage == "fit_classifier" and not own["no_valid"] and own["valid_column"] is None:
@@ -316,6 +319,8 @@ def _shows_config(
     if "preset" in own:
         own["preset"] = None if preset is None else preset["name"]
     further = {name: value for name, value in training.items() if name not in own}
+    if own["drop_mult"] is None:
+        further["drop_mult"] = drop_mult
     for line in config_lines(own, {"model": sizes, stage: further}):
         typer.echo(line)
     return True
@@ -393,7 +398,13 @@ def pretrain(
         preset=preset, backwards=backwards, device=device, seed=seed, checkpoint_dir=out, **sizes
     )
     given = _given(
-        settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, precision=precision
+        settings,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        bptt=bptt,
+        drop_mult=drop_mult,
+        precision=precision,
     )
     if _shows_config(context, configured, model, "pretrain", **given):
         return
