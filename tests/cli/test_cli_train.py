@@ -298,3 +298,13 @@ def test_a_config_of_pretrain_keeps_the_dropout_of_the_model(tmp_path, preset, g
     assert succeed("pretrain", "--config", config, "--print-config").stdout == text
     model, own = "drop_mult = 0.7" in text, "# pretrain.drop_mult = " in text
     assert (model, own) == (bool(given), not given)
+
+
+def test_a_setting_that_has_an_option_as_well_counts_more(made, tmp_path):
+    table, out, _ = made
+    asked = ("fit-classifier", "--model", out, "--text", table, "--out", tmp_path / "out")
+    given = ("--set", "patience=3", "--set", "keep_best=true", "--patience", 2, "--keep-best")
+    text = succeed(*asked, *given, "--print-config").stdout
+    config = tmp_path / "run.toml"
+    config.write_text(text, encoding="utf-8")
+    assert succeed("fit-classifier", "--config", config, "--print-config").stdout == text

@@ -314,7 +314,7 @@ def _shows_config(
             own[name] = training.get(name, sizes.get(name))
     own["device"] = model.device
     if stage == "fit_classifier" and not own["no_valid"] and own["valid_column"] is None:
-        own["valid"] = own["valid"] or _VALID
+        own["valid"] = held_out_of(own["valid"], None, no_valid=False)
     preset = sizes.pop("preset")
     if "preset" in own:
         own["preset"] = None if preset is None else preset["name"]
@@ -514,8 +514,9 @@ def fit_classifier(
         drop_mult=drop_mult,
         precision=precision,
     )
-    of_stage = {name: held_out[name] for name in ("patience", "keep_best") if name in held_out}
-    if _shows_config(context, configured, learner, "fit_classifier", **of_stage, **given):
+    shown = {name: held_out[name] for name in ("patience", "keep_best") if name in held_out}
+    shown |= given
+    if _shows_config(context, configured, learner, "fit_classifier", **shown):
         return
     files = ("--text", "new.csv", *rows.options())
     following = ("predict", "--model", out, *files, "--out", "answers.csv")
