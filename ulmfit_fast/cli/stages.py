@@ -514,7 +514,9 @@ def fit_classifier(
         drop_mult=drop_mult,
         precision=precision,
     )
-    shown = {name: held_out[name] for name in ("patience", "keep_best") if name in held_out}
+    shown: dict[str, Any] = {
+        name: held_out[name] for name in ("patience", "keep_best") if name in held_out
+    }
     shown |= given
     if _shows_config(context, configured, learner, "fit_classifier", **shown):
         return
