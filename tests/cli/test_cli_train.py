@@ -308,3 +308,29 @@ def test_a_setting_that_has_an_option_as_well_counts_more(made, tmp_path):
     config = tmp_path / "run.toml"
     config.write_text(text, encoding="utf-8")
     assert succeed("fit-classifier", "--config", config, "--print-config").stdout == text
+
+
+def test_weights_are_looked_at_before_a_language_model_is_trained(tmp_path):
+    rows = [f"a {'fine' if n % 2 else 'dull'} film,{n % 2},{n % 2}" for n in range(40)]
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(["text,label,weight", *rows]) + "\n")
+    asked = ("train", table, "--out", tmp_path / "out", *QUICK)
+    for dry in ((), ("--dry-run",)):
+        refused("--class-weight has 'goood'", *asked, "--class-weight", "goood=2", *dry)
+        refused(r"a weight above 0 are of the classes", *asked, "--weight-column", "weight", *dry)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_of_marks_or_weights_that_is_not_there_is_named_by_its_option(tmp_path, kind):
+    table = tmp_path / f"rows.{kind}"
+    rows = [{"text": f"a film {n}", "label": n % 2, "is_valid": n % 2} for n in range(20)]
+    lines = [json.dumps(row) for row in rows]
+    if kind == "csv":
+        lines = ["text,label,is_valid", *(",".join(map(str, row.values())) for row in rows)]
+    table.write_text("\n".join(lines) + "\n")
+    asked = ("train", table, "--out", tmp_path / "out", *QUICK)
+    refused("pass the name of one as --valid-column", *asked, "--valid-column", "nope")
+    marks = ("--valid-column", "is_valid", "--weight-column", "nope")
+    refused("pass the name of one as --weight-column", *asked, *marks)
+    refused("pass the name of one as --weight-column", *asked, *marks[2:])

@@ -17,7 +17,9 @@ __all__ = [
     "Kept",
     "Label",
     "LabelKinds",
+    "MarkColumn",
     "MissingLabelError",
+    "WeightColumn",
     "check_ordered",
     "checked_record",
     "checked_values",
@@ -54,6 +56,20 @@ class Kept(str):
     """
 
     __slots__ = ()
+
+
+class MarkColumn(str):
+    """The name of a column that marks what is held out."""
+
+    __slots__ = ()
+    argument = "valid_column"
+
+
+class WeightColumn(str):
+    """The name of a column of weights behind one of marks."""
+
+    __slots__ = ()
+    argument = "weight_column"
 
 
 class MissingLabelError(TypeError, ValueError):
@@ -98,8 +114,9 @@ def column_positions(
                 has, mend = f"the column {column!r} {count} times", "rename or drop all but one"
             else:
                 has = f"no column {column!r}"
-                has_argument = number < len(arguments) and not isinstance(column, Kept)
-                argument = f" as {arguments[number]}=" if has_argument else ""
+                of = getattr(column, "argument", None) or next(iter(arguments[number:]), None)
+                has_argument = bool(arguments and of) and not isinstance(column, Kept)
+                argument = f" as {of}=" if has_argument else ""
                 split = _delimiter_hint(present) if has_argument else ""
                 mend = f"pass {split}the name of one{argument}{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")

@@ -36,7 +36,7 @@ from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.machine import machine
 from ulmfit_fast.system.version import __version__
 from ulmfit_fast.ulmfit.estimator import ULMFiT
-from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts
+from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, with_weights
 from ulmfit_fast.ulmfit.record import RunRecord, stage_record, worst_examples, write_page
 from ulmfit_fast.ulmfit.settings import checked_device, checked_seed
 from ulmfit_fast.ulmfit.sizing import (
@@ -239,6 +239,8 @@ class Job:
         parts, model = self._texts, self._start
         # Found before the language model is trained, not after.
         classes = classes_of(parts.train.labels)
+        train = parts.train
+        with_weights(train.texts, train.labels, self.class_weight, train.weights)
         if parts.held_out is not None:
             positions_of(parts.held_out.labels, classes)
         training, _ = model.settings.stage("fit_classifier", **self.stages["fit_classifier"])
