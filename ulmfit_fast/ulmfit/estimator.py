@@ -701,7 +701,7 @@ class ULMFiT(TextModel):
                 batch_size=most[0] if batch_size is None else batch_size,
                 epochs=most[1] if epochs is None else epochs,
             )
-        few = too_few_steps(training, rows)
+        few = too_few_steps(training, rows, is_sized=self.settings.is_sized)
         if chosen and few is not None and world().rank == 0 and (run is None or run.is_alone):
             _log.warning("%s", few)
         options: Any = {
