@@ -334,3 +334,13 @@ def test_a_column_of_marks_or_weights_that_is_not_there_is_named_by_its_option(t
     marks = ("--valid-column", "is_valid", "--weight-column", "nope")
     refused("pass the name of one as --weight-column", *asked, *marks)
     refused("pass the name of one as --weight-column", *asked, *marks[2:])
+
+
+def test_the_loss_that_is_said_in_the_end_is_that_of_the_model_that_is_left(made, tmp_path):
+    table, model, _ = made
+    asked = ("fit-classifier", "--model", model, "--text", table, "--out", tmp_path / "out")
+    said = succeed(*asked, "--epochs", 2, "--valid", 0.25, "--refit").stderr
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    *_, last = (own for own in map(json.loads, lines) if "epoch_ended" in own)
+    assert last["stage"] == "refit_classifier"
+    assert f"loss {last['loss']:.4f} after the last epoch" in said

@@ -341,8 +341,10 @@ def _reported(
         return
     yield
     if world().rank == 0:
-        if stage in model.histories:
-            loss = model.histories[stage].epochs[-1].loss
+        # The model that is left is the one that was fitted last.
+        last = next((of for of in ("refit_classifier", stage) if of in model.histories), None)
+        if last is not None:
+            loss = model.histories[last].epochs[-1].loss
             say(f"loss {loss:.4f} after the last epoch; the model is in {out}")
         say_next(*map(str, following))
 

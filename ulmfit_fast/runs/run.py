@@ -47,6 +47,11 @@ _FOLLOWING = {"fit_classifier": "refit_classifier"}
 _NEWER = frozenset({"labelled", "names"})
 # Only of a run that is over: checkpoints hold all that came of it.
 _NOT_COMPARED = frozenset({"language_model"})
+# Whose values say nothing to a reader.
+_OF_TEXTS = {
+    "first_documents": "the texts, or the words that the model knows of them,",
+    "labelled": "the texts, their order or their labels",
+}
 Found = TypeVar("Found")
 
 
@@ -522,6 +527,11 @@ def _check_fingerprint(found: dict[str, Any], own: dict[str, Any], directory: Pa
         before, now = found.get(name), own.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             _check_fingerprint(before, now, directory)
+        elif before != now and name in _OF_TEXTS:
+            raise ValueError(
+                f"{_OF_TEXTS[name]} are others than those of the run in {directory}, expected the "
+                "same; pass what it began with, or choose another directory"
+            )
         elif before != now:
             raise ValueError(
                 f"{name} is {now!r:.80}, and {before!r:.80} in the run in {directory}, expected "

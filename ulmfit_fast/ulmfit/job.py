@@ -566,8 +566,8 @@ def _record_in(directory: Path) -> RunRecord | None:
 def _check_same(before: Any, now: dict[str, Any], directory: Path) -> None:
     if before.get("texts") != now["texts"]:
         raise ValueError(
-            f"the run in {directory} began with other texts, or other ones held out; pass those, "
-            "or begin anew (overwrite=True)"
+            f"the run in {directory} began with other texts or weights, or other ones held out; "
+            "pass those, or begin anew (overwrite=True)"
         )
     for path, old, new in _differences(before["settings"], now["settings"]):
         raise ValueError(
