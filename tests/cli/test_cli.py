@@ -327,7 +327,8 @@ def test_the_shell_tells_how_much_of_the_text_a_model_knows(folder: Path) -> Non
         check=True,
     )
     said = done.stderr.splitlines()
-    assert said[0].startswith("the language model takes 2 steps (batch size 8, 1 epochs); on as")
+    assert said[0].startswith("the language model takes 3 steps (batch size 8, 1 epoch); on as")
+    assert said[3].startswith("  steps: 3 in ")
     assert said[1].startswith("the model's vocabulary lacks 0.0% of the text's running words")
     # What the stage takes, how long it will be, and what it came to.
     assert [line.split()[0].rstrip(":") for line in said[1:]] == [

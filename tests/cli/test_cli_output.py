@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ulmfit_fast import ULMFiT
+from ulmfit_fast.cli.app import say
 from ulmfit_fast.cli.program import app
+from ulmfit_fast.system.progress import progress_bar
 
 # Of the second no encoding but UTF-8 and its kind has all.
 TEXTS, LABELS = ["größe 一 film", "a dull film"] * 10, ["gut \U0001f602", "schön"] * 10
@@ -173,3 +175,26 @@ def test_a_device_that_is_not_there_is_one_line(folder, command, device):
     assert result.stderr.startswith(f"error: --device is '{device}', expected cpu, or cuda where ")
     assert result.stderr.count("\n") == 1 and len(result.stderr) < 200
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+class _Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_beside_a_progress_bar_has_a_line_of_its_own(monkeypatch):
+    terminal = _Terminal(io.BytesIO(), encoding="utf-8", newline="")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    with progress_bar("epoch 1/2", 3) as advance:
+        advance("loss 1")
+        say("two epochs")
+        advance("loss 2")
+    say("the end")
+    terminal.flush()
+    text = terminal.buffer.getvalue().decode()
+    assert "\x1b[2Ktwo epochs\n" in text and text.endswith("the end\n")
+    monkeypatch.setattr(sys, "stderr", None)
+    say("nobody")

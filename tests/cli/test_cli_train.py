@@ -222,3 +222,125 @@ def test_options_that_exclude_each_other(made, tmp_path):
     refused("none.csv does not exist", "train", "none.csv", "--out", tmp_path / "out")
     refused("--valid and --valid-column are both", *asked, "--valid", 0.1, "--valid-column", "a")
     refused("holds something other than a model", "train", table, "--out", table.parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr = true", "lr is true, expected a number"),
+        ("epochs = 2.5", "epochs is 2.5, expected a whole number"),
+        ('epochs = "3"', 'epochs is "3", expected a whole number'),
+        ("epochs = 2026-01-01", 'epochs is "2026-01-01", expected a whole number'),
+        ("seed = false", "seed is false, expected a whole number"),
+        ("refit = 1", "refit is 1, expected true or false"),
+        ("label_column = true", "label_column is true, expected a string"),
+        ("valid = [0.2]", r"valid is \[0.2\], expected a string"),
+        ("unlabelled = [3]", "unlabelled is 3, expected a string"),
+        ("[class_weight]\ngood = 3", 'class_weight is {"good": 3}, expected a string'),
+        ("batch-size = 4\nbatch_size = 8", "has 'batch_size' twice"),
+        ("[fit_classifier]\nepochs = 3", "has 'fit_classifier', expected options of train"),
+    ],
+)
+def test_a_value_of_a_config_that_is_of_another_kind(made, tmp_path, text, message):
+    table, *_ = made
+    config = tmp_path / "run.toml"
+    config.write_text(text)
+    asked = ("train", table, "--out", tmp_path / "out", "--config", config, "--print-config")
+    refused(f"--config {re.escape(str(config))}.*{message}", *asked)
+    refused(f"{re.escape(str(tmp_path))} is a directory", *asked[:-2], tmp_path)
+
+
+def test_a_config_of_one_value_for_a_list_and_with_a_mark(made, tmp_path):
+    table, *_ = made
+    config = tmp_path / "run.toml"
+    config.write_text('class-weight = "balanced"\nvalid = 0.25\n', encoding="utf-8-sig")
+    asked = ("train", table, "--out", tmp_path / "out", "--config", config, "--print-config")
+    text = succeed(*asked).stdout
+    assert 'class_weight = ["balanced"]' in text and "valid = 0.25" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "expected"),
+    [
+        ("valid = 0.25", "--no-valid", "no_valid = true"),
+        ("valid = 0.25", "--valid-column is_valid", 'valid_column = "is_valid"'),
+        ('valid_column = "is_valid"', "--valid 0.5", "valid = 0.5"),
+        ("no_valid = true", "--valid 0.5", "valid = 0.5"),
+        ("resume = true", "--overwrite", "valid = 0.15"),
+    ],
+)
+def test_what_is_given_takes_the_place_of_what_excludes_it(made, tmp_path, file, given, expected):
+    table, *_ = made
+    config = tmp_path / "run.toml"
+    config.write_text(file)
+    asked = ("train", table, "--out", tmp_path / "out", "--print-config", "--config", config)
+    for options in ((*asked, *given.split()), (*asked[:1], *given.split(), *asked[1:])):
+        assert expected in succeed(*options).stdout.splitlines()
+
+
+def test_a_preset_of_a_config_gives_way_to_a_language_model(made, tmp_path):
+    table, out, _ = made
+    config = tmp_path / "run.toml"
+    config.write_text(succeed("train", table, "--out", tmp_path / "out", "--print-config").stdout)
+    text = succeed("train", "--config", config, "--lm", out, "--print-config").stdout
+    assert f"lm = {json.dumps(str(out))}" in text and "# preset =" in text
+
+
+@pytest.mark.parametrize("preset", ["fastai07", "multifit", "small"])
+@pytest.mark.parametrize("given", [(), ("--drop-mult", "0.7")])
+def test_a_config_of_pretrain_keeps_the_dropout_of_the_model(tmp_path, preset, given):
+    texts = tmp_path / 'a "b\\\x7f é.txt'
+    texts.write_text("a fine film\na dull film\n" * 50)
+    asked = ("pretrain", "--text", texts, "--out", tmp_path / "out", "--preset", preset, *given)
+    text = succeed(*asked, "--print-config").stdout
+    config = tmp_path / "run.toml"
+    config.write_text(text, encoding="utf-8")
+    assert succeed("pretrain", "--config", config, "--print-config").stdout == text
+    model, own = "drop_mult = 0.7" in text, "# pretrain.drop_mult = " in text
+    assert (model, own) == (bool(given), not given)
+
+
+def test_a_setting_that_has_an_option_as_well_counts_more(made, tmp_path):
+    table, out, _ = made
+    asked = ("fit-classifier", "--model", out, "--text", table, "--out", tmp_path / "out")
+    given = ("--set", "patience=3", "--set", "keep_best=true", "--patience", 2, "--keep-best")
+    text = succeed(*asked, *given, "--print-config").stdout
+    config = tmp_path / "run.toml"
+    config.write_text(text, encoding="utf-8")
+    assert succeed("fit-classifier", "--config", config, "--print-config").stdout == text
+
+
+def test_weights_are_looked_at_before_a_language_model_is_trained(tmp_path):
+    rows = [f"a {'fine' if n % 2 else 'dull'} film,{n % 2},{n % 2}" for n in range(40)]
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(["text,label,weight", *rows]) + "\n")
+    asked = ("train", table, "--out", tmp_path / "out", *QUICK)
+    for dry in ((), ("--dry-run",)):
+        refused("--class-weight has 'goood'", *asked, "--class-weight", "goood=2", *dry)
+        refused(r"a weight above 0 are of the classes", *asked, "--weight-column", "weight", *dry)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_of_marks_or_weights_that_is_not_there_is_named_by_its_option(tmp_path, kind):
+    table = tmp_path / f"rows.{kind}"
+    rows = [{"text": f"a film {n}", "label": n % 2, "is_valid": n % 2} for n in range(20)]
+    lines = [json.dumps(row) for row in rows]
+    if kind == "csv":
+        lines = ["text,label,is_valid", *(",".join(map(str, row.values())) for row in rows)]
+    table.write_text("\n".join(lines) + "\n")
+    asked = ("train", table, "--out", tmp_path / "out", *QUICK)
+    refused("pass the name of one as --valid-column", *asked, "--valid-column", "nope")
+    marks = ("--valid-column", "is_valid", "--weight-column", "nope")
+    refused("pass the name of one as --weight-column", *asked, *marks)
+    refused("pass the name of one as --weight-column", *asked, *marks[2:])
+
+
+def test_the_loss_that_is_said_in_the_end_is_that_of_the_model_that_is_left(made, tmp_path):
+    table, model, _ = made
+    asked = ("fit-classifier", "--model", model, "--text", table, "--out", tmp_path / "out")
+    said = succeed(*asked, "--epochs", 2, "--valid", 0.25, "--refit").stderr
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    *_, last = (own for own in map(json.loads, lines) if "epoch_ended" in own)
+    assert last["stage"] == "refit_classifier"
+    assert f"loss {last['loss']:.4f} after the last epoch" in said

@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ulmfit_fast import ULMFiT
 from ulmfit_fast.data import Tokenizer, check_table
+from ulmfit_fast.data.columns import several_labels
 
 SENTENCES = {
     "Portuguese": "não sei o que aconteceu com o meu pedido e você também não sabe",
@@ -152,6 +154,38 @@ def test_labels_that_are_several_in_one_are_a_fault(tmp_path: Path) -> None:
     rows = [(n, f"texto {n}", ("preço|prazo", "preço", "prazo")[n % 3], "pt") for n in range(60)]
     (fault,) = check(write(tmp_path / "a.csv", rows)).faults
     assert fault.startswith("'classe': 20 of 60 labels are several in one, such as 'preço|prazo'")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("price;quality", "price", "quality"),
+        ("price, quality", "price", "quality"),
+        ("price | quality", "price", "quality"),
+        ("a|b", "b|c", "a|c"),
+        ("1|2", "1", "2"),
+    ],
+)
+def test_labels_that_are_several_in_one(labels: tuple[str, ...]) -> None:
+    assert several_labels(dict.fromkeys(labels, 20)) is not None
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("sports|tennis", "sports|golf", "news|world"),
+        ("a|b|c", "a|b|d", "x|b|c"),
+        ("sports", "sports|tennis", "news"),
+        ("yes", "yes, definitely", "no"),
+        ("R&B/Soul", "Soul", "Rock/Pop", "Pop"),
+        ("1", "1,5", "2", "2,5", "5"),
+        ("a|", "b|", "|"),
+        ("C|C++", "Python"),
+        (1, 2),
+    ],
+)
+def test_labels_that_are_one_class_each(labels: tuple[Any, ...]) -> None:
+    assert several_labels(dict.fromkeys(labels, 20)) is None
 
 
 def test_other_kinds_of_files(tmp_path: Path) -> None:

@@ -380,3 +380,157 @@ def test_killed_at_random_over_and_over(tmp_path, least, options):
     assert result.returncode == 0, result.stderr[-3000:]
     kills, equal = json.loads(result.stdout.splitlines()[-1])
     assert kills >= least and equal
+
+
+def fitted(directory, model=None, labels=("good", "bad"), texts=None, **options):
+    texts = [f"{text} {'x' * n}" for text in texts or TEXTS for n in range(4)]
+    names = [labels["bad end" in text] for text in texts]
+    run = {
+        name: options.pop(name)
+        for name in ("resume", "overwrite", "keep_checkpoints", "checkpoint_steps")
+        if name in options
+    }
+    options = {"epochs": 2, "batch_size": 4, "valid": 0.25, **options}
+    model = model or estimator()
+    model.checkpoint_dir = directory
+    return model.fit_classifier(texts, names, **options, run=Run(directory, **run))
+
+
+def test_a_model_in_the_place_of_the_one_that_a_run_left_is_not_taken_for_it(tmp_path):
+    fitted(tmp_path)
+    fitted(tmp_path, epochs=1).save(tmp_path / "other")
+    expected = fitted(tmp_path).predict_proba(TEXTS)
+    assert np.array_equal(fitted(tmp_path, resume=True).predict_proba(TEXTS), expected)
+    other = uf.ULMFiT.load(tmp_path / "other", progress=False)
+    other.save(tmp_path)
+    with pytest.raises(FileExistsError, match="another model has taken the place of its own"):
+        fitted(tmp_path, resume=True)
+    again = uf.ULMFiT.load(tmp_path, progress=False)
+    assert np.array_equal(again.predict_proba(TEXTS), other.predict_proba(TEXTS))
+    assert np.array_equal(fitted(tmp_path, overwrite=True).predict_proba(TEXTS), expected)
+
+
+def test_a_run_that_is_over_is_of_its_texts_labels_and_language_model(tmp_path):
+    fitted(tmp_path)
+    with pytest.raises(ValueError, match="names is "):
+        fitted(tmp_path, resume=True, labels=("g", "b"))
+    with pytest.raises(
+        ValueError, match=r"(valid is|the texts, .* are others than those of the run in )"
+    ):
+        fitted(tmp_path, resume=True, labels=("bad", "good"))
+    with pytest.raises(
+        ValueError, match=r"(valid is|the texts, .* are others than those of the run in )"
+    ):
+        fitted(tmp_path, resume=True, texts=[*TEXTS[:-1], "a long dull and a bad end"])
+    model = estimator().pretrain(TEXTS * 20, epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match=r"the words that the model knows of them, are others"):
+        fitted(tmp_path, model.copy(), resume=True)
+
+    fitted(tmp_path / "tuned", model.copy())
+    other = estimator(seed=1).pretrain(TEXTS * 20, epochs=1, batch_size=4).copy(seed=0)
+    with pytest.raises(FileExistsError, match="began with another language model"):
+        fitted(tmp_path / "tuned", other, resume=True)
+    assert fitted(tmp_path / "tuned", model.copy(), resume=True).histories.keys() == {"pretrain"}
+
+
+def test_a_stage_in_the_directory_that_it_goes_on_from_is_over_as_well(tmp_path):
+    estimator(checkpoint_dir=tmp_path).pretrain(TEXTS * 20, epochs=1, batch_size=4)
+    for resume in (False, True):
+        model = uf.ULMFiT.load(tmp_path, progress=False)
+        model.checkpoint_dir = tmp_path
+        model.fine_tune_lm(TEXTS * 9, epochs=2, batch_size=4, run=Run(tmp_path, resume=resume))
+        assert ("fine_tune_lm" in model.histories) != resume
+
+
+def test_a_run_that_is_over_was_with_refit_or_without(tmp_path):
+    fitted(tmp_path, refit=True)
+    taken = fitted(tmp_path, refit=True, resume=True)
+    assert "fitted anew" in taken.validation.notes[-1] and taken.histories == {}
+    for kept in (False, True):
+        fitted(tmp_path, refit=True, keep_checkpoints=kept, checkpoint_steps=2)
+        with pytest.raises(FileExistsError, match="is over already, and was with refit"):
+            fitted(tmp_path, resume=True)
+    # What an earlier run was refit to is not of this one.
+    fitted(tmp_path, overwrite=True)
+    with pytest.raises(FileExistsError, match="is over already, and was without refit"):
+        fitted(tmp_path, refit=True, resume=True)
+
+
+def test_a_refit_of_an_earlier_run_is_not_taken_for_that_of_the_one_at_hand(tmp_path):
+    fitted(tmp_path, refit=True, keep_checkpoints=True, checkpoint_steps=2)
+    expected = fitted(tmp_path / "other", refit=True, lr=0.1)
+    model = estimator()
+    model.checkpoint_dir = tmp_path
+    texts = [f"{text} {'x' * n}" for text in TEXTS for n in range(4)]
+    labels = ["bad" if "bad end" in text else "good" for text in texts]
+    options = {"epochs": 2, "batch_size": 4, "valid": 0.25, "refit": True, "lr": 0.1}
+    with pytest.raises(Died):
+        run = MortalRun(tmp_path, 3, checkpoint_steps=2, overwrite=True)
+        model.fit_classifier(texts, labels, **options, run=run)
+    found = fitted(tmp_path, refit=True, lr=0.1, resume=True)
+    assert np.array_equal(found.predict_proba(TEXTS), expected.predict_proba(TEXTS))
+
+
+def test_what_holds_nothing_out_is_not_refit_and_is_over(tmp_path):
+    frame = {"text": [*TEXTS, *TEXTS], "label": ["good", "bad"] * 6, "is_valid": [False] * 12}
+    options = {"valid_column": "is_valid", "refit": True, "epochs": 1, "batch_size": 4}
+    for resume in (False, True):
+        model = estimator(checkpoint_dir=tmp_path)
+        model.fit_classifier(frame, **options, run=Run(tmp_path, resume=resume))
+        assert (model.histories == {}) == resume
+
+
+def test_a_removal_of_checkpoints_that_was_cut_short_is_taken_up(tmp_path, monkeypatch):
+    unlink, dead = Path.unlink, []
+
+    def die(path, **options):
+        if path.name.startswith("step-") and path.parent.name == "fit_classifier" and dying:
+            dead.append(path)
+            raise Died
+        unlink(path, **options)
+
+    dying = False
+    monkeypatch.setattr(Path, "unlink", die)
+    tidy = Run.tidy
+
+    def dies(run, *stages):
+        nonlocal dying
+        dying = True
+        tidy(run, *stages)
+
+    monkeypatch.setattr(Run, "tidy", dies)
+    with pytest.raises(Died):
+        fitted(tmp_path, refit=True, checkpoint_steps=2)
+    assert dead and list(tmp_path.rglob("step-*"))
+    monkeypatch.undo()
+    left = uf.ULMFiT.load(tmp_path, progress=False)
+    taken = fitted(tmp_path, refit=True, resume=True)
+    assert np.array_equal(taken.predict_proba(TEXTS), left.predict_proba(TEXTS))
+    assert taken.histories == {} and not list(tmp_path.rglob("step-*"))
+
+
+def test_checkpoints_that_were_set_aside_are_removed_as_well(tmp_path):
+    fitted(tmp_path, keep_checkpoints=True, checkpoint_steps=2)
+    *_, newest = sorted(tmp_path.rglob("step-*"))
+    newest.write_bytes(newest.read_bytes()[:-9])
+    fitted(tmp_path, resume=True)
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def test_what_goes_on_and_what_begins_anew_is_said(tmp_path, caplog):
+    caplog.set_level("INFO", "ulmfit_fast.progress")
+    fitted(tmp_path, resume=True)
+    said = [record.getMessage() for record in caplog.records]
+    assert not [line for line in said if "going on" in line or "anew" in line]
+    for steps, expected in ((None, "has no checkpoint yet; beginning anew"), (2, "after step 2")):
+        model = estimator()
+        model.checkpoint_dir = tmp_path
+        texts = [f"{text} {'x' * n}" for text in TEXTS for n in range(4)]
+        options = {"epochs": 2, "batch_size": 4}
+        with pytest.raises(Died):
+            run = MortalRun(tmp_path, 3, checkpoint_steps=steps, overwrite=True)
+            model.fit_classifier(texts, ["good", "bad"] * 12, **options, run=run)
+        caplog.clear()
+        model.fit_classifier(texts, ["good", "bad"] * 12, **options, run=Run(tmp_path, resume=True))
+        said = [record.getMessage() for record in caplog.records if "progress" in record.name]
+        assert [line for line in said if expected in line]

@@ -37,7 +37,7 @@ def test_other_texts_are_another_run(tmp_path):
     docs = documents(40)
     docs[1] = docs[1][::-1].copy()
     run = Run(tmp_path, resume=True)
-    with pytest.raises(ValueError, match="first_documents is"):
+    with pytest.raises(ValueError, match=r"the texts, .* are others than those of the run in"):
         train_language_model(make("language model"), docs, BASE, seed=3, run=run)
 
 

@@ -54,6 +54,15 @@ def test_silent_where_nobody_watches(capfd) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_silent_where_standard_error_is_closed(monkeypatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, None, object()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        run()
+    assert not progress.is_watched()
+
+
 def test_works_without_rich(monkeypatch) -> None:
     terminal = terminal_of(monkeypatch)
     for name in ("rich", "rich.console", "rich.progress"):

@@ -157,8 +157,12 @@ def test_labels_that_are_several_in_one_are_refused() -> None:
     said = r"5 of 20 labels are several in one, such as 'a\|b', and .*multi-label is not supported"
     with pytest.raises(ValueError, match=said):
         new(min_freq=1).fit_classifier(texts, ["a|b", "a", "b", "c"] * 5, epochs=1)
-    # One class among others, or of few texts.
-    for labels in (["yes|no", "a", "b", "c"] * 5, ["a|b", *["a", "b", "c"] * 6, "a"]):
+    # One class among others, of few texts, or of a hierarchy.
+    for labels in (
+        ["yes|no", "a", "b", "c"] * 5,
+        ["a|b", *["a", "b", "c"] * 6, "a"],
+        ["a|b", "a|c", "d|b", "d|c"] * 5,
+    ):
         model = new(min_freq=1).fit_classifier(texts, labels, epochs=1)
         assert labels[0] in model.labels
 

@@ -332,9 +332,21 @@ def test_too_few_steps_and_texts_are_warned_of():
     found = Job(TEXTS, LABELS, **QUICK).warnings()
     assert any(re.match(r"the classifier takes 10 steps .*, 100 did better", w) for w in found)
     assert not any("steps" in w for w in Job(TEXTS, LABELS, preset="small").warnings())
+    (said,) = (w for w in Job(TEXTS, LABELS, **QUICK).warnings() if "steps" in w)
+    assert said.endswith("leave batch size and epochs out to take these")
+    # A published preset has its own where they are left out.
+    found = Job(TEXTS, LABELS, preset="paper", epochs=1).warnings()
+    (said,) = (w for w in found if re.match(r"the classifier takes 1 step .*, 1 epoch\)", w))
+    assert said.endswith("did better (batch size 8, 20 epochs): pass these two")
     labels = ["raro" if n < 4 else y for n, y in enumerate(LABELS)]
     found = Job(TEXTS, labels, valid=None, **QUICK).warnings()
     assert any("fewer than 10 texts to train on are of 'raro' (4)" in w for w in found)
+
+
+@pytest.mark.parametrize("epochs", [0, 2.5, True, "3"])
+def test_epochs_of_the_language_model_are_named_as_they_are_passed(epochs):
+    with pytest.raises(ValueError, match=r"^lm_epochs is "):
+        Job(TEXTS, LABELS, lm_epochs=epochs)
 
 
 def test_what_cannot_be_learnt_is_found_before_the_language_model_trains(monkeypatch):

@@ -155,7 +155,10 @@ def computing_in(precision: str | None, device: str) -> AbstractContextManager[o
 
 def say(line: str) -> None:
     """Write one line to standard error."""
-    typer.echo(line, err=True)
+    # The stream itself: where a progress bar is shown, something stands in for it that keeps the
+    # bar's line, and the echo of errors writes past that.
+    if sys.stderr is not None:
+        typer.echo(line, file=sys.stderr)
 
 
 def say_next(command: str, *parts: object) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from ulmfit_fast.cli.app import guarded, typer
 from ulmfit_fast.system.files import user_path
@@ -15,6 +16,15 @@ from ulmfit_fast.system.files import user_path
 __all__ = ["ConfigOptions", "config_lines", "given_options"]
 
 _NO_SETTINGS = {"config", "print_config", "help"}
+# Of these one that is given takes the place of what a file says of the others.
+_EXCLUSIVE = (("valid", "valid_column", "no_valid"), ("lm", "preset"), ("resume", "overwrite"))
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    Path: "a string",
+}
 
 
 def _flags_of(context: typer.Context) -> dict[str, str]:
@@ -34,8 +44,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
 
     @guarded
     def read() -> None:
-        known, defaults = _flags_of(context), {}
-        for name, value in _toml(user_path(path)).items():
+        known, kinds, defaults = _flags_of(context), _kinds_of(context), _Defaults(context)
+        for name, value in _toml(path).items():
             flag = name.replace("-", "_")
             if flag not in known:
                 from ulmfit_fast.data.columns import nearest
@@ -44,11 +54,58 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
                     f"--config {path} has {name!r:.60}, expected options of "
                     f"{context.command.name}{nearest(flag, known)}: {', '.join(sorted(known))}"
                 )
-            defaults[known[flag]] = value
+            if known[flag] in defaults:
+                raise ValueError(f"--config {path} has {flag!r} twice; leave one out")
+            defaults[known[flag]] = _checked(f"--config {path}: {name}", value, kinds[known[flag]])
         context.default_map = defaults
 
     read()
     return path
+
+
+class _Defaults(dict[str, Any]):
+    """What a file says, but for options in whose place another one is given in the shell."""
+
+    def __init__(self, context: typer.Context) -> None:
+        super().__init__()
+        self._context = context
+
+    def __contains__(self, name: object) -> bool:
+        others = {other for group in _EXCLUSIVE if name in group for other in group} - {name}
+        return super().__contains__(name) and not any(map(self._is_given, others))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+    def _is_given(self, name: str) -> bool:
+        # Those that are given are read before those that are not.
+        source = self._context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+
+def _kinds_of(context: typer.Context) -> dict[str, Any]:
+    """Return the type of each parameter of a command, without None."""
+    callback = context.command.callback
+    assert callback is not None
+    command = inspect.unwrap(callback, stop=lambda own: hasattr(own, "__signature__"))
+    found = {}
+    for name, kind in get_type_hints(command).items():
+        members = [own for own in get_args(kind) if own is not type(None)]
+        found[name] = members[0] if type(None) in get_args(kind) else kind
+    return found
+
+
+def _checked(where: str, value: Any, kind: Any) -> Any:
+    """Return a value of a file if it is of an option's type; one alone may stand for a list."""
+    if get_origin(kind) is list:
+        values = value if isinstance(value, list) else [value]
+        return [_checked(where, own, get_args(kind)[0]) for own in values]
+    # A share and the number of a column are strings as well; a bool is an int in Python alone.
+    fits: Any = {float: (int, float), str: (str, int, float), Path: str}.get(kind, kind)
+    if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
+        shown = json.dumps(value, default=str, ensure_ascii=False)
+        raise ValueError(f"{where} is {shown:.60}, expected {_KINDS[kind]}")
+    return str(value) if kind is str else value
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -62,9 +119,12 @@ def _toml(path: Path) -> dict[str, Any]:
                 "--config needs Python 3.11, or the package tomli: pip install tomli"
             ) from None
     try:
-        found: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a mark, which TOML does not know.
+        found: dict[str, Any] = toml.loads(user_path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"--config {path} does not exist, expected a .toml file") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"--config {path} is a directory, expected a .toml file") from None
     except ValueError as error:
         raise ValueError(f"--config {path} is not valid TOML: {error}") from error
     return found
@@ -129,7 +189,11 @@ def config_lines(
 
 
 def _value(value: Any) -> str:
-    """Return a value as TOML has it, which for these kinds is how JSON does."""
+    """Return a value as TOML has it, which for most is how JSON does."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+    if isinstance(value, float):
+        # Where JSON has Infinity, TOML has inf.
+        return repr(value)
+    text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")

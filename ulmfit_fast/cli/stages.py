@@ -305,17 +305,22 @@ def _shows_config(
     )
     training = {**vars(settings), "drop_mult": drop_mult}
     sizes = model.settings.to_dict()
-    by_rows = stage == "fit_classifier" and model.settings.is_sized
+    # What the rows decide, and a factor of a preset's stage, which is not that of the model.
+    left = ["drop_mult"] if stage == "pretrain" else []
+    if stage == "fit_classifier" and model.settings.is_sized:
+        left += ["epochs", "batch_size"]
     for name, value in own.items():
-        if value is None and not (by_rows and name in ("epochs", "batch_size")):
+        if value is None and name not in left:
             own[name] = training.get(name, sizes.get(name))
     own["device"] = model.device
     if stage == "fit_classifier" and not own["no_valid"] and own["valid_column"] is None:
-        own["valid"] = own["valid"] or _VALID
+        own["valid"] = held_out_of(own["valid"], None, no_valid=False)
     preset = sizes.pop("preset")
     if "preset" in own:
         own["preset"] = None if preset is None else preset["name"]
     further = {name: value for name, value in training.items() if name not in own}
+    if own["drop_mult"] is None:
+        further["drop_mult"] = drop_mult
     for line in config_lines(own, {"model": sizes, stage: further}):
         typer.echo(line)
     return True
@@ -336,8 +341,10 @@ def _reported(
         return
     yield
     if world().rank == 0:
-        if stage in model.histories:
-            loss = model.histories[stage].epochs[-1].loss
+        # The model that is left is the one that was fitted last.
+        last = next((of for of in ("refit_classifier", stage) if of in model.histories), None)
+        if last is not None:
+            loss = model.histories[last].epochs[-1].loss
             say(f"loss {loss:.4f} after the last epoch; the model is in {out}")
         say_next(*map(str, following))
 
@@ -393,7 +400,13 @@ def pretrain(
         preset=preset, backwards=backwards, device=device, seed=seed, checkpoint_dir=out, **sizes
     )
     given = _given(
-        settings, epochs=epochs, lr=lr, batch_size=batch_size, bptt=bptt, precision=precision
+        settings,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        bptt=bptt,
+        drop_mult=drop_mult,
+        precision=precision,
     )
     if _shows_config(context, configured, model, "pretrain", **given):
         return
@@ -503,8 +516,11 @@ def fit_classifier(
         drop_mult=drop_mult,
         precision=precision,
     )
-    of_stage = {name: held_out[name] for name in ("patience", "keep_best") if name in held_out}
-    if _shows_config(context, configured, learner, "fit_classifier", **of_stage, **given):
+    shown: dict[str, Any] = {
+        name: held_out[name] for name in ("patience", "keep_best") if name in held_out
+    }
+    shown |= given
+    if _shows_config(context, configured, learner, "fit_classifier", **shown):
         return
     files = ("--text", "new.csv", *rows.options())
     following = ("predict", "--model", out, *files, "--out", "answers.csv")

@@ -17,7 +17,9 @@ __all__ = [
     "Kept",
     "Label",
     "LabelKinds",
+    "MarkColumn",
     "MissingLabelError",
+    "WeightColumn",
     "check_ordered",
     "checked_record",
     "checked_values",
@@ -42,9 +44,9 @@ _FEWEST_ROWS = 20
 # In the order in which one is preferred, all else being equal.
 DELIMITERS = (",", ";", "\t", "|")
 # In the order in which columns are wanted everywhere.
-# Between several labels in one.
-_SEPARATOR = "|"
 COLUMN_ARGUMENTS = ("text_column", "label_column", "weight_column")
+# Between several labels in one.
+_SEPARATORS = ("|", ";", ",")
 
 
 class Kept(str):
@@ -54,6 +56,20 @@ class Kept(str):
     """
 
     __slots__ = ()
+
+
+class MarkColumn(str):
+    """The name of a column that marks what is held out."""
+
+    __slots__ = ()
+    argument = "valid_column"
+
+
+class WeightColumn(str):
+    """The name of a column of weights behind one of marks."""
+
+    __slots__ = ()
+    argument = "weight_column"
 
 
 class MissingLabelError(TypeError, ValueError):
@@ -98,8 +114,9 @@ def column_positions(
                 has, mend = f"the column {column!r} {count} times", "rename or drop all but one"
             else:
                 has = f"no column {column!r}"
-                has_argument = number < len(arguments) and not isinstance(column, Kept)
-                argument = f" as {arguments[number]}=" if has_argument else ""
+                of = getattr(column, "argument", None) or next(iter(arguments[number:]), None)
+                has_argument = bool(arguments and of) and not isinstance(column, Kept)
+                argument = f" as {of}=" if has_argument else ""
                 split = _delimiter_hint(present) if has_argument else ""
                 mend = f"pass {split}the name of one{argument}{nearest(column, found)}"
             raise ValueError(f"{where} has {has}; its columns are {names}{more}; {mend}")
@@ -295,35 +312,52 @@ def why_not_classes(counts: Mapping[Any, int]) -> str | None:
 
 
 def several_labels(counts: Mapping[Any, int]) -> str | None:
-    """Return why values are several labels each, or None: parts between bars are labels as well.
+    """Return why values are several labels each, or None.
+
+    They are where the parts between signs occur in other values as well, and not at the same place
+    in all: those of a hierarchy (`sports|tennis`, `sports|golf`) are one class each.
 
     >>> several_labels({"price|quality": 4, "price": 5, "quality": 3})
     "4 of 12 labels are several in one, such as 'price|quality', and a text has one label \
-(multi-label is not supported); keep one label a text, or fit a classifier for each label"
-    >>> several_labels({"yes|no": 4, "A": 5})
+(multi-label is not supported); keep one label a text, or fit a classifier for each label; where \
+the '|' is of a name, write it in another way"
+    >>> several_labels({"yes|no": 4, "A": 5}), several_labels({"A|x": 4, "A|y": 4, "B|x": 4})
+    (None, None)
 
     Args:
         counts: how often each value occurs.
     """
-    parts: Counter[str] = Counter()
-    for label in counts:
-        if isinstance(label, str):
-            parts.update(set(label.split(_SEPARATOR)))
-    joined = [
+    rows = sum(counts.values())
+    for sign in _SEPARATORS:
+        joined = _joined([label for label in counts if isinstance(label, str)], sign)
+        of_several = sum(counts[label] for label in joined)
+        if joined and 10 * of_several >= rows:
+            return (
+                f"{of_several:,} of {rows:,} labels are several in one, such as "
+                f"{shown(joined[0])}, and a text has one label (multi-label is not supported); "
+                "keep one label a text, or fit a classifier for each label; where the "
+                f"{sign!r} is of a name, write it in another way"
+            )
+    return None
+
+
+def _joined(labels: Sequence[str], sign: str) -> list[str]:
+    """Return the labels that are several in one."""
+    parts = {label: [part.strip() for part in label.split(sign)] for label in labels}
+    owners = Counter(part for own in parts.values() for part in set(own))
+    places: dict[str, set[int]] = {}
+    for own in parts.values():
+        for place, part in enumerate(own):
+            places.setdefault(part, set()).add(place)
+    return [
         label
-        for label in counts
-        if isinstance(label, str)
-        and _SEPARATOR in label
-        and any(parts[part] > 1 for part in label.split(_SEPARATOR))
+        for label, own in parts.items()
+        if len(own) > 1
+        and all(part and owners[part] > 1 for part in own)
+        and any(len(places[part]) > 1 for part in own)
+        # A number such as 2,5 beside 2 and 5.
+        and (sign != "," or any(map(str.isalpha, label)))
     ]
-    rows, of_several = sum(counts.values()), sum(counts[label] for label in joined)
-    if 10 * of_several < rows or not joined:
-        return None
-    return (
-        f"{of_several:,} of {rows:,} labels are several in one, such as {shown(joined[0])}, and a "
-        "text has one label (multi-label is not supported); keep one label a text, or fit a "
-        "classifier for each label"
-    )
 
 
 class LabelKinds:

@@ -50,6 +50,10 @@ class Checkpoints:
             return []
         return sorted(path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
 
+    def set_aside(self) -> list[Path]:
+        """Return the damaged files that `latest` has passed over."""
+        return list(self.directory.glob("step-*.damaged"))
+
     def path(self, step: int) -> Path:
         """Return the file of a step."""
         return self.directory / f"step-{step:09d}.safetensors"

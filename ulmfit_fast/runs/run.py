@@ -23,7 +23,13 @@ from ulmfit_fast.runs.metrics import Metrics, Position, Reading
 from ulmfit_fast.runs.outlook import Outlook
 from ulmfit_fast.runs.signals import StopRequest
 from ulmfit_fast.runs.state_file import write_state
-from ulmfit_fast.system.directories import CHECKPOINTS, FAILED_STEP, owned_names, recover
+from ulmfit_fast.system.directories import (
+    CHECKPOINTS,
+    FAILED_STEP,
+    owned_names,
+    recover,
+    weights_digest,
+)
 from ulmfit_fast.system.distributed import any_rank, rank_zero_only, world
 from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.locks import directory_lock
@@ -31,13 +37,35 @@ from ulmfit_fast.system.locks import directory_lock
 __all__ = ["Resumable", "Run", "RunIsOver", "holding"]
 
 _log = logging.getLogger("ulmfit_fast")
+# What the shell shows.
+_progress_log = logging.getLogger("ulmfit_fast.progress")
 
 _DESCRIPTION = "run.json"
+# What goes on from a stage, and is nothing without it.
+_FOLLOWING = {"fit_classifier": "refit_classifier"}
+# Runs of before do not have them, and go on.
+_NEWER = frozenset({"labelled", "names"})
+# Only of a run that is over: checkpoints hold all that came of it.
+_NOT_COMPARED = frozenset({"language_model"})
+# Whose values say nothing to a reader.
+_OF_TEXTS = {
+    "first_documents": "the texts, or the words that the model knows of them,",
+    "labelled": "the texts, their order or their labels",
+}
 Found = TypeVar("Found")
 
 
 class RunIsOver(Exception):
-    """A run to go on with came to its end, and its checkpoints are removed."""
+    """A run to go on with came to its end, and its checkpoints are removed.
+
+    Args:
+        message: for who does not expect it.
+        fingerprint: what the run began with.
+    """
+
+    def __init__(self, message: str, fingerprint: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.fingerprint = fingerprint
 
 
 class Resumable(Position, Protocol):
@@ -180,6 +208,15 @@ class Run:
         found = self._description(stage)
         return found is not None and bool(found.get("finished"))
 
+    def is_tidied(self, stage: str) -> bool:
+        """Return whether a run of this stage came to its end, and has left its model alone.
+
+        Args:
+            stage: as for `finished`.
+        """
+        found = self._description(stage)
+        return found is not None and bool(found.get("is_tidied"))
+
     def holds_other(self, stage: str) -> bool:
         """Return whether there is a model or the run of another stage, and none of this one.
 
@@ -229,11 +266,14 @@ class Run:
             found = self._description(stage)
             if found is None or not found["finished"]:
                 continue
-            # First that they are gone: a run that finds none is not begun once more.
-            path = self._of_stage(stage) / _DESCRIPTION
-            write_text(path, json.dumps({**found, "is_tidied": True}, indent=1))
-            for checkpoint in Checkpoints(self._of_stage(stage)).files():
-                checkpoint.unlink(missing_ok=True)
+            if not found.get("is_tidied"):
+                # First that they are gone: a run that finds none is not begun once more.
+                path = self._of_stage(stage) / _DESCRIPTION
+                left = {"is_tidied": True, "model": weights_digest(self.directory)}
+                write_text(path, json.dumps({**found, **left}, indent=1))
+            checkpoints = Checkpoints(self._of_stage(stage))
+            for path in (*checkpoints.files(), *checkpoints.set_aside()):
+                path.unlink(missing_ok=True)
 
     def read_beside(self, stage: str, name: str, read: Callable[[str], Found]) -> Found | None:
         """Read a file that lies beside the checkpoints of the run that is resumed, or return None.
@@ -285,7 +325,8 @@ class Run:
             beside: files to lie beside the checkpoints: the name of each, and what makes its text.
 
         Raises:
-            FileExistsError: as `check` and `holding`.
+            FileExistsError: as `check` and `holding`, or if another model has taken the place of
+                the one that a run which is over has left.
             RunIsOver: if there is nothing to go on with.
             ValueError: if the run in the directory differs in what decides its course.
             OSError: if there is no room for the checkpoints.
@@ -300,7 +341,7 @@ class Run:
                 self._go_on(fingerprint)
             else:
                 # Of a run that came to its end, or is to be lost; any other one has been refused.
-                rank_zero_only(self._checkpoints.remove)
+                rank_zero_only(self._remove)
             self._metrics.begin(stage, state, unit)
             rank_zero_only(lambda: self._prepare(fingerprint, size, beside or {}))
             self._saved_at = time.monotonic()
@@ -316,6 +357,12 @@ class Run:
                 rank_zero_only(lambda: self._describe(fingerprint, finished=True))
             finally:
                 self._metrics.close()
+
+    def _remove(self) -> None:
+        following = _FOLLOWING.get(self.stage)
+        if following is not None:
+            Checkpoints(self._of_stage(following)).remove()
+        self._checkpoints.remove()
 
     def _prepare(
         self, fingerprint: dict[str, Any], size: int, beside: Mapping[str, Callable[[], str]]
@@ -340,7 +387,16 @@ class Run:
         if found is not None:
             _check_fingerprint(found["fingerprint"], fingerprint, self.directory)
             if found.get("is_tidied"):
-                raise RunIsOver(f"the run in {self.directory} is over already")
+                rank_zero_only(lambda: recover(self.directory))
+                if weights_digest(self.directory) != found.get("model"):
+                    raise FileExistsError(
+                        f"the {self.stage} run in {self.directory} is over already, and another "
+                        "model has taken the place of its own; overwrite=True begins anew, or "
+                        "choose another directory for each stage"
+                    )
+                raise RunIsOver(
+                    f"the run in {self.directory} is over already", found["fingerprint"]
+                )
             if found["torch"] != torch.__version__:
                 _log.warning(
                     "the run began with torch %s and goes on with %s; its losses may differ",
@@ -349,11 +405,15 @@ class Run:
         # Rank zero sets damaged ones aside; after that all read the same one.
         rank_zero_only(self._checkpoints.latest)
         values = self._checkpoints.latest()
-        if values is None:
-            _log.info("%s has no checkpoint yet; beginning", self.directory)
-            return
-        self._state.load_state_dict(values)
-        _log.info("going on after step %d", self._state.steps)
+        if values is not None:
+            self._state.load_state_dict(values)
+            self._say(f"going on after step {self._state.steps:,}")
+        elif found is not None:
+            self._say(f"the run in {self.directory} has no checkpoint yet; beginning anew")
+
+    def _say(self, line: str) -> None:
+        if world().rank == 0:
+            _progress_log.info("%s", line)
 
     def _describe(self, fingerprint: dict[str, Any], *, finished: bool) -> None:
         description = {
@@ -463,10 +523,15 @@ class Run:
 
 
 def _check_fingerprint(found: dict[str, Any], own: dict[str, Any], directory: Path) -> None:
-    for name in sorted({*found, *own}):
+    for name in sorted({*found, *own} - _NOT_COMPARED - (_NEWER - found.keys())):
         before, now = found.get(name), own.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             _check_fingerprint(before, now, directory)
+        elif before != now and name in _OF_TEXTS:
+            raise ValueError(
+                f"{_OF_TEXTS[name]} are others than those of the run in {directory}, expected the "
+                "same; pass what it began with, or choose another directory"
+            )
         elif before != now:
             raise ValueError(
                 f"{name} is {now!r:.80}, and {before!r:.80} in the run in {directory}, expected "

@@ -10,6 +10,7 @@ directory, such as a run or a user's notes, stays as it is.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ __all__ = [
     "put_in_place",
     "read_version",
     "recover",
+    "weights_digest",
     "write_directory",
 ]
 
@@ -205,6 +207,21 @@ def _described_names(directory: Path) -> frozenset[str]:
         weights = _WEIGHTS[2:] if config.get("single_file") else of_parts
         return frozenset({_TOKENIZER, *weights, *(owned & _FURTHER)})
     return owned
+
+
+def weights_digest(directory: Path) -> str:
+    """Return what another model in a directory does not have as well, from its weights alone.
+
+    Args:
+        directory: of a model; what is not there counts as empty.
+    """
+    found = hashlib.sha256()
+    for name in sorted(_described_names(directory) & frozenset(_WEIGHTS)):
+        found.update(name.encode())
+        with contextlib.suppress(FileNotFoundError), (directory / name).open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    return found.hexdigest()[:32]
 
 
 def _is_member(name: object) -> bool:

@@ -18,7 +18,15 @@ _SECONDS = 0.5
 
 def is_watched() -> bool:
     """Return whether a person sees a bar: on a terminal, or in a notebook."""
-    return _notebook() is not None or (sys.stderr is not None and sys.stderr.isatty())
+    return _notebook() is not None or _on_terminal()
+
+
+def _on_terminal() -> bool:
+    # There is no stream in a program without a console, and it may be closed, or be anything.
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def _notebook() -> Any:
@@ -58,8 +66,7 @@ def progress_bar(
     if display is not None:
         yield from _in_notebook(display, description, total, done)
         return
-    # There is none in a program without a console, nor where it is closed.
-    if not enabled or sys.stderr is None or not sys.stderr.isatty():
+    if not enabled or not _on_terminal():
         yield lambda note: None
         return
     try:

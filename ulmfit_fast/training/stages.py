@@ -81,6 +81,7 @@ def train_language_model(
     run: Run | DryRun | None = None,
     stage: str = "pretrain",
     tokenizer: Tokenizer | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> History:
     """Train a language model on documents in an order drawn anew each epoch.
 
@@ -98,6 +99,7 @@ def train_language_model(
         run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
         stage: what the run calls it, "pretrain" or "fine_tune_lm".
         tokenizer: of the texts, which the run keeps; or None.
+        further: plain values that have to be those of a run to go on with as well; or None.
 
     Returns:
         The losses and learning rates of every step, and the validation loss of every epoch.
@@ -137,7 +139,7 @@ def train_language_model(
         ),
         batches_of,
         validate,
-        _resumed(watched, stage, state, plan, tokenizer, documents, seed),
+        _resumed(watched, stage, state, plan, tokenizer, documents, seed, further),
         run=watched,
         after_epoch=after_epoch,
         description=description,
@@ -412,6 +414,7 @@ def fit_classifier(
     run: Run | DryRun | None = None,
     stage: str = "fit_classifier",
     tokenizer: Tokenizer | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> History:
     """Fit a classifier, then estimate the head's BatchNorm statistics anew with dropout off.
 
@@ -433,6 +436,7 @@ def fit_classifier(
         run: keeps checkpoints and reports, and goes on with a run that was stopped; or None.
         stage: what the run calls it.
         tokenizer: of the texts, which the run keeps; or None.
+        further: plain values that have to be those of a run to go on with as well; or None.
 
     Returns:
         The losses and learning rates of every step, where each layer group was opened, and the
@@ -478,7 +482,12 @@ def fit_classifier(
         ),
         batches_of,
         validate,
-        _resumed(watched, stage, state, plan, tokenizer, documents, seed, weights, valid),
+        _resumed(
+            *(watched, stage, state, plan, tokenizer, documents, seed, further),
+            labels=labels,
+            weights=weights,
+            valid=valid,
+        ),
         run=watched,
         after_epoch=after_epoch,
         description="classifier",
@@ -557,6 +566,9 @@ def _resumed(
     tokenizer: Tokenizer | None,
     documents: Sequence[Any],
     seed: int,
+    further: Mapping[str, Any] | None,
+    *,
+    labels: Tensor | None = None,
     weights: Tensor | None = None,
     valid: tuple[Documents, Tensor] | None = None,
 ) -> contextlib.AbstractContextManager[None]:
@@ -581,11 +593,14 @@ def _resumed(
         "steps_of_epochs": plan.epoch_steps,
         "documents": len(documents),
         "first_documents": [_digest(documents[i]) for i in range(min(3, len(documents)))],
+        **(further or {}),
     }
+    if labels is not None:
+        fingerprint["labelled"] = _summary_of_labelled(documents, labels)
     if isinstance(model, TextClassifier):
         fingerprint["classes"] = model.num_classes
         fingerprint["weights"] = None if weights is None else _summary(weights)
-        fingerprint["valid"] = None if valid is None else _summary_of_valid(*valid)
+        fingerprint["valid"] = None if valid is None else _summary_of_labelled(*valid)
     return run.training(
         stage,
         state,
@@ -603,8 +618,8 @@ def _summary(weights: Tensor) -> str:
     return f"{float(weights.min()):.4g} to {float(weights.max()):.4g}, {digest[:32]}"
 
 
-def _summary_of_valid(documents: Documents, labels: Tensor) -> str:
-    """Return how many texts are held out, and what others do not have as well."""
+def _summary_of_labelled(documents: Documents, labels: Tensor) -> str:
+    """Return how many texts there are, and what others do not have as well."""
     found = hashlib.sha256(labels.numpy().tobytes())
     for document in documents:
         found.update(str(_digest(document)).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -87,18 +88,41 @@ def _locks_directories(stage: Callable[Parameters, Result]) -> Callable[Paramete
             try:
                 found = stage(*args, **kwargs)
             except RunIsOver as over:
-                if kwargs.get("refit") and not run.finished(_REFIT):
-                    raise FileExistsError(
-                        f"{over}, and was without refit; overwrite=True begins anew"
-                    ) from None
-                taken: Result = model._take_over(run.directory)
-                return taken
+                found = model._take_over(run.directory, over.fingerprint.get("language_model"))
             saved = isinstance(run, Run) and user_path(run.directory).resolve() in directories[1:]
             if saved and not run.keep_checkpoints:
-                run.tidy(stage.__name__, _REFIT)
+                run.tidy(stage.__name__, *([_REFIT] if kwargs.get("refit") else []))
             return found
 
     return locked_stage
+
+
+def _digest(model: LanguageModel | None) -> str:
+    """Return what another language model does not have as well; nothing of none."""
+    if model is None:
+        return ""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:32]
+
+
+def _further(
+    run: Run | DryRun | None, model: LanguageModel | None, **values: Any
+) -> dict[str, Any]:
+    """Return what a run is known by beside its settings and texts; nothing where none is kept."""
+    return {"language_model": _digest(model), **values} if isinstance(run, Run) else {}
+
+
+def _check_refit(run: Run, refit: bool) -> None:
+    """Refuse to go on with a run that is over where its model is not the one asked for."""
+    was_refit = run.finished(_REFIT)
+    if was_refit if not refit else run.is_tidied("fit_classifier") and not was_refit:
+        raise FileExistsError(
+            f"the run in {run.directory} is over already, and was with{'' if was_refit else 'out'} "
+            "refit; overwrite=True begins anew"
+        )
 
 
 class ULMFiT(TextModel):
@@ -465,6 +489,7 @@ class ULMFiT(TextModel):
                 _log.info("%s", few)
         if stage == "fine_tune_lm" and world().rank == 0:
             log_unknown_words(documents, tokenizer.vocab, self._require_tokenizer().vocab)
+        further = {} if stage == "pretrain" else _further(run, self.language_model)
         pipeline.train_language_model(
             model,
             documents,
@@ -476,12 +501,20 @@ class ULMFiT(TextModel):
             run=run,
             stage=stage,
             tokenizer=tokenizer,
+            further=further,
         )
         model.eval()
 
-    def _take_over(self, directory: Path) -> ULMFiT:
+    def _take_over(self, directory: Path, began_with: str | None) -> ULMFiT:
         """Take over the model that a run which is over has left."""
         found = ULMFiT.load(directory, device=self.device)
+        # One that goes on in its own directory has been replaced by what came of it.
+        fits = {began_with, _digest(found.language_model)}
+        if began_with is not None and _digest(self.language_model) not in fits:
+            raise FileExistsError(
+                f"the run in {directory} is over already, and began with another language model; "
+                "overwrite=True begins anew, or choose another directory"
+            )
         self._set_parts(
             Trained(
                 *(found._require_tokenizer(), found.language_model, found.classifier),
@@ -657,6 +690,9 @@ class ULMFiT(TextModel):
             corpus, own, weights = labelled_texts(texts, labels, sample_weight, **columns)
             everything = Labelled(corpus, own, weights)
             parts = Divided(everything, None, everything)
+        refit = refit and parts.held_out is not None
+        if isinstance(run, Run) and run.resume:
+            _check_refit(run, refit)
         rows = len(parts.train.texts)
         if self.settings.is_sized:
             most = classifier_sizes(rows)
@@ -665,7 +701,7 @@ class ULMFiT(TextModel):
                 batch_size=most[0] if batch_size is None else batch_size,
                 epochs=most[1] if epochs is None else epochs,
             )
-        few = too_few_steps(training, rows)
+        few = too_few_steps(training, rows, is_sized=self.settings.is_sized)
         if chosen and few is not None and world().rank == 0 and (run is None or run.is_alone):
             _log.warning("%s", few)
         options: Any = {
@@ -675,7 +711,7 @@ class ULMFiT(TextModel):
             "run": run,
         }
         self._fit_classifier(parts.train, training, held_out=parts.held_out, **options)
-        if refit and parts.held_out is not None:
+        if refit:
             losses = self.histories["fit_classifier"].valid_losses
             best = losses.index(min(losses)) + 1
             training = replace(training, epochs=best, patience=0, keep_best=False)
@@ -744,6 +780,7 @@ class ULMFiT(TextModel):
                 run=run,
                 stage=stage,
                 tokenizer=tokenizer,
+                further=_further(run, self.language_model, names=classes),
             )
         if held_out is not None:
             self._set_parts(trained)

@@ -331,8 +331,8 @@ class Evaluation:
             epochs: passes over them.
         """
         note = (
-            f"The classifier was then fitted anew to all {rows:,} texts, in {epochs} epochs; the "
-            "numbers are those of the one before."
+            f"The classifier was then fitted anew to all {rows:,} texts, in {epochs} "
+            f"epoch{'s' * (epochs != 1)}; the numbers are those of the one before."
         )
         return replace(self, notes=[*self.notes, note])
 

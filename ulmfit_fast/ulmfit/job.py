@@ -36,9 +36,9 @@ from ulmfit_fast.system.files import parse_json, user_path, write_text
 from ulmfit_fast.system.machine import machine
 from ulmfit_fast.system.version import __version__
 from ulmfit_fast.ulmfit.estimator import ULMFiT
-from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts
+from ulmfit_fast.ulmfit.labelled import ClassWeight, classes_of, labelled_texts, with_weights
 from ulmfit_fast.ulmfit.record import RunRecord, stage_record, worst_examples, write_page
-from ulmfit_fast.ulmfit.settings import checked_device, checked_seed
+from ulmfit_fast.ulmfit.settings import checked_device, checked_seed, training_settings
 from ulmfit_fast.ulmfit.sizing import (
     classifier_sizes,
     language_model_sizes,
@@ -103,6 +103,11 @@ class Job:
 
     def __post_init__(self) -> None:
         checked_seed(self.seed)
+        if self.lm_epochs is not None:
+            try:
+                training_settings(epochs=self.lm_epochs)
+            except ValueError as error:
+                raise ValueError(f"lm_{error}") from None
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both asked for, expected one of them")
         if self.resume and self.out is None:
@@ -239,10 +244,13 @@ class Job:
         parts, model = self._texts, self._start
         # Found before the language model is trained, not after.
         classes = classes_of(parts.train.labels)
+        train = parts.train
+        with_weights(train.texts, train.labels, self.class_weight, train.weights)
         if parts.held_out is not None:
             positions_of(parts.held_out.labels, classes)
         training, _ = model.settings.stage("fit_classifier", **self.stages["fit_classifier"])
-        few_steps = too_few_steps(training, len(parts.train.texts))
+        rows = len(parts.train.texts)
+        few_steps = too_few_steps(training, rows, is_sized=model.settings.is_sized)
         found += [] if few_steps is None else [few_steps]
         counts = Counter(parts.train.labels)
         few = sorted((own for own in counts if counts[own] < _FEW), key=str)
@@ -558,8 +566,8 @@ def _record_in(directory: Path) -> RunRecord | None:
 def _check_same(before: Any, now: dict[str, Any], directory: Path) -> None:
     if before.get("texts") != now["texts"]:
         raise ValueError(
-            f"the run in {directory} began with other texts, or other ones held out; pass those, "
-            "or begin anew (overwrite=True)"
+            f"the run in {directory} began with other texts or weights, or other ones held out; "
+            "pass those, or begin anew (overwrite=True)"
         )
     for path, old, new in _differences(before["settings"], now["settings"]):
         raise ValueError(

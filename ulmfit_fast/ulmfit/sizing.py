@@ -50,23 +50,30 @@ def classifier_sizes(rows: int) -> tuple[int, int]:
     return batch_size, min(_MOST_EPOCHS, max(5, wanted))
 
 
-def too_few_steps(settings: TrainingSettings, rows: int) -> str | None:
+def too_few_steps(settings: TrainingSettings, rows: int, *, is_sized: bool) -> str | None:
     """Return what is to be said of a classifier that takes less than half the steps it should.
 
     Args:
         settings: how it is trained.
         rows: texts to train on.
+        is_sized: whether the rows decide what the caller leaves out, and no published preset does.
     """
     batch_size, epochs = classifier_sizes(rows)
     steps = settings.epochs * -(-rows // settings.batch_size)
     enough = epochs * -(-rows // batch_size)
     if 2 * steps >= enough:
         return None
+    # Where they are left out, a published preset has its own.
+    mend = "leave batch size and epochs out to take these" if is_sized else "pass these two"
     return (
-        f"the classifier takes {steps:,} steps (batch size {settings.batch_size}, "
-        f"{settings.epochs} epochs); where it was measured, {enough:,} did better (batch size "
-        f"{batch_size}, {epochs} epochs): leave both out to take these"
+        f"the classifier takes {_counted(steps, 'step')} (batch size {settings.batch_size}, "
+        f"{_counted(settings.epochs, 'epoch')}); where it was measured, {enough:,} did better "
+        f"(batch size {batch_size}, {_counted(epochs, 'epoch')}): {mend}"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def too_few_lm_steps(settings: TrainingSettings, words: int) -> str | None:
@@ -79,15 +86,16 @@ def too_few_lm_steps(settings: TrainingSettings, words: int) -> str | None:
     batch_size, epochs = language_model_sizes(words, settings.bptt)
 
     def steps_of(batch_size: int, epochs: int) -> int:
-        return epochs * max(1, words // (batch_size * settings.bptt))
+        # As batches are cut: the last one is shorter, and the last word is a target alone.
+        return epochs * max(1, -(-((words - 1) // batch_size) // settings.bptt))
 
     steps, enough = steps_of(settings.batch_size, settings.epochs), steps_of(batch_size, epochs)
     if 2 * steps >= enough:
         return None
     return (
-        f"the language model takes {steps:,} steps (batch size {settings.batch_size}, "
-        f"{settings.epochs} epochs); on as much text `train` takes {enough:,} (batch size "
-        f"{batch_size}, {epochs} epochs)"
+        f"the language model takes {_counted(steps, 'step')} (batch size {settings.batch_size}, "
+        f"{_counted(settings.epochs, 'epoch')}); on as much text `train` takes {enough:,} (batch "
+        f"size {batch_size}, {_counted(epochs, 'epoch')})"
     )
 
 

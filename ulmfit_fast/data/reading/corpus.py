@@ -12,6 +12,8 @@ from ulmfit_fast.data.columns import (
     Kept,
     Label,
     LabelKinds,
+    MarkColumn,
+    WeightColumn,
     checked_record,
     column_positions,
     is_iterable,
@@ -404,12 +406,15 @@ def read_marked(
         TypeError: as `read_labelled`.
         ValueError: as `read_weighted`, or if a mark is something else.
     """
-    columns = (text_column, label_column, valid_column)
+    # Of a table names can be numbers, and are not told of as arguments.
+    mark: Any = MarkColumn(valid_column) if isinstance(valid_column, str) else valid_column
+    weight: Any = WeightColumn(weight_column) if isinstance(weight_column, str) else weight_column
+    columns = (text_column, label_column, mark)
     reading = Reading(on_error, delimiter, encoding)
     if weight_column is None:
         texts, labels, more = _read(source, columns, reading, _mark)
         return texts, labels, [mark for (mark,) in more], None
-    texts, labels, more = _read(source, (*columns, weight_column), reading, _mark, _weight)
+    texts, labels, more = _read(source, (*columns, weight), reading, _mark, _weight)
     return texts, labels, [mark for mark, _ in more], [weight for _, weight in more]
 
 
