@@ -155,6 +155,7 @@ def test_a_mean_is_that_of_the_probabilities(data, tmp_path):
         *("seed=1", "fit_classifier.lr=0.02", "fit_classifier.label_smoothing=0.1"),
         *("pretrain.drop_mult=0.2", "model.emb_size=24", "plain.lr=0.01"),
         *("classifier_rule=[[200, 4, 30]]", "corpus.words=1000", "unlabelled_words=10"),
+        "unfreezing=0.2",
     ],
 )
 def test_the_digest_changes_with_a_setting(line):
@@ -173,6 +174,20 @@ def test_a_default_that_is_written_out_is_the_same_recipe():
     own = recipe.changed(["classifier_rule=[[100, 4, 30]]"])
     sizes = [own.classifier_arguments(n)["batch_size"] for n in (100, 101)]
     assert sizes == [4, 8]
+
+
+def test_layers_open_over_a_share_of_the_epochs():
+    recipe = RECIPES["english"].changed(["unfreezing=0.15", "classifier_rule=[[200, 8, 40]]"])
+    found = [recipe.classifier_arguments(rows) for rows in (100, 500, 100_000)]
+    assert [(own["epochs"], own["gradual_unfreezing"]) for own in found] == [
+        (40, 6),
+        (20, 3),
+        (5, 1),
+    ]
+    assert recipe.classifier_arguments(100, plain=True)["gradual_unfreezing"] == 0
+    own = recipe.changed(["fit_classifier.gradual_unfreezing=2"])
+    assert own.classifier_arguments(100)["gradual_unfreezing"] == 2
+    assert "gradual_unfreezing" not in recipe.changed(["unfreezing=null"]).classifier_arguments(100)
 
 
 @pytest.mark.parametrize(
