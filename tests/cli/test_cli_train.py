@@ -319,6 +319,8 @@ def test_weights_are_looked_at_before_a_language_model_is_trained(tmp_path):
         refused("--class-weight has 'goood'", *asked, "--class-weight", "goood=2", *dry)
         refused(r"a weight above 0 are of the classes", *asked, "--weight-column", "weight", *dry)
     assert not (tmp_path / "out").exists()
+    table.write_text("text,label,weight\n" + "a film,0,0\nfine,1,0\n" * 20)
+    refused("error: --weight-column is 0 for all texts", *asked, "--weight-column", "weight")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -291,6 +291,9 @@ def _flags_of(command: Callable[..., None]) -> dict[str, str]:
             # Typer has the first name in the place of a default until it builds the command.
             words = [str(word) for word in (option.default, *(option.param_decls or ()))]
             found.update((name, word) for word in words[:1] if word.startswith("--"))
+    if "weight_column" in found:
+        # The weights themselves, as a stage takes them.
+        found["sample_weight"] = found["weight_column"]
     return found
 
 
