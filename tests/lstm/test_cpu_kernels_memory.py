@@ -61,7 +61,7 @@ def test_no_size_reads_or_writes_beside_its_memory(
     fast = kind == "bfloat16 products"
     if fast and not library.has_bfloat16():
         pytest.skip("this library has no products in bfloat16")
-    monkeypatch.setattr(lstm, "fast", lambda dtype: fast)
+    monkeypatch.setattr(lstm, "has_bfloat16_products", lambda dtype: fast)
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
     steps, batch, inputs, hidden = size
     x, h0, c0 = (torch.randn(s) for s in ((steps, batch, inputs), (batch, hidden), (batch, hidden)))
