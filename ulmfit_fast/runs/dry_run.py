@@ -70,7 +70,8 @@ class Estimate:
         rate = self.items / max(1e-9, self.step_seconds)
         return [
             f"model: {self.parameters:,} parameters, {self.weights / 1e6:,.1f} MB",
-            f"steps: {steps:,} in {epochs} epoch{'s' * (epochs != 1)}, {self.items:,.0f} tokens or texts each",
+            f"steps: {steps:,} in {epochs} epoch{'s' * (epochs != 1)}, "
+            f"{self.items:,.0f} tokens or texts each",
             f"memory: {self.training_memory / 1e6:,.1f} MB for weights, gradients and optimizer; "
             f"{self.peak_memory / 1e6:,.1f} MB in use at most so far",
             f"time: {readable(self.seconds)} at {self.step_seconds:.3f} s a step, "
