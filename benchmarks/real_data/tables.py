@@ -3,6 +3,7 @@
 python -m benchmarks.real_data.tables --rows DIR --collect benchmarks/results/real_data.csv
 python -m benchmarks.real_data.tables --rows benchmarks/results/real_data.csv --plot FILE.png
 python -m benchmarks.real_data.tables --rows DIR --forgetting
+python -m benchmarks.real_data.tables --rows DIR --part validation --hypotheses
 python -m benchmarks.real_data.tables --curve DIR/pretraining.csv --plot FILE.png
 """
 
@@ -151,6 +152,30 @@ def draw(rows: Sequence[Row], path: Path, part: str = "test") -> None:
     _save(figure, path)
 
 
+def hypotheses(rows: Sequence[Row], part: str = "validation", method: str = "ulmfit") -> str:
+    """Write a table: a line for each recipe, by what was changed, a column a set and labels.
+
+    Args:
+        rows: of any parts and methods.
+        part: whose rows are shown.
+        method: whose rows are shown.
+    """
+    groups = _groups([row for row in rows if (row.part, row.method) == (part, method)])
+    # One recipe may have several names; what repeats a default is left out in the shortest.
+    names: dict[str, str] = {}
+    for row in (row for _, own in groups for row in own):
+        names[row.digest] = min(names.get(row.digest, row.recipe), row.recipe, key=len)
+    lines = []
+    for digest, name in sorted(names.items(), key=lambda item: (len(item[1].split()), item[1])):
+        base, *changes = name.split()
+        cells = []
+        for _, own in groups:
+            values = [row.accuracy for row in own if row.digest == digest]
+            cells.append(spread(values) if values else "-")
+        lines.append([", ".join(f"`{own}`" for own in changes) or base, *cells])
+    return table(["changed", *(", ".join(column) for column, _ in groups)], lines)
+
+
 def forgetting(rows: Sequence[Perplexity]) -> str:
     """Write perplexities of general models and of those fine-tuned, on general and own text."""
     order = ("general", "general, set's vocabulary", "fine-tuned")
@@ -245,6 +270,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], object] = prin
         "--curve", type=Path, help="a CSV that benchmarks.real_data.pretraining wrote"
     )
     parser.add_argument("--forgetting", action="store_true", help="perplexities, not accuracies")
+    parser.add_argument("--hypotheses", action="store_true", help="a line for each recipe")
     parser.add_argument("--part", choices=PARTS, default="test")
     parser.add_argument("--digest", action="append", help="of these recipes alone")
     parser.add_argument("--measure", choices=["accuracy", "macro_f1"], default="accuracy")
@@ -269,6 +295,9 @@ def main(arguments: list[str] | None = None, say: Callable[[str], object] = prin
         write_records(asked.collect, [field.name for field in fields(Row)], map(asdict, own))
     if asked.plot:
         draw(rows, asked.plot, asked.part)
+    if asked.hypotheses:
+        say(hypotheses(rows, asked.part))
+        return
     say(accuracies(rows, asked.part, asked.measure))
 
 

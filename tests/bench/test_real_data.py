@@ -1,6 +1,8 @@
 """Real labelled sets: which rows a run sees, resuming, the recipe's digest, the bag of words."""
 
 import csv
+import dataclasses
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,10 +14,12 @@ from benchmarks.real_data import __main__ as program
 from benchmarks.real_data import pretraining, runs, tables
 from benchmarks.real_data.methods import tfidf
 from benchmarks.real_data.models import Models
-from benchmarks.real_data.recipes import RECIPES, recipe_of
+from benchmarks.real_data.recipes import RECIPES, digest_of, recipe_of
 from benchmarks.real_data.runs import Perplexity, Row, read_all
 from benchmarks.real_data.sets import Set, Texts, corpus, drawn
 
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 WORDS = "ada bel cor dun eff fay gil hob ivo jan kit lou moe ned ora pip".split()
 TINY = [
     'corpus={"files": ["general.txt"], "valid": null, "test": null}',
@@ -364,6 +368,37 @@ def example(method, draw, accuracy, labels="100", digest="d1", part="test"):
     digest = "" if method == "tfidf" else digest
     values = (accuracy, accuracy / 2, 1.0, 2.0, draw, "", digest, "abc", "a cpu", 1)
     return Row("trec6", labels, 100, draw, part, method, *values)
+
+
+def test_the_page_of_results_shows_the_committed_rows():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = read_all(RESULTS / "real_data.csv")
+    assert tables.accuracies(rows) in text
+    assert tables.hypotheses(read_all(RESULTS / "real_data_validation.csv")) in text
+    # One recipe for all sets, and it is the one that lies beside the rows.
+    (digest,) = {row.digest for row in rows if row.digest}
+    recipe = json.loads((RESULTS / "real_data_recipe.json").read_text(encoding="utf-8"))
+    assert digest_of({k: v for k, v in recipe.items() if k not in ("name", "given")}) == digest
+    assert {row.part for row in rows} == {"test"}
+
+
+def test_hypotheses_have_a_line_each():
+    def row(recipe, digest, accuracy, draw=0, labels="100"):
+        own = example("ulmfit", draw, accuracy, labels, digest, "validation")
+        return dataclasses.replace(own, recipe=recipe)
+
+    rows = [
+        *(row("english", "d1", 0.5), row("english", "d1", 0.6, 1)),
+        row("english", "d1", 0.8, 0, "all"),
+        *(row("english a.b=2", "d2", 0.7), row("english c.d=1 a.b=2", "d2", 0.7, 1)),
+        *(example("tfidf", 0, 0.9, part="validation"), example("ulmfit", 0, 0.9)),
+    ]
+    assert tables.hypotheses(rows).splitlines() == [
+        "| changed | trec6, 100 | trec6, all |",
+        "| :------ | ---------: | ---------: |",
+        "| english | 55.0 (7.1) |       80.0 |",
+        "| `a.b=2` | 70.0 (0.0) |          - |",
+    ]
 
 
 def test_the_table_has_means_and_spreads(tmp_path):
