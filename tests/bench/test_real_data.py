@@ -354,7 +354,8 @@ def test_the_curve_has_a_row_for_each_size_and_set(data, tmp_path):
         assert float(row["accuracy"]) == pytest.approx(np.mean(accuracies), abs=1e-3)
         assert float(row["perplexity"]) > 1 and float(row["seconds"]) > 0
     models = Models(data, tmp_path / "other", RECIPES["english"].changed(TINY))
-    least, most = (pretraining.words_in_time(models, seconds) for seconds in (1e-6, 1000.0))
+    least, most = (pretraining.words_in_time(models, seconds) for seconds in (1e-6, 1e6))
+    # Whatever else the processor does meanwhile.
     assert least == 50_000 and most > 2_000_000
     picture = tmp_path / "curve.png"
     tables.main(["--curve", str(tmp_path / "pretraining.csv"), "--plot", str(picture)], said.append)
