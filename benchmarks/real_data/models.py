@@ -216,7 +216,7 @@ class Models:
             "bptt": training.bptt,
             "lr": training.lr,
             "drop_mult": drop_mult,
-            "seconds": round(seconds, 1),
+            "seconds": round(seconds, 3),
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
         }
         write_text(self.folder / f"{path.name}.json", json.dumps(note, indent=1) + "\n")
