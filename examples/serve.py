@@ -133,7 +133,7 @@ def toy_model() -> uf.ULMFiT:
     """Train a classifier of a few words."""
     texts = ["a fine and moving film", "a long and tiresome evening"] * 40
     model = uf.ULMFiT(emb_size=16, hidden_size=24, num_layers=2, min_freq=1, progress=False)
-    return model.fit_classifier(texts, ["good", "bad"] * 40, epochs=3, lr=0.02)
+    return model.fit_classifier(texts, ["good", "bad"] * 40, lr=0.02)
 
 
 def check(app: Flask) -> None:
