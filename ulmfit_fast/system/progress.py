@@ -36,7 +36,7 @@ def _notebook() -> Any:
     shell = None if python is None else python.get_ipython()
     if shell is None or getattr(shell, "kernel", None) is None:
         return None
-    from IPython import display  # type: ignore[import-not-found]
+    from IPython import display
 
     return display
 
