@@ -188,6 +188,8 @@ def test_layers_open_over_a_share_of_the_epochs():
         (20, 3),
         (5, 1),
     ]
+    short = recipe.changed(["unfreezing=0.05"]).classifier_arguments(100_000)
+    assert (short["epochs"], short["gradual_unfreezing"]) == (5, 1)
     assert recipe.classifier_arguments(100, plain=True)["gradual_unfreezing"] == 0
     own = recipe.changed(["fit_classifier.gradual_unfreezing=2"])
     assert own.classifier_arguments(100)["gradual_unfreezing"] == 2
